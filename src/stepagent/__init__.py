@@ -1,0 +1,1 @@
+"""StepAgent: trains language-model agents from novice to expert, one step at a time."""

@@ -1,0 +1,51 @@
+"""What a task is: named items in three splits, a text environment for each, and an expert."""
+
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol
+
+import gymnasium as gym
+
+from stepagent.types import Trajectory
+
+Split = Literal["train", "dev", "test"]
+
+TextEnv = gym.Env[str, str]
+"""An environment whose observations and actions are plain text.
+
+`reset(seed=..., options={"item": ID})` returns the first observation and an info with `instruction`;
+`step` returns an info with `score` (0 to 100, the best so far) and `success` (bool).
+"""
+
+
+class EnvironmentLost(RuntimeError):
+    """The engine behind an environment died or hangs: the episode has no score and must be repeated."""
+
+
+class Task(Protocol):
+    """A benchmark: which items it has, how to act in them, and what an expert does."""
+
+    name: str
+
+    def items(self, split: Split) -> Sequence[str]:
+        """Ids of all items of the split, in a fixed order."""
+        ...
+
+    def make_env(self) -> TextEnv:
+        """A fresh environment; any item can be chosen at `reset`. Safe to use from one thread each."""
+        ...
+
+    def expert(self, item: str) -> Trajectory:
+        """What the expert does on the item; raises `ExpertFailed` if that does not solve it."""
+        ...
+
+    def facts(self) -> dict[str, Any]:
+        """The protocol in words and numbers, for reports: engine version, step limits, simplifications."""
+        ...
+
+    def close(self) -> None:
+        """Ends every engine that the task started."""
+        ...
+
+
+class ExpertFailed(RuntimeError):
+    """The expert's actions do not solve the item: it must not be used as a demonstration."""
