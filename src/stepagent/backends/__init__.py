@@ -1,0 +1,1 @@
+"""What the method runs on: forward passes, generation and parameter updates."""

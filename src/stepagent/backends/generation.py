@@ -1,0 +1,263 @@
+"""Generation with transformers: practised branches of trunks, and the turns of running episodes.
+
+Both keep keys and values in a `SlotCache`: the caller says into which slot each token goes and which slots
+it may see, so nothing is padded to the left, moved or computed again.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import Cache, PreTrainedModel
+from transformers.cache_utils import CacheLayerMixin
+
+from stepagent.backends.forward import decoder, head_logits
+
+
+@dataclass(frozen=True)
+class Generated:
+    """One sampled action."""
+
+    token_ids: tuple[int, ...]
+    """Ends with the end token, unless the length limit came first."""
+    logprob: float
+    """Sum of the tokens' log-probabilities at temperature 1, in nats."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """How actions are drawn from the policy."""
+
+    max_new_tokens: int = 32
+    """Longest action, in tokens."""
+    temperature: float = 1.0
+    """Softmax temperature; 0 takes the most likely token."""
+
+
+def choose(logits: Tensor, temperature: float, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """Token ids (n,) and their log-probabilities at temperature 1 (n,) for logits (n, vocabulary).
+
+    `uniform` (n,) in [0, 1) picks the token by the inverse of the cumulative distribution, so that what a
+    branch samples depends on its own random numbers only, not on what else is in the batch.
+    """
+    if temperature == 0:
+        ids = logits.argmax(-1)
+    else:
+        cumulative = torch.softmax(logits.double() / temperature, -1).cumsum(-1)
+        # Scaling by the last entry keeps a draw near 1 inside the vocabulary despite rounding.
+        ids = torch.searchsorted(cumulative, (uniform.double() * cumulative[:, -1])[:, None], right=True)
+        ids = ids[:, 0].clamp(max=logits.shape[-1] - 1)
+    return ids, torch.log_softmax(logits, -1).gather(-1, ids[:, None])[:, 0]
+
+
+@dataclass
+class _Slots:
+    """Where the tokens of the running forward pass go; shared by all layers of a cache."""
+
+    rows: Tensor
+    columns: Tensor
+    used: int = 0
+
+
+class _SlotLayer(CacheLayerMixin):
+    """Keys and values of one layer, (batch, heads, capacity, width), written at given slots."""
+
+    def __init__(self, slots: _Slots) -> None:
+        super().__init__()
+        self.slots = slots
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        batch, heads, _, width = key_states.shape
+        self.keys = key_states.new_zeros(batch, heads, 0, width)
+        self.values = value_states.new_zeros(batch, heads, 0, value_states.shape[-1])
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *_: object, **__: object
+    ) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        slots = self.slots
+        missing = slots.used - self.keys.shape[2]
+        if missing > 0:
+            grown = (0, 0, 0, max(missing, self.keys.shape[2]))
+            self.keys = torch.nn.functional.pad(self.keys, grown)
+            self.values = torch.nn.functional.pad(self.values, grown)
+        # Indices on both sides of a slice put the indexed axes first: (batch, new, heads, width).
+        self.keys[slots.rows, :, slots.columns] = key_states.transpose(1, 2)
+        self.values[slots.rows, :, slots.columns] = value_states.transpose(1, 2)
+        return self.keys[:, :, : slots.used], self.values[:, :, : slots.used]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.slots.used, 0
+
+    def get_seq_length(self) -> int:
+        return self.slots.used
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+class SlotCache:
+    """A key-value cache whose tokens go to slots of the caller's choice."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        """Starts empty; grows as higher slots are used."""
+        self.decoder = decoder(model)
+        self.slots = _Slots(torch.empty(0), torch.empty(0))
+        count = model.config.get_text_config().num_hidden_layers
+        self.layers = [_SlotLayer(self.slots) for _ in range(count)]
+        self.cache = Cache(layers=self.layers)
+
+    def forward(self, token_ids: Tensor, positions: Tensor, columns: Tensor, mask: Tensor) -> Tensor:
+        """Hidden states (batch, new, width) of new tokens, whose keys and values go to slots `columns`.
+
+        `token_ids`, `positions` and `columns` are (batch, new); `mask` is bool (batch, new, slots) over all
+        slots up to the highest one used.
+        """
+        self.slots.rows = torch.arange(len(token_ids), device=token_ids.device)[:, None]
+        self.slots.columns = columns
+        self.slots.used = mask.shape[-1]
+        output = self.decoder(
+            input_ids=token_ids,
+            position_ids=positions,
+            attention_mask=mask[:, None],
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        hidden: Tensor = output.last_hidden_state
+        return hidden
+
+    def keep_rows(self, rows: Sequence[int]) -> None:
+        """Drops every batch row that is not listed."""
+        for layer in self.layers:
+            if layer.is_initialized:
+                layer.keys, layer.values = layer.keys[list(rows)], layer.values[list(rows)]
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A state to act from: the first `prefix_length` tokens of a trunk, and the random numbers to act with."""
+
+    trunk: int
+    prefix_length: int
+    uniform: Tensor
+    """(max_new_tokens,) in [0, 1), one for each token to be sampled."""
+
+
+@torch.inference_mode()
+def decode_branches(
+    model: PreTrainedModel,
+    trunks: Sequence[Sequence[int]],
+    branches: Sequence[Branch],
+    decoding: Decoding,
+    end_id: int,
+) -> list[Generated]:
+    """One action for each branch: the trunks are forwarded once, then all branches decode together.
+
+    Every branch sees its own prefix of its trunk and its own tokens, nothing else.
+    """
+    device = model.device
+    lengths = torch.tensor([len(t) for t in trunks])
+    ends = lengths.cumsum(0)
+    starts = ends - lengths
+    total = int(ends[-1])
+    start_of = torch.repeat_interleave(starts, lengths).to(device)
+    index = torch.arange(total, device=device)
+    cache = SlotCache(model)
+    hidden = cache.forward(
+        torch.tensor([token for trunk in trunks for token in trunk], device=device)[None],
+        (index - start_of)[None],
+        index[None],
+        ((index <= index[:, None]) & (index >= start_of[:, None]))[None],
+    )
+    prefix_length = torch.tensor([b.prefix_length for b in branches], device=device)
+    first = torch.stack([starts[b.trunk] for b in branches]).to(device)
+    sees_trunk = (index >= first[:, None]) & (index < (first + prefix_length)[:, None])
+    uniform = torch.stack([b.uniform for b in branches]).to(device)
+
+    tokens: list[list[int]] = [[] for _ in branches]
+    logprobs = torch.zeros(len(branches), dtype=torch.float64)
+    active = torch.arange(len(branches), device=device)
+    owner = torch.empty(0, dtype=torch.long, device=device)
+    latest = hidden[0, first + prefix_length - 1]
+    for count in range(decoding.max_new_tokens):
+        ids, logprob = choose(head_logits(model, latest), decoding.temperature, uniform[active, count])
+        logprobs[active.cpu()] += logprob.double().cpu()
+        for branch, token in zip(active.tolist(), ids.tolist(), strict=True):
+            tokens[branch].append(token)
+        going = ids != end_id
+        active, ids = active[going], ids[going]
+        if not len(active) or count + 1 == decoding.max_new_tokens:
+            break
+        owner = torch.cat([owner, active])
+        columns = torch.arange(total + len(owner) - len(active), total + len(owner), device=device)
+        mask = torch.cat([sees_trunk[active], owner == active[:, None]], dim=1)
+        positions = prefix_length[active] + count
+        latest = cache.forward(ids[None], positions[None], columns[None], mask[None])[0]
+    return [
+        Generated(tuple(t), min(0.0, float(p))) for t, p in zip(tokens, logprobs.tolist(), strict=True)
+    ]
+
+
+class RunningEpisodes:
+    """The key-value cache of a batch of episodes, kept across their turns; a slot is a position."""
+
+    def __init__(self, model: PreTrainedModel, count: int) -> None:
+        """`count` episodes, none of which has seen anything yet."""
+        self.model = model
+        self.cache = SlotCache(model)
+        self.lengths = torch.zeros(count, dtype=torch.long, device=model.device)
+
+    def restart(self, row: int) -> None:
+        """Makes the row an episode that has seen nothing yet."""
+        self.lengths[row] = 0
+
+    def keep_rows(self, rows: Sequence[int]) -> None:
+        """Drops every episode that is not listed."""
+        self.cache.keep_rows(rows)
+        self.lengths = self.lengths[list(rows)]
+
+    def _feed(self, token_ids: Tensor, counts: Tensor) -> Tensor:
+        """Appends the first `counts[i]` tokens of row i of (batch, new); hidden state (batch, width) of the last.
+
+        What is fed beyond the count goes to slots that are overwritten before any query may see them.
+        """
+        new = torch.arange(token_ids.shape[1], device=token_ids.device)
+        positions = self.lengths[:, None] + new
+        slots = torch.arange(int(positions.max()) + 1, device=token_ids.device)
+        hidden = self.cache.forward(token_ids, positions, positions, slots <= positions[:, :, None])
+        self.lengths = self.lengths + counts
+        return hidden[torch.arange(len(counts), device=counts.device), (counts - 1).clamp(min=0)]
+
+    @torch.inference_mode()
+    def act(
+        self, fed: Sequence[Sequence[int]], decoding: Decoding, end_id: int, uniform: Tensor
+    ) -> list[Generated]:
+        """One action for each episode after it has been fed its new tokens; `uniform` as for a branch.
+
+        The last token of an action is not in the cache yet: the next turn's tokens have to begin with it.
+        """
+        device = self.lengths.device
+        counts = torch.tensor([len(f) for f in fed], device=device)
+        padded = torch.full((len(fed), int(counts.max())), end_id, device=device)
+        for row, tokens in enumerate(fed):
+            padded[row, : len(tokens)] = torch.tensor(tokens, device=device)
+        latest = self._feed(padded, counts)
+        sampled: list[list[int]] = [[] for _ in fed]
+        logprobs = torch.zeros(len(fed), dtype=torch.float64)
+        going = torch.ones(len(fed), dtype=torch.bool, device=device)
+        for count in range(decoding.max_new_tokens):
+            logits = head_logits(self.model, latest)
+            ids, logprob = choose(logits, decoding.temperature, uniform[:, count].to(device))
+            logprobs += torch.where(going, logprob.double(), 0.0).cpu()
+            for row in going.nonzero()[:, 0].tolist():
+                sampled[row].append(int(ids[row]))
+            going = going & (ids != end_id)
+            if not going.any() or count + 1 == decoding.max_new_tokens:
+                break
+            latest = self._feed(ids[:, None], going.long())
+        return [
+            Generated(tuple(t), min(0.0, p)) for t, p in zip(sampled, logprobs.tolist(), strict=True)
+        ]

@@ -1,0 +1,253 @@
+"""One structure for every loss: paths that share prefixes, each shared token held and forwarded once.
+
+An expert trajectory is a trunk; each action, the expert's or a practised one, is a *path* that leaves
+the trunk at its state. A `PrefixTree` merges equal prefixes, so a branch that begins like another one
+shares those tokens too. `pack` lays trees out in preorder as `Row`s for the model:
+
+- token k is visible to token q exactly if `k <= q < subtree_end[k]`: ancestors and itself, nothing else;
+- the position of a token is its depth in the tree, not its index in the row;
+- a token at a branch point predicts several next tokens: its logits are read once for each child.
+
+What is read back belongs to the original paths, so a loss on a `Pack` equals the same loss on the paths
+one at a time, in value and in gradient (Tree Training, arXiv 2511.00413, calls this gradient-equivalent).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+ROOT = -1
+"""Parent of a tree's first token."""
+
+
+class PrefixTree:
+    """A trie of token ids with marked paths."""
+
+    def __init__(self) -> None:
+        """Starts empty."""
+        self.tokens: list[int] = []
+        self.parents: list[int] = []
+        self.paths: list[tuple[int, ...]] = []
+        self._child: dict[tuple[int, int], int] = {}
+
+    def __len__(self) -> int:
+        """Number of distinct tokens, each forwarded once."""
+        return len(self.tokens)
+
+    def add(self, parent: int, tokens: Sequence[int]) -> list[int]:
+        """Returns the nodes of `tokens` continued from `parent`; tokens that are there already are shared."""
+        nodes = []
+        for token in tokens:
+            key = (parent, token)
+            if key not in self._child:
+                self._child[key] = len(self.tokens)
+                self.tokens.append(token)
+                self.parents.append(parent)
+            parent = self._child[key]
+            nodes.append(parent)
+        return nodes
+
+    def add_path(self, parent: int, tokens: Sequence[int]) -> list[int]:
+        """Adds tokens as `add` does and marks them as a path whose log-probability will be read."""
+        if parent == ROOT:
+            raise ValueError("a path needs a state before it: its first token has to be predicted")
+        if not tokens:
+            raise ValueError("a path needs at least one token")
+        nodes = self.add(parent, tokens)
+        self.paths.append(tuple(nodes))
+        return nodes
+
+    def ancestors(self, node: int) -> list[int]:
+        """The nodes from the tree's first token down to `node`, both included."""
+        nodes = []
+        while node != ROOT:
+            nodes.append(node)
+            node = self.parents[node]
+        return nodes[::-1]
+
+    def separate(self) -> list["PrefixTree"]:
+        """One tree for each path, holding only its own prefix: the same paths with nothing shared."""
+        trees = []
+        for path in self.paths:
+            tree = PrefixTree()
+            prefix = tree.add(ROOT, [self.tokens[n] for n in self.ancestors(self.parents[path[0]])])
+            tree.add_path(prefix[-1], [self.tokens[n] for n in path])
+            trees.append(tree)
+        return trees
+
+
+@dataclass(frozen=True)
+class Row:
+    """Trees laid out one after another for one forward pass."""
+
+    token_ids: Tensor
+    """(length,)"""
+    positions: Tensor
+    """(length,) depth of each token in its tree."""
+    subtree_end: Tensor
+    """(length,) index after the last descendant of each token."""
+    predictors: Tensor
+    """(predictors,) indices of the tokens whose next-token logits are needed, each once."""
+
+    @property
+    def is_sequence(self) -> bool:
+        """True if nothing branches: plain causal attention is the same, and any model can do it."""
+        return bool((self.subtree_end == len(self.subtree_end)).all())
+
+    def mask(self) -> Tensor:
+        """(1, 1, length, length) bool, true where a query (second to last) may see a key (last)."""
+        index = torch.arange(len(self.token_ids), device=self.token_ids.device)
+        query, key = index[:, None], index[None, :]
+        return ((key <= query) & (query < self.subtree_end[None, :]))[None, None]
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Rows that hold a set of trees, and where each of their paths is read.
+
+    Predictor and token indices run over the rows one after another. `targets` are the tokens of all
+    paths, one after another, in the order of the trees and of the paths within a tree.
+    """
+
+    rows: tuple[Row, ...]
+    target_predictor: Tensor
+    """(targets,) which predictor foretells the token."""
+    target_ids: Tensor
+    """(targets,)"""
+    target_path: Tensor
+    """(targets,) which path the token belongs to."""
+    path_state: Tensor
+    """(paths,) index of the last token before the path: the end of its state."""
+    path_end: Tensor
+    """(paths,) index of the path's last token."""
+    path_tree: Tensor
+    """(paths,) which tree the path belongs to."""
+
+    @property
+    def num_paths(self) -> int:
+        """Number of paths."""
+        return len(self.path_end)
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens forwarded."""
+        return sum(len(row.token_ids) for row in self.rows)
+
+    def sum_by_path(self, values: Tensor) -> Tensor:
+        """(targets,) -> (paths,), the sum over each path's tokens."""
+        return values.new_zeros(self.num_paths).index_add(0, self.target_path, values)
+
+    def path_lengths(self) -> Tensor:
+        """(paths,) number of tokens of each path."""
+        return torch.bincount(self.target_path, minlength=self.num_paths)
+
+
+def _preorder(tree: PrefixTree) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Index in preorder, subtree size and depth of every node; children keep the order they came in."""
+    count = len(tree)
+    size = [1] * count
+    # A child is always added after its parent, so one sweep in each direction is enough.
+    for node in range(count - 1, 0, -1):
+        if tree.parents[node] != ROOT:
+            size[tree.parents[node]] += size[node]
+    index, depth, free = [0] * count, [0] * count, [0] * count
+    next_root = 0
+    for node, parent in enumerate(tree.parents):
+        if parent == ROOT:
+            index[node] = next_root
+            next_root += size[node]
+        else:
+            index[node] = free[parent]
+            free[parent] += size[node]
+            depth[node] = depth[parent] + 1
+        free[node] = index[node] + 1
+    return np.array(index), np.array(size), np.array(depth)
+
+
+def fill_rows(sizes: Sequence[int], token_budget: int) -> list[list[int]]:
+    """Item indices for each row, first fit by falling size; an item over the budget has a row to itself."""
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for item in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
+        for row, left in enumerate(room):
+            if sizes[item] <= left:
+                rows[row].append(item)
+                room[row] -= sizes[item]
+                break
+        else:
+            rows.append([item])
+            room.append(token_budget - sizes[item])
+    return rows
+
+
+def pack(trees: Sequence[PrefixTree], token_budget: int, *, shared: bool = True) -> list[Pack]:
+    """Packs of at most `token_budget` tokens (more only if one tree alone is longer), covering every tree.
+
+    A tree is never torn apart, so a loss may compare any paths of one tree. With `shared=False` each path
+    becomes a row of its own, for models whose layers cannot follow a tree mask; paths, their order and
+    every value read from them stay the same, and the budget counts the tokens then forwarded.
+    """
+    if not shared:
+        forests = [tree.separate() for tree in trees]
+        sizes = [sum(map(len, forest)) for forest in forests]
+        return [
+            _lay_out([[tree] for i in group for tree in forests[i]], [i for i in group for _ in forests[i]])
+            for group in fill_rows(sizes, token_budget)
+        ]
+    return [
+        _lay_out([[trees[i] for i in group]], group)
+        for group in fill_rows([len(tree) for tree in trees], token_budget)
+    ]
+
+
+def _lay_out(forests: Sequence[Sequence[PrefixTree]], tree_ids: Sequence[int]) -> Pack:
+    """One row for each forest; `tree_ids` names the trees of all forests in order."""
+    rows = []
+    predictor, ids, path_of, state, end, path_tree = [], [], [], [], [], []
+    names = iter(tree_ids)
+    base = num_paths = num_predictors = 0
+    for forest in forests:
+        tokens, depths, ends, reads = [], [], [], []
+        offset = 0
+        for tree in forest:
+            index, size, depth = _preorder(tree)
+            order = np.argsort(index)
+            tokens.append(np.array(tree.tokens)[order])
+            depths.append(depth[order])
+            ends.append((index + size)[order] + offset)
+            parents = np.array(tree.parents)
+            name = next(names)
+            for path in tree.paths:
+                nodes = np.array(path)
+                reads.append(index[parents[nodes]] + offset)
+                ids.append(np.array(tree.tokens)[nodes])
+                path_of.append(np.full(len(nodes), num_paths))
+                state.append(base + reads[-1][0])
+                end.append(base + offset + index[nodes[-1]])
+                path_tree.append(name)
+                num_paths += 1
+            offset += len(tree)
+        needed, where = np.unique(np.concatenate(reads), return_inverse=True)
+        predictor.append(where + num_predictors)
+        num_predictors += len(needed)
+        rows.append(
+            Row(
+                token_ids=torch.from_numpy(np.concatenate(tokens)),
+                positions=torch.from_numpy(np.concatenate(depths)),
+                subtree_end=torch.from_numpy(np.concatenate(ends)),
+                predictors=torch.from_numpy(needed),
+            )
+        )
+        base += offset
+    return Pack(
+        rows=tuple(rows),
+        target_predictor=torch.from_numpy(np.concatenate(predictor)),
+        target_ids=torch.from_numpy(np.concatenate(ids)),
+        target_path=torch.from_numpy(np.concatenate(path_of)),
+        path_state=torch.tensor(state),
+        path_end=torch.tensor(end),
+        path_tree=torch.tensor(path_tree),
+    )
