@@ -27,7 +27,7 @@ class Step(Record):
 
 
 class Trajectory(Record):
-    """One episode: the history at step t is `instruction`, then `steps[:t]`, then the observation of step t."""
+    """One episode; the history at step t is `instruction`, `steps[:t]`, the observation of t."""
 
     id: NonEmpty
     """Unique within a file; the item that was solved, e.g. `boil/12`."""
@@ -43,7 +43,7 @@ class Trajectory(Record):
 
 
 class Fragment(Record):
-    """An expert trajectory cut before one action: the state, and the action the expert took in it."""
+    """An expert trajectory cut before one action: the state, and what the expert did in it."""
 
     trajectory_id: NonEmpty
     step_index: Annotated[int, Field(ge=0)]
@@ -54,7 +54,7 @@ class Fragment(Record):
 
 
 class AgentAction(Record):
-    """An action that the agent practised in an expert state, with the token ids it was sampled as."""
+    """An action that the agent practised in an expert state, as text and as sampled tokens."""
 
     text: str
     token_ids: Annotated[tuple[int, ...], Field(min_length=1)]

@@ -1,0 +1,279 @@
+"""Reads, checks, splits and writes demonstrations: one JSON object per line, UTF-8.
+
+The files come from outside, so every fault becomes one printable line that says which file, which
+line, what is wrong and what was expected. Blank lines, CRLF line ends and a byte-order mark at the
+start are harmless. A name that ends in `.gz` is read and written compressed.
+"""
+
+import gzip
+import json
+import math
+import os
+import re
+import secrets
+import typing
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, TypeVar, cast
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from stepagent.types import Fragment, Record, Trajectory
+
+R = TypeVar("R", bound=Record)
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+_EXPECTED = {
+    "string_too_short": "non-empty text",
+    "string_pattern_mismatch": "non-empty text",
+    "string_type": "text",
+    "float_type": "a number",
+    "int_type": "a whole number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "tuple_type": "a list",
+    "dict_type": "an object",
+    "too_short": "at least one entry",
+    "less_than_equal": "a number of at most {le:g}",
+    "greater_than_equal": "a number of at least {ge:g}",
+}
+"""What a field should have been, by pydantic's name of the error; in braces, the limit it broke."""
+
+
+class TrajectoryError(ValueError):
+    """A file of records cannot be used; the message is one line, `FILE:LINE: what is wrong`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rejected:
+    """A line that was left out, counted from 1, and why."""
+
+    line_number: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadResult:
+    """The usable trajectories of a file in its order, and the lines that were left out."""
+
+    trajectories: tuple[Trajectory, ...]
+    rejected: tuple[Rejected, ...] = ()
+
+
+def read_trajectories(path: str | Path, *, skip_invalid: bool = False) -> ReadResult:
+    """All trajectories of a file; each has its own id, and there is at least one.
+
+    The first invalid line raises `TrajectoryError`; with `skip_invalid` invalid lines are listed in
+    the result instead, and only a file without any usable line is an error.
+    """
+    trajectories: list[Trajectory] = []
+    rejected: list[Rejected] = []
+    line_of_id: dict[str, int] = {}
+    for number, parsed in _parsed_lines(path, Trajectory):
+        if isinstance(parsed, Trajectory) and parsed.id in line_of_id:
+            first = line_of_id[parsed.id]
+            parsed = f"id: {_shown(parsed.id)} is already on line {first}; expected unique ids"
+        if isinstance(parsed, Trajectory):
+            line_of_id[parsed.id] = number
+            trajectories.append(parsed)
+        elif skip_invalid:
+            rejected.append(Rejected(line_number=number, reason=parsed))
+        else:
+            raise _error(path, parsed, number)
+    if rejected and not trajectories:
+        reason = f"none of its {len(rejected)} lines is usable; {rejected[0].reason}"
+        raise _error(path, reason, rejected[0].line_number)
+    if not trajectories:
+        raise _error(path, "empty; expected one Trajectory object per line", 1)
+    return ReadResult(trajectories=tuple(trajectories), rejected=tuple(rejected))
+
+
+def read_jsonl(path: str | Path, record_type: type[R]) -> tuple[R, ...]:
+    """All records of a file (an empty one has none); an invalid line raises `TrajectoryError`."""
+    records: list[R] = []
+    for number, parsed in _parsed_lines(path, record_type):
+        if isinstance(parsed, str):
+            raise _error(path, parsed, number)
+        records.append(parsed)
+    return tuple(records)
+
+
+def write_jsonl(path: str | Path, records: Iterable[Record]) -> None:
+    """Writes one record per line; whatever happens, the file is the old or the whole new one."""
+    path = Path(path)
+    # Beside the target, since a rename is atomic only within one file system.
+    temporary = path.with_name(f".stepagent-{secrets.token_hex(8)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            if path.suffix == ".gz":
+                # No name and no time inside: equal records make equal files.
+                with gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) as compressed:
+                    _write_lines(compressed, records)
+            else:
+                _write_lines(file, records)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def split(trajectory: Trajectory) -> tuple[Fragment, ...]:
+    """The trajectory cut before each of its actions: one expert state and action per step."""
+    return tuple(
+        Fragment(
+            trajectory_id=trajectory.id,
+            step_index=index,
+            instruction=trajectory.instruction,
+            history=trajectory.steps[:index],
+            observation=step.observation,
+            expert_action=step.action,
+        )
+        for index, step in enumerate(trajectory.steps)
+    )
+
+
+def _write_lines(file: IO[bytes] | gzip.GzipFile, records: Iterable[Record]) -> None:
+    for record in records:
+        file.write(record.model_dump_json().encode() + b"\n")
+
+
+def _parsed_lines(path: str | Path, record_type: type[R]) -> Iterator[tuple[int, R | str]]:
+    """The number of each line that is not blank, with its record or the reason why it is none."""
+    number = 0
+    try:
+        with gzip.open(path, "rb") if Path(path).suffix == ".gz" else open(path, "rb") as file:
+            # Bytes, since text mode would also end a line at a lone carriage return.
+            for number, line in enumerate(file, start=1):
+                if number == 1:
+                    line = line.removeprefix(_BYTE_ORDER_MARK)
+                if line.strip():
+                    yield number, _parse(line, record_type)
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        yield number + 1, "damaged or cut-off gzip data; expected a complete .gz file"
+    except FileNotFoundError:
+        raise _error(path, "no such file; expected a file of JSON lines") from None
+    except IsADirectoryError:
+        raise _error(path, "a directory; expected a file of JSON lines") from None
+    except OSError as error:
+        raise _error(
+            path, f"cannot be read: {error.strerror}; expected a file of JSON lines"
+        ) from None
+
+
+def _parse(line: bytes, record_type: type[R]) -> R | str:
+    """The record of one line, or the reason why it is none."""
+    try:
+        text = line.decode().rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        return f"byte {error.start + 1} of the line is not UTF-8; expected UTF-8 text"
+    try:
+        record = record_type.model_validate_json(text)
+        # Pydantic takes the last of two equal keys, and NaN and 1e999 where any value may stand.
+        json.loads(
+            text, object_pairs_hook=_unique_keys, parse_constant=_finite, parse_float=_finite
+        )
+    except ValidationError as error:
+        problems = [
+            problem
+            for problem in error.errors(include_url=False)
+            # Pydantic counts valid entries only, so one bad entry alone would also be "too short".
+            if not (problem["type"] == "too_short" and problem["input"])
+        ]
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        return _problem(problems[0], record_type, complete=line.endswith(b"\n")) + more
+    except _NotStrictJson as error:
+        return str(error)
+    return record
+
+
+class _NotStrictJson(Exception):
+    """Valid for pydantic, but ambiguous or outside the JSON standard."""
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise _NotStrictJson(f"field {_shown(key)} appears twice; expected each field once")
+        found[key] = value
+    return found
+
+
+def _finite(number: str) -> float:
+    if not math.isfinite(float(number)):
+        raise _NotStrictJson(f"{_printable(number)} stands in it; expected finite numbers")
+    return float(number)
+
+
+def _problem(problem: ErrorDetails, record_type: type[Record], *, complete: bool) -> str:
+    """One of pydantic's errors in plain words, on one printable line."""
+    kind, location, value = problem["type"], problem["loc"], problem["input"]
+    if kind == "json_invalid":
+        fault = re.sub(r" at line \d+ column", " at column", problem["ctx"]["error"])
+        if fault.startswith("EOF") and not complete:
+            fault = "the last line of the file is cut off"
+        return f"not JSON ({fault}); expected one {record_type.__name__} object per line"
+    field = "".join(
+        f"[{part}]" if isinstance(part, int) else f".{_printable(part)}" for part in location
+    )
+    field = field.removeprefix(".")
+    if kind in ("missing", "extra_forbidden"):
+        fields = _record_type_at(record_type, location[:-1]).model_fields
+        if kind == "extra_forbidden":
+            return f"{field}: unknown field; expected only {', '.join(fields)}"
+        required = [name for name, info in fields.items() if info.is_required()]
+        return f"{field}: missing; expected at least {', '.join(required)}"
+    if kind == "model_type":
+        expected = f"a {problem['ctx']['class_name']} object"
+    else:
+        expected = _EXPECTED.get(kind) or problem["msg"].removeprefix("Input should be ")
+        expected = expected.format(**problem.get("ctx", {}))
+    return f"{field}: expected {expected}, got {_shown(value)}".removeprefix(": ")
+
+
+def _record_type_at(record_type: type[Record], location: tuple[int | str, ...]) -> type[Record]:
+    """The type of the record that stands at a location within a record of the given type."""
+    found: Any = record_type
+    for part in location:
+        found = (
+            found.model_fields[part].annotation
+            if isinstance(part, str)
+            else typing.get_args(found)[0]
+        )
+    return cast(type[Record], found)
+
+
+def _shown(value: object) -> str:
+    """A short, printable picture of a value from a file."""
+    match value:
+        case None | True | False:
+            return {None: "null", True: "true", False: "false"}[value]
+        case str():
+            return f"'{_printable(value)}'"
+        case list():
+            return "a list" if value else "an empty list"
+        case dict():
+            return "an object"
+        case int() if abs(value) > 10**15:
+            return "a huge number"
+        case _:
+            return repr(value)
+
+
+def _printable(text: str, limit: int = 60) -> str:
+    """The start of a text, with what could end the line or steer a terminal escaped."""
+    shown = "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode()
+        for char in text[:limit]
+    )
+    return shown + "..." * (len(text) > limit)
+
+
+def _error(path: str | Path, reason: str, line_number: int | None = None) -> TrajectoryError:
+    line = "" if line_number is None else f"{line_number}:"
+    return TrajectoryError(f"{_printable(os.fspath(path), limit=4096)}:{line} {reason}")

@@ -1,0 +1,13 @@
+"""Settings that hold for every test: no network, and the same examples in every run."""
+
+import os
+
+from hypothesis import settings
+
+# Set before anything imports a Hugging Face library, which reads it only once.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+# A slow machine is no failure, and a new example must not turn an unrelated change red.
+settings.register_profile("stepagent", deadline=None, derandomize=True)
+settings.load_profile("stepagent")
