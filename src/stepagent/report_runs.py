@@ -1,0 +1,212 @@
+"""What the report reads: a run folder as one frozen view.
+
+A part that the run does not have yet is empty here, so an unfinished run can be read at any time.
+A part that is damaged, or a folder that is no run, is one clear line of error.
+"""
+
+import json
+import math
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from markupsafe import Markup
+from pydantic import BaseModel, BeforeValidator, ConfigDict, JsonValue, TypeAdapter, ValidationError
+
+from stepagent.trajectories import TrajectoryError, read_jsonl
+from stepagent.types import PracticedStep, Record, Trajectory
+
+S = TypeVar("S")
+T = TypeVar("T", bound=Record)
+PARTS = ("config.json", "results.json", "metrics.jsonl", "practice", "episodes")
+
+
+class ReportError(ValueError):
+    """A run folder cannot be read or a report not written; the message is one line."""
+
+
+def _known_number(value: Any) -> Any:
+    """A diverged run writes NaN, for which JSON has no word; it is shown as not known."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+Number = Annotated[float | None, BeforeValidator(_known_number)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Settings(_Part):
+    """What config.json says was run."""
+
+    recipe: str = ""
+    seed: int | None = None
+    created: str = ""
+    versions: dict[str, JsonValue] = {}
+    protocol: dict[str, JsonValue] = {}
+    config: dict[str, JsonValue] = {}
+    data: dict[str, JsonValue] = {}
+
+
+class Result(_Part):
+    """One line of the final evaluation: score in 0 to 100, or success as a rate in 0 to 1."""
+
+    method: str
+    task: str
+    split: str
+    metric: str
+    mean: Number
+    low: Number = None
+    high: Number = None
+    n: int
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """One row of metrics.jsonl; only finite numbers are kept in `values`."""
+
+    stage: str
+    round: int
+    phase: str
+    values: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Practice:
+    """Held-out expert steps that one method's policy practised in one round."""
+
+    method: str
+    round: int
+    steps: tuple[PracticedStep, ...]
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """Evaluation episodes of one method; `round` is None for its final policy."""
+
+    method: str
+    split: str
+    round: int | None
+    trajectories: tuple[Trajectory, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunView:
+    """Everything that the report shows of one run folder."""
+
+    path: Path
+    settings: Settings
+    results: tuple[Result, ...]
+    summary: str
+    metrics: tuple[Metrics, ...]
+    demonstrations: tuple[Trajectory, ...]
+    held_out: tuple[Trajectory, ...]
+    """Expert trajectories whose steps were practised."""
+    practice: tuple[Practice, ...]
+    episodes: tuple[Episodes, ...]
+    notes: tuple[str, ...]
+    """What the run does not have yet."""
+
+
+def read_run(path: Path) -> RunView:
+    """The run in folder `path`, as far as it has got."""
+    if not path.is_dir():
+        raise ReportError(f"{path}: no such folder, expected a run folder with config.json")
+    if not any((path / part).exists() for part in PARTS):
+        raise ReportError(f"{path}: not a run folder, expected config.json in it")
+    config, results = path / "config.json", path / "results.json"
+    notes = [f"no {part} yet" for part in PARTS if not (path / part).exists()]
+    metrics, cut = _metrics(path / "metrics.jsonl")
+    if cut:
+        notes.append("the last line of metrics.jsonl is cut off and was left out")
+    return RunView(
+        path=path,
+        settings=_parsed(config, Settings) if config.exists() else Settings(),
+        results=tuple(_parsed(results, list[Result])) if results.exists() else (),
+        summary=_text(path / "summary.md") if (path / "summary.md").exists() else "",
+        metrics=metrics,
+        demonstrations=_records(path / "demonstrations.jsonl", Trajectory),
+        held_out=_records(path / "practice" / "demonstrations-dev.jsonl", Trajectory),
+        practice=tuple(_practice(path / "practice")),
+        episodes=tuple(_episodes(path / "episodes")),
+        notes=tuple(notes),
+    )
+
+
+def _practice(folder: Path) -> Iterator[Practice]:
+    found = (re.fullmatch(r"(.+)-round(\d+)\.jsonl", path.name) for path in _files(folder))
+    names = [(match[1], int(match[2]), match[0]) for match in found if match]
+    for method, round_number, name in sorted(names):
+        yield Practice(method, round_number, _records(folder / name, PracticedStep))
+
+
+def _episodes(folder: Path) -> Iterator[Episodes]:
+    for path in _files(folder):
+        if match := re.fullmatch(r"(.+?)-([^-]+?)(?:-round(\d+))?\.jsonl", path.name):
+            round_number = int(match[3]) if match[3] else None
+            yield Episodes(match[1], match[2], round_number, _records(path, Trajectory))
+
+
+def _files(folder: Path) -> Iterable[Path]:
+    return sorted(folder.glob("*.jsonl")) if folder.is_dir() else ()
+
+
+def _records(path: Path, record_type: type[T]) -> tuple[T, ...]:
+    try:
+        return read_jsonl(path, record_type) if path.exists() else ()
+    except TrajectoryError as error:
+        raise ReportError(str(error)) from None
+
+
+def _metrics(path: Path) -> tuple[tuple[Metrics, ...], bool]:
+    """The rows, and whether the last line was cut off by a run that was killed or is still on."""
+    rows: list[Metrics] = []
+    lines = _text(path).rstrip("\n").split("\n") if path.exists() and _text(path) else []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            stage, phase, round_number = row["stage"], row["phase"], int(row["round"])
+            values = {
+                name: float(value)
+                for name, value in row.items()
+                if type(value) in (int, float) and math.isfinite(value) and name != "round"
+            }
+        except (ValueError, KeyError, TypeError, AttributeError):
+            if number == len(lines):
+                return tuple(rows), True
+            expected = "an object with stage, round and phase"
+            raise ReportError(f"{path}:{number}: expected {expected} on one line") from None
+        rows.append(Metrics(str(stage), round_number, str(phase), values))
+    return tuple(rows), False
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise ReportError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _parsed(path: Path, shape: type[S]) -> S:
+    try:
+        return TypeAdapter(shape).validate_json(_text(path))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise ReportError(f"{path}: {place}: {first['msg']}".replace("\n", " ")) from None
+
+
+def visible(value: object) -> object:
+    """Text whose control and direction characters show as escapes; all else as it is."""
+    if not isinstance(value, str) or isinstance(value, Markup) or value.isprintable():
+        return value
+    return "".join(
+        c
+        if c.isprintable() or c in "\n\t" or unicodedata.category(c) == "Zs"
+        else c.encode("unicode_escape").decode()
+        for c in value
+    )
