@@ -1,0 +1,66 @@
+# `make demo` is all that a newcomer needs; it sets everything up first. `make help` lists the rest.
+
+PYTHON ?= python3
+# One more index to look for torch in, if those that pip knows have no build that fits the machine.
+TORCH_INDEX ?=
+TORCH := $(shell grep ^torch== constraints.txt)
+
+BIN := .venv/bin
+READY := .venv/.ready
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check clean
+
+help:
+	@echo "make demo    train a small agent from novice to expert in ScienceWorld, into runs/demo"
+	@echo "make setup   install everything into .venv (the other targets do it when needed)"
+	@echo "make test    run the tests"
+	@echo "make check   lint, format, types and house rules"
+	@echo "make clean   remove caches and build output; .venv and runs stay"
+
+setup: $(READY)
+	@echo "Ready. Next: make demo"
+
+# One stamp: repeats are instant until a requirement changes.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "StepAgent needs Python 3.11 or newer, '$(PYTHON)' is not: make setup PYTHON=python3.12" >&2; exit 1; }
+	@echo "Installing torch into .venv (a few minutes the first time)."
+	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv
+	@$(install_torch)
+	@echo "Installing the other packages."
+	@$(PIP) install --constraint constraints.txt --editable '.[dev,parity]'
+	@touch $@
+
+# The default torch for Linux carries gigabytes of CUDA libraries, useless without an NVIDIA GPU. A
+# version that ends in +cpu never has them, so without a GPU only that one is taken. Not every index
+# has it: then this stops at once and says what to do. A torch that is there already is kept.
+define install_torch
+wanted=$(TORCH); \
+if [ "$$(uname -s)" = Linux ] && ! [ -e /dev/nvidia0 ] && ! command -v nvidia-smi >/dev/null; \
+  then wanted=$(TORCH)+cpu; fi; \
+$(BIN)/python -m pip freeze | grep -q '^$(TORCH)' || \
+$(PIP) install --constraint constraints.txt \
+  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) $$wanted || { \
+  echo "Could not install $$wanted. If your package index has no such build, name one that has" >&2; \
+  echo "(see PyTorch's install page): make setup TORCH_INDEX=URL" >&2; \
+  echo "or take the default build, on Linux with gigabytes of CUDA libraries:" >&2; \
+  echo "$(BIN)/pip install $(TORCH) && make setup" >&2; exit 1; }
+endef
+
+demo: $(READY)
+	@$(BIN)/stepagent train scienceworld-demo --out runs/demo
+
+test: $(READY)
+	@$(BIN)/pytest
+
+check: $(READY)
+	@$(BIN)/ruff check --quiet
+	@$(BIN)/ruff format --check --quiet
+	@$(BIN)/mypy
+	@$(BIN)/pytest tests/test_house_rules.py
+
+clean:
+	@rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@find . -name .venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
