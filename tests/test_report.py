@@ -296,6 +296,15 @@ def test_page_says_when_it_leaves_trajectories_and_episodes_out(tmp_path: Path) 
     assert items[5:8] == ["i0", "i1", "i2"]
 
 
+def test_rewards_that_are_all_but_equal_are_drawn(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    steps = [practised("b", 0, "y", 0.5, ("y", 0.5 + 1e-16 * k), ("z", 0.5)) for k in range(3)]
+    for k in (1, 2):
+        write_jsonl(run / f"practice/inverse-round{k}.jsonl", steps)
+    page, _ = page_of(tmp_path, run)
+    assert len(page.find("svg", inside=page.find("section")[2])) == 1
+
+
 @pytest.mark.parametrize(
     ("name", "content", "complaint"),
     [
@@ -303,6 +312,11 @@ def test_page_says_when_it_leaves_trajectories_and_episodes_out(tmp_path: Path) 
         ("config.json", '{"seed": "many"}', r"config\.json: seed: .*integer"),
         ("results.json", '[{"method": "sft"}]', r"results\.json: 0\.task: Field required"),
         ("metrics.jsonl", 'oops\n{"stage": "sft"}', r"metrics\.jsonl:1: expected an object with"),
+        (
+            "metrics.jsonl",
+            '{"stage": "a", "phase": "b", "round": 0, "loss": 1' + "0" * 400 + "}\n{}",
+            r"metrics\.jsonl:1: expected an object with",
+        ),
         ("practice/inverse-round1.jsonl", "{}", r"inverse-round1\.jsonl:1: "),
         ("episodes/sft-test.jsonl", "[]", r"sft-test\.jsonl:1: "),
     ],

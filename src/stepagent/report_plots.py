@@ -106,7 +106,10 @@ def reward_histogram(expert: Sequence[float], agent: Sequence[float], *, title: 
     """Step rewards of expert and agent actions over the same bins, as shares of each."""
     figure, axes = _figure(3.5, 2.1)
     together = np.concatenate([np.asarray(expert, dtype=float), np.asarray(agent, dtype=float)])
-    edges = np.histogram_bin_edges(together, bins=30)
+    low, high = float(together.min()), float(together.max())
+    if high - low < 1e-9 * max(abs(low), abs(high), 1.0):  # too narrow to cut into bins
+        low, high = low - 0.5, high + 0.5
+    edges = np.linspace(low, high, 31)
     for values, colour, dash in ((expert, EXPERT, "-"), (agent, AGENT, "--")):
         if values:
             share = np.histogram(values, edges)[0] / len(values)

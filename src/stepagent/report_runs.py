@@ -175,7 +175,7 @@ def _metrics(path: Path) -> tuple[tuple[Metrics, ...], bool]:
                 for name, value in row.items()
                 if type(value) in (int, float) and math.isfinite(value) and name != "round"
             }
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError):
             if number == len(lines):
                 return tuple(rows), True
             expected = "an object with stage, round and phase"
@@ -197,7 +197,8 @@ def _parsed(path: Path, shape: type[S]) -> S:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise ReportError(f"{path}: {place}: {first['msg']}".replace("\n", " ")) from None
+        line = str(visible(f"{path}: {place}: {first['msg']}"))
+        raise ReportError(" ".join(line.split("\n"))) from None
 
 
 def visible(value: object) -> object:
