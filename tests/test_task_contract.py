@@ -1,0 +1,176 @@
+"""What every task promises, whatever the benchmark; a new task adds one line to `CASES`."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import gymnasium as gym
+import pytest
+from gymnasium.utils.env_checker import check_env
+
+from stepagent.tasks.base import Task
+from stepagent.tasks.scienceworld import ScienceWorld
+from stepagent.types import Trajectory
+
+ODD_ACTIONS = (
+    "",
+    " ",
+    "x" * 10_000,
+    "frobnicate the quux",
+    "überprüfe 温度 🔥",
+    "a\nb\tc\r\n",
+    "\x00",
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A task with a step limit of 12 for all, and an item whose expert is quick."""
+
+    make: Callable[[], Task]
+    item: str
+
+
+CASES = {
+    "scienceworld": Case(lambda: ScienceWorld(["find-plant"], step_limit=12), "find-plant/4"),
+}
+STEP_LIMIT = 12
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request: pytest.FixtureRequest) -> Case:
+    """One task."""
+    return CASES[request.param]
+
+
+@pytest.fixture(scope="module")
+def task(case: Case) -> Iterator[Task]:
+    """The task itself, for all tests of the module."""
+    task = case.make()
+    yield task
+    task.close()
+
+
+@pytest.fixture
+def env(task: Task) -> Iterator[gym.Env[str, str]]:
+    """A fresh environment."""
+    env = task.make_env()
+    yield env
+    env.close()
+
+
+@pytest.fixture(scope="module")
+def expert(task: Task, case: Case) -> Trajectory:
+    """The expert on the case's item."""
+    return task.expert(case.item)
+
+
+@pytest.mark.filterwarnings("ignore:.*alternative render modes")
+def test_gymnasium_accepts_the_environment(env: gym.Env[str, str]) -> None:
+    check_env(env)
+
+
+def test_splits_are_fixed_and_disjoint(task: Task, case: Case) -> None:
+    splits = [list(task.items(split)) for split in ("train", "dev", "test")]
+    assert splits == [list(task.items(split)) for split in ("train", "dev", "test")]
+    everything = [item for split in splits for item in split]
+    assert len(everything) == len(set(everything))
+    assert case.item in everything
+
+
+def test_the_expert_replays_to_success(
+    env: gym.Env[str, str], case: Case, expert: Trajectory
+) -> None:
+    assert (expert.id, expert.success, expert.score) == (case.item, True, 100.0)
+    observation, info = env.reset(options={"item": case.item})
+    assert info["instruction"] == expert.instruction
+    for step in expert.steps:
+        assert observation == step.observation
+        observation, reward, terminated, truncated, info = env.step(step.action)
+        assert reward == step.reward
+    assert observation == expert.final_observation
+    assert (terminated, truncated) == (True, False)
+    assert (info["score"], info["success"]) == (100, True)
+
+
+def test_the_expert_does_the_same_again(task: Task, case: Case, expert: Trajectory) -> None:
+    assert task.expert(case.item) == expert
+
+
+def test_two_environments_agree_while_they_take_turns(
+    task: Task, case: Case, expert: Trajectory
+) -> None:
+    first, second = task.make_env(), task.make_env()
+    said = [
+        env.reset(seed=seed, options={"item": case.item})
+        for seed, env in enumerate((first, second))
+    ]
+    assert said[0] == said[1]
+    for action in ("frobnicate", *(step.action for step in expert.steps)):
+        answer = first.step(action)
+        assert second.step(action) == answer
+        if answer[2] or answer[3]:
+            break
+    first.close()
+    second.close()
+
+
+def test_the_seed_chooses_the_item(env: gym.Env[str, str], task: Task) -> None:
+    assert env.reset(seed=3) == env.reset(seed=3)
+    assert len({env.reset(seed=seed)[0] for seed in range(6)}) > 1 or len(task.items("train")) == 1
+
+
+def test_a_finished_episode_must_be_reset_and_then_starts_afresh(
+    env: gym.Env[str, str], case: Case, expert: Trajectory
+) -> None:
+    with pytest.raises(gym.error.ResetNeeded):
+        env.step("look")
+    start = env.reset(options={"item": case.item})
+    for step in expert.steps:
+        env.step(step.action)
+    with pytest.raises(gym.error.ResetNeeded):
+        env.step(expert.steps[-1].action)
+    assert env.reset(options={"item": case.item}) == start
+
+
+@pytest.mark.parametrize("action", ODD_ACTIONS, ids=lambda action: repr(action[:12]))
+def test_any_text_is_an_action_and_repeats(env: gym.Env[str, str], case: Case, action: str) -> None:
+    answers = []
+    for _ in range(2):
+        env.reset(options={"item": case.item})
+        answers.append([env.step(action), env.step(action)])
+    assert answers[0] == answers[1]
+    observation, _, terminated, truncated, info = answers[0][0]
+    assert env.observation_space.contains(observation)
+    assert not (terminated or truncated)
+    assert 0 <= info["score"] < 100
+    assert info["success"] is False
+
+
+def test_the_step_limit_truncates_and_does_not_terminate(
+    env: gym.Env[str, str], case: Case
+) -> None:
+    env.reset(options={"item": case.item})
+    ends = [env.step("frobnicate")[2:4] for _ in range(STEP_LIMIT)]
+    assert ends == [(False, False)] * (STEP_LIMIT - 1) + [(False, True)]
+
+
+def test_unknown_items_and_splits_are_refused(env: gym.Env[str, str], task: Task) -> None:
+    with pytest.raises(ValueError, match="no-such-item"):
+        env.reset(options={"item": "no-such-item"})
+    with pytest.raises(ValueError, match="no-such-split"):
+        task.items("no-such-split")  # type: ignore[arg-type]
+
+
+def test_a_task_works_again_after_close(case: Case) -> None:
+    task = case.make()
+    first = task.make_env().reset(options={"item": case.item})
+    task.close()
+    task.close()
+    assert task.make_env().reset(options={"item": case.item}) == first
+    task.close()
+
+
+def test_facts_are_plain_values_for_the_report(task: Task) -> None:
+    facts = task.facts()
+    assert facts["task"] == task.name
+    assert all(isinstance(key, str) for key in facts)
