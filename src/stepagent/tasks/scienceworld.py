@@ -96,18 +96,17 @@ class ScienceWorldTextEnv(gym.Env[str, str]):
         self._simulator.call("load", task_type, variation, self._task.simplification, False)
         instruction = self._simulator.call("getTaskDescription")
         self._actions = self._raw_score = self._best_score = 0
-        observation, _, _ = self._act("look around")
+        observation, _, _, info = self._act(self._simulator, "look around")
         self._running = True
-        return observation, self._info(False) | {"instruction": instruction, "item": item}
+        return observation, info | {"instruction": instruction, "item": item}
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """What is seen after the action, which may be any text; a wrong one only costs a step."""
-        if not self._running:
+        if not self._running or self._simulator is None:
             raise gym.error.ResetNeeded("the episode is over or has not begun: call reset first")
         self._running = False  # stays so if the simulator is lost
         self._actions += 1
-        observation, reward, completed = self._act(action)
-        info = self._info(completed)
+        observation, reward, completed, info = self._act(self._simulator, action)
         terminated = completed or self._raw_score < 0
         limit = float("inf") if self.step_limit is None else self.step_limit
         truncated = not terminated and (info["moves"] > limit or self._actions >= limit)
@@ -121,9 +120,8 @@ class ScienceWorldTextEnv(gym.Env[str, str]):
             self._task.pool.give_back(self._simulator)
             self._simulator = None
 
-    def _act(self, action: str) -> tuple[str, int, bool]:
-        simulator = self._simulator
-        assert simulator is not None
+    def _act(self, simulator: Simulator, action: str) -> tuple[str, int, bool, dict[str, Any]]:
+        """Observation, reward, whether the engine calls the task completed, and the info."""
         try:
             # Lone surrogates cannot be sent as UTF-8.
             text = action.encode("utf-8", "replace").decode("utf-8")
@@ -136,16 +134,13 @@ class ScienceWorldTextEnv(gym.Env[str, str]):
         reward = raw_score - self._raw_score
         self._raw_score = raw_score
         self._best_score = max(self._best_score, raw_score)
-        return observation, reward, completed
-
-    def _info(self, completed: bool) -> dict[str, Any]:
-        assert self._simulator is not None
-        return {
+        info = {
             "score": self._best_score,
             "raw_score": self._raw_score,
             "success": completed and self._raw_score == 100,
-            "moves": int(self._simulator.call("getNumMoves")),
+            "moves": int(simulator.call("getNumMoves")),
         }
+        return observation, reward, completed, info
 
 
 class ScienceWorld:
