@@ -53,11 +53,10 @@ def assert_equal_to_naive(trees: list[PrefixTree], token_budget: int, *, shared:
     packs = pack(trees, token_budget, shared=shared)
     expected, found = [], []
     for packed in packs:
-        ordered = dict.fromkeys(packed.path_tree.tolist())
-        naive = [one_path_at_a_time(net, trees[i], p) for i in ordered for p in trees[i].paths]
+        naive = [one_path_at_a_time(net, trees[i], p) for i in packed.trees for p in trees[i].paths]
         expected.append(torch.cat(naive))
         found.append(read(net, packed))
-        lengths = [len(p) for i in ordered for p in trees[i].paths]
+        lengths = [len(p) for i in packed.trees for p in trees[i].paths]
         assert packed.path_lengths().tolist() == lengths
         by_path = torch.stack([values.sum() for values in naive])
         torch.testing.assert_close(packed.sum_by_path(found[-1]), by_path, rtol=1e-10, atol=1e-10)
@@ -140,7 +139,7 @@ def test_separate_rows_are_plain_sequences_with_the_same_values_in_the_same_orde
     assert_equal_to_naive(trees, 1000, shared=False)
     net = model()
     shared, separate = pack(trees, 1000)[0], packs[0]
-    assert shared.path_tree.tolist() == separate.path_tree.tolist()
+    assert shared.trees == separate.trees
     torch.testing.assert_close(read(net, shared), read(net, separate), rtol=1e-10, atol=1e-10)
 
 

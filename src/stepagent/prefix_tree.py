@@ -123,8 +123,8 @@ class Pack:
     """(paths,) index of the last token before the path: the end of its state."""
     path_end: Tensor
     """(paths,) index of the path's last token."""
-    path_tree: Tensor
-    """(paths,) which tree the path belongs to."""
+    trees: tuple[int, ...]
+    """Which trees the pack holds, in the order of their paths."""
 
     @property
     def num_paths(self) -> int:
@@ -139,6 +139,10 @@ class Pack:
     def sum_by_path(self, values: Tensor) -> Tensor:
         """(targets,) -> (paths,), the sum over each path's tokens."""
         return values.new_zeros(self.num_paths).index_add(0, self.target_path, values)
+
+    def by_path(self, values: Sequence[Tensor]) -> Tensor:
+        """(paths,) from one tensor for each tree that was packed, holding a value for each of its paths."""
+        return torch.cat([values[tree] for tree in self.trees])
 
     def path_lengths(self) -> Tensor:
         """(paths,) number of tokens of each path."""
@@ -190,26 +194,20 @@ def pack(trees: Sequence[PrefixTree], token_budget: int, *, shared: bool = True)
     becomes a row of its own, for models whose layers cannot follow a tree mask; paths, their order and
     every value read from them stay the same, and the budget counts the tokens then forwarded.
     """
-    if not shared:
-        forests = [tree.separate() for tree in trees]
-        sizes = [sum(map(len, forest)) for forest in forests]
-        return [
-            _lay_out([[tree] for i in group for tree in forests[i]], [i for i in group for _ in forests[i]])
-            for group in fill_rows(sizes, token_budget)
-        ]
-    return [
-        _lay_out([[trees[i] for i in group]], group)
-        for group in fill_rows([len(tree) for tree in trees], token_budget)
-    ]
+    if shared:
+        groups = fill_rows([len(tree) for tree in trees], token_budget)
+        return [_lay_out([[trees[i] for i in group]], group) for group in groups]
+    forests = [tree.separate() for tree in trees]
+    groups = fill_rows([sum(map(len, forest)) for forest in forests], token_budget)
+    return [_lay_out([[tree] for i in group for tree in forests[i]], group) for group in groups]
 
 
-def _lay_out(forests: Sequence[Sequence[PrefixTree]], tree_ids: Sequence[int]) -> Pack:
-    """One row for each forest; `tree_ids` names the trees of all forests in order."""
+def _lay_out(row_trees: Sequence[Sequence[PrefixTree]], names: Sequence[int]) -> Pack:
+    """A pack with one row for each group of trees; `names` are the trees that the paths belong to."""
     rows = []
-    predictor, ids, path_of, state, end, path_tree = [], [], [], [], [], []
-    names = iter(tree_ids)
+    predictor, ids, path_of, state, end = [], [], [], [], []
     base = num_paths = num_predictors = 0
-    for forest in forests:
+    for forest in row_trees:
         tokens, depths, ends, reads = [], [], [], []
         offset = 0
         for tree in forest:
@@ -219,7 +217,6 @@ def _lay_out(forests: Sequence[Sequence[PrefixTree]], tree_ids: Sequence[int]) -
             depths.append(depth[order])
             ends.append((index + size)[order] + offset)
             parents = np.array(tree.parents)
-            name = next(names)
             for path in tree.paths:
                 nodes = np.array(path)
                 reads.append(index[parents[nodes]] + offset)
@@ -227,7 +224,6 @@ def _lay_out(forests: Sequence[Sequence[PrefixTree]], tree_ids: Sequence[int]) -
                 path_of.append(np.full(len(nodes), num_paths))
                 state.append(base + reads[-1][0])
                 end.append(base + offset + index[nodes[-1]])
-                path_tree.append(name)
                 num_paths += 1
             offset += len(tree)
         needed, where = np.unique(np.concatenate(reads), return_inverse=True)
@@ -249,5 +245,5 @@ def _lay_out(forests: Sequence[Sequence[PrefixTree]], tree_ids: Sequence[int]) -
         target_path=torch.from_numpy(np.concatenate(path_of)),
         path_state=torch.tensor(state),
         path_end=torch.tensor(end),
-        path_tree=torch.tensor(path_tree),
+        trees=tuple(names),
     )

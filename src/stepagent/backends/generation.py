@@ -4,9 +4,11 @@ Both keep keys and values in a `SlotCache`: the caller says into which slot each
 it may see, so nothing is padded to the left, moved or computed again.
 """
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
@@ -33,6 +35,12 @@ class Decoding:
     """Longest action, in tokens."""
     temperature: float = 1.0
     """Softmax temperature; 0 takes the most likely token."""
+
+
+def random_numbers(seed: int, name: str, *key: int, count: int) -> Tensor:
+    """(count,) uniform numbers in [0, 1) that belong to one decision, whatever else is in its batch."""
+    source = np.random.default_rng([seed, zlib.crc32(name.encode()), *key])
+    return torch.from_numpy(source.random(count))
 
 
 def choose(logits: Tensor, temperature: float, uniform: Tensor) -> tuple[Tensor, Tensor]:

@@ -30,6 +30,10 @@ class Task(Protocol):
         """Ids of all items of the split, in a fixed order."""
         ...
 
+    def group(self, item: str) -> str:
+        """The kind of task an item belongs to, for panels and per-group results."""
+        ...
+
     def make_env(self) -> TextEnv:
         """A fresh environment; any item can be chosen at `reset`. Safe to use from one thread each."""
         ...

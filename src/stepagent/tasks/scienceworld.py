@@ -161,7 +161,7 @@ class ScienceWorld:
         step_limit: int = 100,
         *,
         timeout_seconds: float = 60.0,
-        max_heap_mb: int = 4096,
+        max_heap_mb: int = 2048,
     ) -> None:
         """Raises ValueError, with what is allowed, for unknown names; starts nothing yet."""
         for task_type in task_types or ():

@@ -206,7 +206,7 @@ class SimulatorPool:
     given back are handed out again, because making one costs about a second.
     """
 
-    def __init__(self, timeout_seconds: float = 60.0, max_heap_mb: int = 4096) -> None:
+    def __init__(self, timeout_seconds: float = 60.0, max_heap_mb: int = 2048) -> None:
         """A pool whose JVM may be silent for `timeout_seconds` and fill `max_heap_mb` MiB."""
         self.timeout_seconds = timeout_seconds
         self.max_heap_mb = max_heap_mb

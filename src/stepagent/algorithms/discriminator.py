@@ -1,0 +1,208 @@
+"""Inverse reflection, first half: a discriminator tells the expert's actions from the agent's.
+
+    D(s, a) = sigma(f(s, a)), high = expert
+    L_D     = -E_expert log D - E_agent log(1 - D)
+
+GAIL (Ho and Ermon 2016, arXiv 1606.03476, eq. 16, whose paper labels the agent 1: here the expert is 1)
+on single steps: f is a linear head on a language model's hidden state at the action's last token. With
+optimal D, (2 log 2 - L_D) / 2 is the Jensen-Shannon divergence between expert and agent, in practice mode
+of their actions on expert states; with any other D it is a lower bound. The step reward is one of
+
+    -log(1 - D) = softplus(f)      "gail", positive
+     log D      = -softplus(-f)    "log-d", negative
+     f          = log D/(1 - D)    "logit" (AIRL, arXiv 1710.11248)
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from math import log as ln
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stepagent.backends.forward import pack_hidden
+from stepagent.backends.training import (
+    Metrics,
+    OptimizerConfig,
+    Updater,
+    batch_packs,
+    num_batches,
+    read_paths,
+    shuffled_batches,
+)
+from stepagent.inspection import StepTree, expert_path_of_step
+from stepagent.prefix_tree import Pack
+
+RewardForm = Literal["gail", "log-d", "logit"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiscriminatorConfig:
+    """Training of the discriminator within one round."""
+
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=3e-4)
+    """AdamW settings, anew in each round."""
+    warmup_epochs: int = 4
+    """Most passes over the first round's practised steps, until it beats chance on held-out ones."""
+    epochs: int = 1
+    """Passes over the practised steps of each later round."""
+    label_smoothing: float = 0.05
+    """Share of the opposite label mixed into each label."""
+    reward: RewardForm = "logit"
+    """Which function of D is the step reward."""
+    batch_size: int = 8
+    """Trajectories in one update."""
+    token_budget: int = 1024
+    """Tokens forwarded together."""
+
+
+class Discriminator(nn.Module):
+    """A language model's layers with one output: how much an action looks like the expert's."""
+
+    def __init__(self, layers: nn.Module, width: int) -> None:
+        """`layers` is trained along: it must not be shared with the policy."""
+        super().__init__()
+        self.layers = layers
+        self.head = nn.Linear(width, 1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def expert_logits(self, pack: Pack) -> Tensor:
+        """(paths,) f(s, a) for each path; high = expert."""
+        hidden, _ = pack_hidden(self.layers, pack)
+        logits: Tensor = self.head(hidden[pack.path_end])[:, 0]
+        return logits
+
+
+class DiscriminatorLoss(NamedTuple):
+    """Loss and counts, as parts of means over all expert and all agent actions."""
+
+    loss: Tensor
+    accuracy: Tensor
+
+
+def discriminator_loss(
+    expert_logits: Tensor,
+    is_expert: Tensor,
+    num_expert: int,
+    num_agent: int,
+    label_smoothing: float = 0.0,
+) -> DiscriminatorLoss:
+    """L_D of actions (paths,), as their part of the means over `num_expert` and `num_agent` actions.
+
+    Both sides weigh the same, however many actions the agent has for each of the expert's. An action
+    with D = 1/2 exactly counts as half right.
+    """
+    target = torch.where(is_expert, 1 - label_smoothing, label_smoothing).to(expert_logits)
+    losses = F.binary_cross_entropy_with_logits(expert_logits, target, reduction="none")
+    weight = torch.where(is_expert, 1 / num_expert, 1 / num_agent).to(expert_logits)
+    sign = torch.where(is_expert, expert_logits, -expert_logits)
+    right = (sign > 0).to(weight) + 0.5 * (sign == 0).to(weight)
+    return DiscriminatorLoss((losses * weight).sum(), (right * weight).sum().detach() / 2)
+
+
+def js_divergence(loss: float) -> float:
+    """Estimate of the Jensen-Shannon divergence in nats from L_D without label smoothing, at least 0."""
+    return max(0.0, (2 * ln(2) - loss) / 2)
+
+
+def step_rewards(expert_logits: Tensor, form: RewardForm) -> Tensor:
+    """The step reward of actions from f(s, a), elementwise."""
+    match form:
+        case "gail":
+            return F.softplus(expert_logits)
+        case "log-d":
+            return -F.softplus(-expert_logits)
+        case "logit":
+            return expert_logits
+
+
+def train_discriminator(
+    discriminator: Discriminator,
+    practised: Sequence[StepTree],
+    config: DiscriminatorConfig,
+    *,
+    epochs: int,
+    seed: int,
+    log: Callable[[Metrics], None],
+    enough: Callable[[], bool] = lambda: False,
+) -> None:
+    """At most `epochs` passes in place; stops after one that was `enough`."""
+    trees = [p.tree for p in practised]
+    per_epoch = num_batches(len(trees), config.batch_size)
+    updater = Updater(discriminator.parameters(), config.optimizer, epochs * per_epoch)
+    for epoch in range(epochs):
+        for batch in shuffled_batches(len(trees), config.batch_size, seed=seed, epoch=epoch):
+            log(updater.update(_losses(discriminator, practised, batch, config)))
+        if enough():
+            break
+
+
+def _losses(
+    discriminator: Discriminator,
+    practised: Sequence[StepTree],
+    batch: Sequence[int],
+    config: DiscriminatorConfig,
+) -> Iterator[tuple[Tensor, Metrics]]:
+    num_expert = sum(int(practised[i].is_expert.sum()) for i in batch)
+    num_agent = sum(len(practised[i].is_expert) for i in batch) - num_expert
+    for packed, trees in batch_packs([p.tree for p in practised], batch, config.token_budget):
+        is_expert = torch.cat([practised[i].is_expert for i in trees])
+        loss, accuracy = discriminator_loss(
+            discriminator.expert_logits(packed),
+            is_expert,
+            num_expert,
+            num_agent,
+            config.label_smoothing,
+        )
+        yield loss, {"loss": loss.item(), "discriminator_accuracy": accuracy.item()}
+
+
+def expert_logits(
+    discriminator: Discriminator, practised: Sequence[StepTree], token_budget: int
+) -> list[Tensor]:
+    """For each tree f(s, a) of all its paths, (paths,)."""
+    return read_paths([p.tree for p in practised], discriminator.expert_logits, token_budget)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What the discriminator makes of practised steps it was not trained on."""
+
+    js_divergence: float
+    """Nats; falls towards 0 as the agent becomes like the expert."""
+    accuracy: float
+    """0 to 1; falls towards one half."""
+    beats_chance: bool
+    """Whether it prefers the expert's action to a different agent action in more than half the pairs,
+    by a one-sided 95 % interval over trajectories."""
+
+
+def held_out(logits: Sequence[Tensor], practised: Sequence[StepTree]) -> HeldOut:
+    """Measures the discriminator's logits on held-out practised steps."""
+    is_expert = torch.cat([p.is_expert for p in practised])
+    num_expert = int(is_expert.sum())
+    loss, accuracy = discriminator_loss(
+        torch.cat(list(logits)), is_expert, num_expert, len(is_expert) - num_expert
+    )
+    return HeldOut(
+        js_divergence=js_divergence(loss.item()),
+        accuracy=accuracy.item(),
+        beats_chance=_beats_chance(logits, practised),
+    )
+
+
+def _beats_chance(logits: Sequence[Tensor], practised: Sequence[StepTree]) -> bool:
+    """Mean preference over trajectories minus 1.645 standard errors above one half."""
+    shares = []
+    for f, p in zip(logits, practised, strict=True):
+        differs = (~p.is_same).nonzero()[:, 0]
+        if len(differs):
+            expert = expert_path_of_step(p.is_expert)[differs]
+            shares.append((f[expert] > f[differs]).double().mean())
+    if len(shares) < 2:
+        return False
+    values = torch.stack(shares)
+    return bool(values.mean() - 1.645 * values.std() / len(values) ** 0.5 > 0.5)

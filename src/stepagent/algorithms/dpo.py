@@ -1,0 +1,140 @@
+"""Implicit reflection: step-wise DPO, expert action chosen, the agent's own action rejected.
+
+    delta = beta * [(log pi(a|s) - log ref(a|s)) - (log pi(a'|s) - log ref(a'|s))]
+    L     = mean(-log sigma(delta)) + sft_coef * NLL(a)
+
+Rafailov et al. 2023 (arXiv 2305.18290, eq. 7) on single steps: s an expert state, a the expert's
+action, a' the agent's. The implicit step reward is r(s, a) = beta * log pi(a|s) / ref(a|s). What differs
+from the textbook: pairs are steps of one trajectory that share its prefix tree; the reference is the
+policy at the start of the round; pairs with a = a' are dropped; the SFT anchor is on by default, because
+step-wise DPO without it can collapse (ETO, arXiv 2403.02502, table 4). Command: `stepagent reflect`.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from stepagent.algorithms.sft import sft_loss
+from stepagent.backends.training import (
+    Metrics,
+    OptimizerConfig,
+    Updater,
+    batch_packs,
+    num_batches,
+    read_paths,
+    shuffled_batches,
+)
+from stepagent.inspection import StepTree, expert_path_of_step
+from stepagent.policy import Policy
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPOConfig:
+    """One round of step-wise DPO."""
+
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-4)
+    """AdamW settings, anew in each round."""
+    beta: float = 0.2
+    """Strength of the pull to the reference; the scale of the implicit reward."""
+    sft_coef: float = 1.0
+    """Weight of the negative log-likelihood of expert actions; 0 takes the anchor away."""
+    epochs: int = 2
+    """Passes over the practised steps."""
+    batch_size: int = 8
+    """Trajectories in one update, each with all its steps."""
+    token_budget: int = 1024
+    """Tokens forwarded together."""
+
+
+class DPOLoss(NamedTuple):
+    """The loss of each pair and the implicit rewards of both actions, all (pairs,)."""
+
+    loss: Tensor
+    chosen_rewards: Tensor
+    rejected_rewards: Tensor
+
+
+def dpo_loss(
+    chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, beta: float
+) -> DPOLoss:
+    """Log-probabilities of whole actions (pairs,), under the policy and the reference."""
+    chosen_rewards = beta * (chosen - ref_chosen)
+    rejected_rewards = beta * (rejected - ref_rejected)
+    loss = -F.logsigmoid(chosen_rewards - rejected_rewards)
+    return DPOLoss(loss, chosen_rewards.detach(), rejected_rewards.detach())
+
+
+def dpo(
+    policy: Policy,
+    practised: Sequence[StepTree],
+    config: DPOConfig,
+    *,
+    seed: int,
+    log: Callable[[Metrics], None],
+) -> None:
+    """One round of updates in place; the reference is the policy as it comes in."""
+    trees = [p.tree for p in practised]
+    reference = read_paths(
+        trees, lambda packed: packed.sum_by_path(policy.read(packed).logprobs), config.token_budget
+    )
+    per_epoch = num_batches(len(trees), config.batch_size)
+    updater = Updater(policy.model.parameters(), config.optimizer, config.epochs * per_epoch)
+    for epoch in range(config.epochs):
+        for batch in shuffled_batches(len(trees), config.batch_size, seed=seed, epoch=epoch):
+            log(updater.update(_losses(policy, practised, reference, batch, config)))
+
+
+def _losses(
+    policy: Policy,
+    practised: Sequence[StepTree],
+    reference: Sequence[Tensor],
+    batch: Sequence[int],
+    config: DPOConfig,
+) -> Iterator[tuple[Tensor, Metrics]]:
+    """The parts of one update's loss, a mean over the batch's pairs and expert tokens."""
+    num_pairs = max(1, sum(int((~practised[i].is_same).sum()) for i in batch))
+    num_tokens = sum(
+        len(path)
+        for i in batch
+        for path, expert in zip(practised[i].tree.paths, practised[i].is_expert, strict=True)
+        if expert
+    )
+    for packed, trees in batch_packs([p.tree for p in practised], batch, config.token_budget):
+        is_expert = torch.cat([practised[i].is_expert for i in trees])
+        rejected = (~torch.cat([practised[i].is_same for i in trees])).nonzero()[:, 0]
+        chosen = expert_path_of_step(is_expert)[rejected]
+        ref = torch.cat([reference[i] for i in trees])
+        token_logprobs = policy.read(packed).logprobs
+        logprobs = packed.sum_by_path(token_logprobs)
+        pairs = dpo_loss(logprobs[chosen], logprobs[rejected], ref[chosen], ref[rejected], config.beta)
+        preference = pairs.loss.sum() / num_pairs
+        anchor = sft_loss(token_logprobs[is_expert[packed.target_path]], num_tokens)
+        margins = pairs.chosen_rewards - pairs.rejected_rewards
+        yield (
+            preference + config.sft_coef * anchor,
+            {
+                "loss": (preference + config.sft_coef * anchor).item(),
+                "dpo_loss": preference.item(),
+                "sft_loss": anchor.item(),
+                "reward_chosen": float(pairs.chosen_rewards.sum()) / num_pairs,
+                "reward_rejected": float(pairs.rejected_rewards.sum()) / num_pairs,
+                "reward_margin": float(margins.sum()) / num_pairs,
+                "reward_accuracy": float((margins > 0).sum()) / num_pairs,
+            },
+        )
+
+
+def implicit_rewards(
+    policy: Policy, reference: Policy, practised: Sequence[StepTree], beta: float, token_budget: int
+) -> list[Tensor]:
+    """For each tree r(s, a) = beta * log pi(a|s) / ref(a|s) of all its paths, (paths,)."""
+    trees = [p.tree for p in practised]
+    now, then = (
+        read_paths(trees, lambda packed, p=p: packed.sum_by_path(p.read(packed).logprobs), token_budget)
+        for p in (policy, reference)
+    )
+    return [beta * (a - b) for a, b in zip(now, then, strict=True)]

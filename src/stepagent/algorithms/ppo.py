@@ -1,0 +1,236 @@
+"""Inverse reflection, second half: PPO on step rewards.
+
+    ratio  = pi(token) / pi_old(token)
+    L_clip = -mean min(ratio * A, clip(ratio, 1 - clip_range, 1 + clip_range) * A)
+    L      = L_clip + vf_coef * mean (V(s) - R)^2 - ent_coef * mean entropy
+             + kl_coef * mean KL(pi || reference) + sft_coef * NLL(expert action)
+
+Schulman et al. 2017 (arXiv 1707.06347, eq. 7 and 9); entropy is that of the next-token distributions along
+the action, whose sum is the causal entropy of the step (Ziebart et al. 2010). Ratios and clipping are per
+token; an action's tokens share its advantage. V is read at the state's last token. In practice mode
+the next state is the expert's whatever the agent did, so each practised step is a decision of its own:
+it is a GAE episode of length one, advantage = step reward - V(s).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from stepagent.algorithms.sft import sft_loss
+from stepagent.backends.training import (
+    Metrics,
+    OptimizerConfig,
+    Updater,
+    batch_packs,
+    num_batches,
+    read_trees,
+    shuffled_batches,
+)
+from stepagent.inspection import StepTree
+from stepagent.policy import Policy, Reading
+from stepagent.prefix_tree import Pack
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPOConfig:
+    """One round of PPO on practised steps."""
+
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-4)
+    """AdamW settings, anew in each round."""
+    epochs: int = 2
+    """Passes over the practised steps."""
+    clip_range: float = 0.2
+    """How far a token's probability ratio may move before its gradient is cut."""
+    vf_coef: float = 0.5
+    """Weight of the value loss."""
+    ent_coef: float = 0.0
+    """Weight of the entropy bonus."""
+    kl_coef: float = 0.0
+    """Weight of the divergence from the round's starting policy."""
+    sft_coef: float = 1.0
+    """Weight of the negative log-likelihood of expert actions (behavioural-cloning anchor)."""
+    whiten: bool = True
+    """Scale the round's advantages to mean 0 and standard deviation 1."""
+    batch_size: int = 8
+    """Trajectories in one update."""
+    token_budget: int = 1024
+    """Tokens forwarded together."""
+
+
+class ValueHead(nn.Linear):
+    """V(s) from the policy's hidden state at the state's last token; the gradient stays in the head."""
+
+    def __init__(self, width: int) -> None:
+        """Starts at zero everywhere."""
+        super().__init__(width, 1)
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def values(self, reading: Reading) -> Tensor:
+        """(paths,)."""
+        values: Tensor = self(reading.state_hidden.detach())[:, 0]
+        return values
+
+
+def gae(
+    rewards: Tensor, values: Tensor, ends: Tensor, *, gamma: float = 1.0, gae_lambda: float = 1.0
+) -> Tensor:
+    """Advantages (steps,) of consecutive steps; `ends` is true where an episode terminates.
+
+    Generalized advantage estimation (Schulman et al. 2016, arXiv 1506.02438, eq. 16). The last step has to
+    be an end.
+    """
+    if len(ends) and not ends[-1]:
+        raise ValueError("gae: the last step has to end its episode")
+    advantages = torch.zeros_like(rewards)
+    following = rewards.new_zeros(())
+    next_value = rewards.new_zeros(())
+    for t in range(len(rewards) - 1, -1, -1):
+        if ends[t]:
+            following, next_value = torch.zeros_like(following), torch.zeros_like(next_value)
+        delta = rewards[t] + gamma * next_value - values[t]
+        following = delta + gamma * gae_lambda * following
+        advantages[t], next_value = following, values[t]
+    return advantages
+
+
+class PPOLoss(NamedTuple):
+    """The clipped loss of each token (targets,), and what it says about the step taken."""
+
+    loss: Tensor
+    approx_kl: Tensor
+    """(targets,) estimate of KL(old || new), ratio - 1 - log ratio (Schulman 2020, k3)."""
+    clipped: Tensor
+    """(targets,) bool, ratio outside the clip range."""
+
+
+def ppo_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip_range: float) -> PPOLoss:
+    """Clipped surrogate loss of tokens (targets,)."""
+    log_ratio = logprobs - old_logprobs
+    ratio = log_ratio.exp()
+    clipped_ratio = ratio.clamp(1 - clip_range, 1 + clip_range)
+    loss = -torch.minimum(ratio * advantages, clipped_ratio * advantages)
+    with torch.no_grad():
+        return PPOLoss(loss, ratio - 1 - log_ratio, (ratio - 1).abs() > clip_range)
+
+
+def explained_variance(values: Tensor, returns: Tensor) -> float:
+    """1 - Var(returns - values) / Var(returns): 1 is perfect, 0 as good as a constant."""
+    variance = returns.var()
+    return float(1 - (returns - values).var() / variance) if variance > 0 else float("nan")
+
+
+class _Practice(NamedTuple):
+    """What stays fixed during a round, for each tree."""
+
+    old_logprobs: list[Tensor]
+    """(targets,)"""
+    advantages: list[Tensor]
+    """(paths,), 0 on expert paths"""
+    returns: list[Tensor]
+    """(paths,)"""
+
+
+def ppo(
+    policy: Policy,
+    value_head: ValueHead,
+    practised: Sequence[StepTree],
+    rewards: Sequence[Tensor],
+    config: PPOConfig,
+    *,
+    seed: int,
+    log: Callable[[Metrics], None],
+) -> None:
+    """One round in place. `rewards` holds for each tree the step rewards of its paths (paths,).
+
+    Expert paths take part in the anchor only.
+    """
+    fixed = _advantages(policy, value_head, practised, rewards, config)
+    per_epoch = num_batches(len(practised), config.batch_size)
+    parameters = [*policy.model.parameters(), *value_head.parameters()]
+    updater = Updater(parameters, config.optimizer, config.epochs * per_epoch)
+    for epoch in range(config.epochs):
+        for batch in shuffled_batches(len(practised), config.batch_size, seed=seed, epoch=epoch):
+            log(updater.update(_losses(policy, value_head, practised, fixed, batch, config)))
+
+
+def _advantages(
+    policy: Policy,
+    value_head: ValueHead,
+    practised: Sequence[StepTree],
+    rewards: Sequence[Tensor],
+    config: PPOConfig,
+) -> _Practice:
+    def read(packed: Pack) -> tuple[Tensor, Tensor]:
+        reading = policy.read(packed)
+        return reading.logprobs, value_head.values(reading)
+
+    readings = read_trees([p.tree for p in practised], read, config.token_budget)
+    old_logprobs, values = (list(part) for part in zip(*readings, strict=True))
+    sizes = [len(r) for r in rewards]
+    is_agent = ~torch.cat([p.is_expert for p in practised])
+    returns = torch.cat(list(rewards))
+    every_step_ends = torch.ones_like(returns, dtype=torch.bool)
+    advantages = gae(returns, torch.cat(values), every_step_ends)
+    if config.whiten:
+        own = advantages[is_agent]
+        advantages = (advantages - own.mean()) / (own.std() + 1e-8)
+    advantages = torch.where(is_agent, advantages, 0.0)
+    return _Practice(old_logprobs, list(advantages.split(sizes)), list(returns.split(sizes)))
+
+
+def _losses(
+    policy: Policy,
+    value_head: ValueHead,
+    practised: Sequence[StepTree],
+    fixed: _Practice,
+    batch: Sequence[int],
+    config: PPOConfig,
+) -> Iterator[tuple[Tensor, Metrics]]:
+    """The parts of one update's loss: means over the batch's agent tokens, states and expert tokens."""
+    lengths = {i: [len(path) for path in practised[i].tree.paths] for i in batch}
+    is_expert_by_tree = {i: practised[i].is_expert.tolist() for i in batch}
+    num_expert = sum(
+        n for i in batch for n, e in zip(lengths[i], is_expert_by_tree[i], strict=True) if e
+    )
+    num_agent = sum(map(sum, lengths.values())) - num_expert
+    num_actions = sum(len(e) - sum(e) for e in is_expert_by_tree.values())
+    for packed, trees in batch_packs([p.tree for p in practised], batch, config.token_budget):
+        is_expert = torch.cat([practised[i].is_expert for i in trees])
+        by_agent = ~is_expert[packed.target_path]
+        reading = policy.read(packed)
+        advantages = torch.cat([fixed.advantages[i] for i in trees])[packed.target_path]
+        old_logprobs = torch.cat([fixed.old_logprobs[i] for i in trees])
+        clip = ppo_loss(
+            reading.logprobs[by_agent], old_logprobs[by_agent], advantages[by_agent], config.clip_range
+        )
+        returns = torch.cat([fixed.returns[i] for i in trees])
+        value_loss = (value_head.values(reading) - returns)[~is_expert].square().sum() / num_actions
+        entropy = reading.entropies[by_agent].sum() / num_agent
+        # The k3 estimate on tokens of the starting policy: unbiased for KL(start || now).
+        log_ratio = (reading.logprobs - old_logprobs)[by_agent]
+        kl = (log_ratio.exp() - 1 - log_ratio).sum() / num_agent
+        anchor = sft_loss(reading.logprobs[~by_agent], num_expert)
+        policy_loss = clip.loss.sum() / num_agent
+        loss = (
+            policy_loss
+            + config.vf_coef * value_loss
+            - config.ent_coef * entropy
+            + config.kl_coef * kl
+            + config.sft_coef * anchor
+        )
+        yield (
+            loss,
+            {
+                "loss": loss.item(),
+                "policy_loss": policy_loss.item(),
+                "value_loss": value_loss.item(),
+                "entropy": entropy.item(),
+                "sft_loss": anchor.item(),
+                "approx_kl": float(clip.approx_kl.sum()) / num_agent,
+                "clipfrac": float(clip.clipped.sum()) / num_agent,
+            },
+        )

@@ -1,0 +1,67 @@
+"""SFT: behavioural cloning of the expert's actions (Pomerleau 1989, eq. of maximum likelihood).
+
+    L = -1/N sum over all action tokens of log pi(token | everything before it)
+
+The loss is on action tokens only, the end-of-turn token included; each trajectory is one path of its
+prefix tree, so every token is forwarded once. Command: `stepagent sft`.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from stepagent.backends.training import (
+    Metrics,
+    OptimizerConfig,
+    Updater,
+    batch_packs,
+    num_batches,
+    shuffled_batches,
+)
+from stepagent.inspection import step_tree
+from stepagent.policy import Policy
+from stepagent.renderer import RenderedTrajectory
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFTConfig:
+    """Behavioural cloning."""
+
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-3)
+    """AdamW settings."""
+    epochs: int = 10
+    """Passes over the demonstrations."""
+    batch_size: int = 8
+    """Trajectories in one update."""
+    token_budget: int = 1024
+    """Tokens forwarded together."""
+
+
+def sft_loss(logprobs: Tensor, total: int) -> Tensor:
+    """Negative log-likelihood of action tokens (targets,), as their share of a mean over `total` tokens."""
+    return -logprobs.sum() / total
+
+
+def sft(
+    policy: Policy,
+    demonstrations: Sequence[RenderedTrajectory],
+    config: SFTConfig,
+    *,
+    seed: int,
+    log: Callable[[Metrics], None],
+) -> None:
+    """Trains the policy in place; calls `log` after every update."""
+    trees = [step_tree(d).tree for d in demonstrations]
+    per_epoch = num_batches(len(trees), config.batch_size)
+    updater = Updater(policy.model.parameters(), config.optimizer, config.epochs * per_epoch)
+    for epoch in range(config.epochs):
+        for batch in shuffled_batches(len(trees), config.batch_size, seed=seed, epoch=epoch):
+            total = sum(len(path) for i in batch for path in trees[i].paths)
+
+            def losses(batch: list[int] = batch, total: int = total) -> Iterator[tuple[Tensor, Metrics]]:
+                for packed, _ in batch_packs(trees, batch, config.token_budget):
+                    loss = sft_loss(policy.read(packed).logprobs, total)
+                    yield loss, {"loss": loss.item()}
+
+            log(updater.update(losses()))

@@ -1,0 +1,110 @@
+"""Parameter updates: one optimizer step for each batch of prefix trees, whatever the loss is."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import get_linear_schedule_with_warmup
+
+from stepagent.prefix_tree import Pack, PrefixTree, pack
+
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW with linear warm-up and linear decay to zero."""
+
+    learning_rate: float
+    """Highest learning rate."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay."""
+    warmup_share: float = 0.1
+    """Share of all updates in which the learning rate rises."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm."""
+
+
+class Updater:
+    """The optimizer and schedule of one training stage."""
+
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], config: OptimizerConfig, num_updates: int
+    ) -> None:
+        """`num_updates` is the number of optimizer steps that the schedule is made for."""
+        self.parameters = [p for p in parameters if p.requires_grad]
+        self.max_grad_norm = config.max_grad_norm
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+        self.schedule = get_linear_schedule_with_warmup(
+            self.optimizer, int(config.warmup_share * num_updates), num_updates
+        )
+
+    def update(self, losses: Iterable[tuple[Tensor, Metrics]]) -> Metrics:
+        """One optimizer step on the sum of the losses, each freed before the next one is made.
+
+        The metrics of the parts are summed as well, so each part has to weigh its own by its share.
+        """
+        total: Metrics = {}
+        for loss, metrics in losses:
+            loss.backward()  # type: ignore[no-untyped-call]
+            for name, value in metrics.items():
+                total[name] = total.get(name, 0.0) + value
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
+        total |= {"learning_rate": self.schedule.get_last_lr()[0], "grad_norm": float(norm)}
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return total
+
+
+def num_batches(count: int, batch_size: int) -> int:
+    """Batches in one epoch over `count` items."""
+    return -(-count // batch_size)
+
+
+def shuffled_batches(count: int, batch_size: int, *, seed: int, epoch: int) -> Iterator[list[int]]:
+    """The items 0 to count - 1 in batches; the order depends on the seed and the epoch alone."""
+    order = np.random.default_rng([seed, epoch]).permutation(count).tolist()
+    for start in range(0, count, batch_size):
+        yield order[start : start + batch_size]
+
+
+def batch_packs(
+    trees: Sequence[PrefixTree], batch: Sequence[int], token_budget: int
+) -> Iterator[tuple[Pack, list[int]]]:
+    """The packs of a batch of trees, each with the numbers of its trees in the order of its paths."""
+    for packed in pack([trees[i] for i in batch], token_budget):
+        yield packed, [batch[i] for i in packed.trees]
+
+
+@torch.no_grad()
+def read_trees(
+    trees: Sequence[PrefixTree], read: Callable[[Pack], tuple[Tensor, ...]], token_budget: int
+) -> list[tuple[Tensor, ...]]:
+    """For each tree what `read` says of it, without gradient.
+
+    `read` returns tensors of a pack that hold a value for each path or for each path token; each is
+    cut up again by trees.
+    """
+    found: list[tuple[Tensor, ...]] = [()] * len(trees)
+    for packed in pack(trees, token_budget):
+        num_paths = [len(trees[i].paths) for i in packed.trees]
+        num_targets = [sum(map(len, trees[i].paths)) for i in packed.trees]
+        parts = [
+            values.split(num_paths if len(values) == packed.num_paths else num_targets)
+            for values in read(packed)
+        ]
+        for place, tree in enumerate(packed.trees):
+            found[tree] = tuple(part[place] for part in parts)
+    return found
+
+
+def read_paths(
+    trees: Sequence[PrefixTree], read: Callable[[Pack], Tensor], token_budget: int
+) -> list[Tensor]:
+    """For each tree what `read` says of its paths, (paths,); no gradient."""
+    return [value for (value,) in read_trees(trees, lambda packed: (read(packed),), token_budget)]

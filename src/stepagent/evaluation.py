@@ -1,0 +1,112 @@
+"""Evaluation: fixed panels of items, score and success with intervals, and how expert-like the policy is."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from stepagent.backends.generation import Decoding
+from stepagent.backends.training import read_paths
+from stepagent.inspection import agreement, practise, step_tree
+from stepagent.policy import Policy
+from stepagent.renderer import RenderedTrajectory
+from stepagent.rollout import rollout
+from stepagent.statistics import Interval, mean_interval, proportion_interval
+from stepagent.tasks.base import Split, Task
+from stepagent.types import Trajectory
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """How policies are evaluated in the environment."""
+
+    decoding: Decoding = Decoding(temperature=0.0)
+    """Greedy by default."""
+    num_parallel: int = 32
+    """Episodes that run at the same time."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A policy's episodes on a panel."""
+
+    episodes: tuple[Trajectory, ...]
+    score: Interval
+    """Mean of the best score of each episode, 0 to 100."""
+    success: Interval
+    """Share of episodes that solved the task, 0 to 1."""
+
+
+def choose_items(task: Task, split: Split, num_per_group: int, *, seed: int) -> tuple[str, ...]:
+    """The same number of items from each group of the split (all, where it has fewer), drawn by the seed."""
+    groups: dict[str, list[str]] = {}
+    for item in task.items(split):
+        groups.setdefault(task.group(item), []).append(item)
+    chosen: list[str] = []
+    for number, group in enumerate(groups.values()):
+        order = np.random.default_rng([seed, number]).permutation(len(group))
+        chosen += [group[i] for i in order[:num_per_group]]
+    return tuple(chosen)
+
+
+def panel_hash(items: Sequence[str]) -> str:
+    """SHA-256 of the item ids in order, so that a report can prove which panel it used."""
+    return hashlib.sha256("\n".join(items).encode()).hexdigest()
+
+
+def summarize(episodes: Sequence[Trajectory]) -> Evaluation:
+    """Score and success of finished episodes."""
+    scores = [e.score for e in episodes if e.score is not None]
+    successes = sum(bool(e.success) for e in episodes)
+    return Evaluation(
+        episodes=tuple(episodes),
+        score=mean_interval(scores),
+        success=proportion_interval(successes, len(episodes)),
+    )
+
+
+def evaluate(
+    policy: Policy,
+    task: Task,
+    items: Sequence[str],
+    config: EvaluationConfig,
+    *,
+    seed: int,
+    description: str = "Evaluation",
+) -> Evaluation:
+    """Rolls the policy out on every item of a panel."""
+    episodes = rollout(
+        policy,
+        task,
+        items,
+        config.decoding,
+        seed=seed,
+        num_parallel=config.num_parallel,
+        description=description,
+    )
+    return summarize([e.trajectory for e in episodes])
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """How close a policy is to the expert on the expert's own states."""
+
+    agreement: float
+    """Share of steps whose greedy action is the expert's, 0 to 1."""
+    expert_logprob: float
+    """Mean log-probability of the expert's actions, in nats for each action."""
+
+
+def likeness(
+    policy: Policy, held_out: Sequence[RenderedTrajectory], *, max_new_tokens: int, token_budget: int
+) -> Likeness:
+    """Measures the policy on held-out expert trajectories."""
+    greedy = Decoding(max_new_tokens=max_new_tokens, temperature=0.0)
+    trees = [step_tree(d).tree for d in held_out]
+    logprobs = read_paths(trees, lambda pack: pack.sum_by_path(policy.read(pack).logprobs), token_budget)
+    return Likeness(
+        agreement=agreement(practise(policy, held_out, greedy, seed=0)),
+        expert_logprob=float(torch.cat(logprobs).mean()),
+    )

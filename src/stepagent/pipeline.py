@@ -1,0 +1,331 @@
+"""A whole run, from novice to expert: collect, SFT, rounds of each learner, test, results.
+
+    demonstrations -> SFT -> for each learner: (inspect -> learn -> evaluate on dev) per round
+                   -> best dev round of each learner -> test -> results.json, summary.md
+
+Every step is a unit of the run folder: finished ones are skipped when a run is resumed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from stepagent.algorithms.dpo import DPOConfig
+from stepagent.algorithms.sft import SFTConfig, sft
+from stepagent.backends.training import Metrics, num_batches
+from stepagent.demonstrations import collect
+from stepagent.evaluation import (
+    EvaluationConfig,
+    choose_items,
+    evaluate,
+    likeness,
+    panel_hash,
+)
+from stepagent.policy import Policy
+from stepagent.reflection import (
+    DiscriminatorAtChance,
+    Implicit,
+    InspectionConfig,
+    Inverse,
+    InverseConfig,
+    Learner,
+    Lesson,
+    MoreSFT,
+    inspect_demonstrations,
+    with_rewards,
+)
+from stepagent.progress import track
+from stepagent.results import write_results
+from stepagent.run import Run, file_hash, read_json, write_json
+from stepagent.tasks.base import Task
+from stepagent.tasks.scienceworld import ScienceWorld
+from stepagent.tiny import TinyConfig, build_tiny_model
+from stepagent.trajectories import read_jsonl, read_trajectories, write_jsonl
+from stepagent.types import Trajectory
+
+Method = Literal["sft_more", "implicit", "inverse"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    """Which environment, under which protocol."""
+
+    task_types: tuple[str, ...]
+    """ScienceWorld task types."""
+    simplification: str = "easy"
+    """The simulator's simplifications."""
+    step_limit: int = 50
+    """Steps after which an episode is cut off."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """How many items of each task type are used for what."""
+
+    sft: int = 36
+    """Training demonstrations for SFT."""
+    reflection: int = 72
+    """Training demonstrations for the learners, those of SFT included."""
+    dev: int = 6
+    """Dev items: rounds are chosen on them; their expert trajectories are the held-out states."""
+    test: int = 18
+    """Test items, used once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """All settings of a run."""
+
+    task: TaskConfig
+    """Environment and protocol."""
+    data: DataConfig = DataConfig()
+    """Sizes of the splits."""
+    model: TinyConfig | str = TinyConfig()
+    """A model to build from scratch, or the folder of one."""
+    sft: SFTConfig = SFTConfig()
+    """The novice."""
+    methods: tuple[Method, ...] = ("sft_more", "implicit", "inverse")
+    """Learners to compare, each from the same novice."""
+    rounds: int = 2
+    """Rounds of each learner."""
+    inspection: InspectionConfig = InspectionConfig()
+    """How the agent practises."""
+    sft_more: SFTConfig = SFTConfig()
+    """One round of the control; the same number of updates as one round of reflection is fair."""
+    implicit: DPOConfig = DPOConfig()
+    """One round of implicit reflection."""
+    inverse: InverseConfig = InverseConfig()
+    """One round of inverse reflection."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """Episodes in the environment."""
+    seed: int = 0
+    """Of the model, the data order, practice and discriminator; panels are the same for all seeds."""
+
+
+PANEL_SEED = 0
+"""Which items form the panels does not depend on the seed of the run."""
+
+
+def make_task(config: TaskConfig) -> ScienceWorld:
+    """The task of a run."""
+    return ScienceWorld(config.task_types, config.simplification, config.step_limit)
+
+
+def train(config: TrainConfig, run: Run, task: Task) -> None:
+    """Runs everything that is not finished yet in the run folder."""
+    demonstrations, held_out = _data(config, run, task)
+    if not run.is_done("sft"):
+        _novice(config, run, demonstrations)
+    novice = Policy.load(run.unit_folder("sft"))
+    lesson = Lesson(
+        demonstrations=[novice.renderer.render(t) for t in demonstrations],
+        practised=(),
+        held_out=[novice.renderer.render(t) for t in held_out],
+        held_out_practised=(),
+    )
+    if not run.is_done("sft-dev"):
+        with run.unit("sft-dev") as folder:
+            metrics = _dev(config, run, task, novice, lesson, "sft", 0)
+            write_json(folder / "dev.json", metrics)
+    for method in config.methods:
+        _rounds(config, run, task, method, lesson)
+    for method in ("sft", *config.methods):
+        if not run.is_done(f"{method}-test"):
+            _test(config, run, task, method)
+    write_results(config.seed, run)
+
+
+def _data(
+    config: TrainConfig, run: Run, task: Task
+) -> tuple[tuple[Trajectory, ...], tuple[Trajectory, ...]]:
+    """Training demonstrations, those for SFT first, and the experts of the dev panel."""
+    train_file = run.folder / "demonstrations.jsonl"
+    dev_file = run.folder / "practice" / "demonstrations-dev.jsonl"
+    if not run.is_done("data"):
+        with run.unit("data") as folder:
+            items = choose_items(task, "train", config.data.reflection, seed=PANEL_SEED)
+            dev = choose_items(task, "dev", config.data.dev, seed=PANEL_SEED)
+            test = choose_items(task, "test", config.data.test, seed=PANEL_SEED)
+            for file, wanted in ((train_file, items), (dev_file, dev)):
+                found = collect(task, wanted)
+                write_jsonl(file, found.trajectories)
+                facts = {
+                    "sha256": file_hash(file),
+                    "trajectories": len(found.trajectories),
+                    "failed": list(found.failed),
+                }
+                run.record_data(file.name, facts)
+            panels = {"dev": dev, "test": test}
+            write_json(folder / "panels.json", panels)
+            run.record_data(
+                "panels",
+                {n: {"sha256": panel_hash(p), "items": len(p)} for n, p in panels.items()},
+            )
+    return read_trajectories(train_file).trajectories, read_trajectories(dev_file).trajectories
+
+
+def _novice(config: TrainConfig, run: Run, demonstrations: Sequence[Trajectory]) -> None:
+    """Behavioural cloning of the first demonstrations of each group."""
+    count: dict[str, int] = {}
+    chosen = []
+    for t in demonstrations:
+        group = t.id.rpartition("/")[0]
+        count[group] = count.get(group, 0) + 1
+        if count[group] <= config.data.sft:
+            chosen.append(t)
+    with run.unit("sft") as folder:
+        if isinstance(config.model, TinyConfig):
+            build_tiny_model(chosen, config.model, seed=config.seed, folder=folder)
+        policy = Policy.load(config.model if isinstance(config.model, str) else folder)
+        rendered = [policy.renderer.render(t) for t in chosen]
+        updates = config.sft.epochs * num_batches(len(rendered), config.sft.batch_size)
+        bar = track(range(updates), "SFT")
+
+        def log(metrics: Metrics) -> None:
+            run.log(stage="sft", round=0, phase="train", step=next(bar), **metrics)
+
+        sft(policy, rendered, config.sft, seed=config.seed, log=log)
+        policy.save(folder)
+
+
+def _learner(config: TrainConfig, method: Method, novice: Policy) -> Learner:
+    match method:
+        case "sft_more":
+            return MoreSFT(config.sft_more)
+        case "implicit":
+            return Implicit(config.implicit)
+        case "inverse":
+            return Inverse(config.inverse, novice)
+
+
+def _rounds(config: TrainConfig, run: Run, task: Task, method: Method, lesson: Lesson) -> None:
+    policy = Policy.load(run.unit_folder("sft"))
+    learner = _learner(config, method, policy)
+    for number in range(1, config.rounds + 1):
+        unit = f"{method}-round{number}"
+        if run.is_done(unit):
+            policy = Policy.load(run.unit_folder(unit))
+            learner.load(run.unit_folder(unit))
+            continue
+        with run.unit(unit) as folder:
+            _round(config, run, method, number, policy, learner, lesson)
+            metrics = _dev(config, run, task, policy, lesson, method, number)
+            write_json(folder / "dev.json", metrics)
+            policy.save(folder)
+            learner.save(folder)
+    if isinstance(learner, Inverse) and not run.is_done(f"{method}-measure"):
+        with run.unit(f"{method}-measure"):
+            _inspect_and_measure(config, run, method, config.rounds + 1, policy, learner, lesson)
+
+
+def _inspect_and_measure(
+    config: TrainConfig,
+    run: Run,
+    method: Method,
+    number: int,
+    policy: Policy,
+    learner: Learner,
+    lesson: Lesson,
+) -> Lesson:
+    """The lesson of a round, measured where the learner can: the figures belong to the round before."""
+    seed = config.seed * 1000 + number
+    lesson = replace(
+        lesson,
+        practised=inspect_demonstrations(policy, lesson.demonstrations, config.inspection, seed=seed),
+        held_out_practised=inspect_demonstrations(
+            policy, lesson.held_out, config.inspection, seed=seed
+        ),
+    )
+
+    def log(phase: str, metrics: Metrics) -> None:
+        run.log(stage=method, round=number, phase=phase, **metrics)
+
+    measured = learner.measure(lesson, seed=seed, log=log)
+    if measured is not None:
+        run.log(
+            stage=method,
+            round=number - 1,
+            phase="dev",
+            js_divergence=measured.js_divergence,
+            discriminator_accuracy=measured.accuracy,
+        )
+    return lesson
+
+
+def _round(
+    config: TrainConfig,
+    run: Run,
+    method: Method,
+    number: int,
+    policy: Policy,
+    learner: Learner,
+    lesson: Lesson,
+) -> None:
+    """Inspection, then reflection."""
+
+    def log(phase: str, metrics: Metrics) -> None:
+        run.log(stage=method, round=number, phase=phase, **metrics)
+
+    if isinstance(learner, MoreSFT):
+        learner.learn(policy, lesson, seed=config.seed * 1000 + number, log=log)
+        return
+    lesson = _inspect_and_measure(config, run, method, number, policy, learner, lesson)
+    rewards = learner.learn(policy, lesson, seed=config.seed * 1000 + number, log=log)
+    trees = lesson.held_out_trees
+    judged = with_rewards(lesson.held_out_practised, trees, rewards or [])
+    write_jsonl(run.folder / "practice" / f"{method}-round{number}.jsonl", judged)
+
+
+def _dev(
+    config: TrainConfig, run: Run, task: Task, policy: Policy, lesson: Lesson, method: str, number: int
+) -> dict[str, float | None]:
+    """Logs and returns how the policy does on the dev panel and how close it is to the expert."""
+    panel = read_json(run.unit_folder("data") / "panels.json")["dev"]
+    result = evaluate(
+        policy, task, panel, config.evaluation, seed=config.seed, description=f"{method}: dev"
+    )
+    write_jsonl(run.folder / "episodes" / f"{method}-dev-round{number}.jsonl", result.episodes)
+    like = likeness(
+        policy,
+        lesson.held_out,
+        max_new_tokens=config.evaluation.decoding.max_new_tokens,
+        token_budget=config.inspection.token_budget,
+    )
+    metrics = {
+        "score": result.score.mean,
+        "score_low": result.score.low,
+        "score_high": result.score.high,
+        "success": result.success.mean,
+        "agreement": like.agreement,
+        "expert_logprob": like.expert_logprob,
+    }
+    run.log(stage=method, round=number, phase="dev", **metrics)
+    return metrics
+
+
+def best_round(run: Run, method: str) -> int:
+    """The round with the highest dev score, the earliest of equals; 0 is the novice itself."""
+    if method == "sft":
+        return 0
+    scores = [read_json(run.unit_folder("sft-dev") / "dev.json")["score"]]
+    while run.is_done(unit := f"{method}-round{len(scores)}"):
+        scores.append(read_json(run.unit_folder(unit) / "dev.json")["score"])
+    return scores.index(max(scores))
+
+
+def _test(config: TrainConfig, run: Run, task: Task, method: str) -> None:
+    """The method's best round on the test panel, once."""
+    number = best_round(run, method)
+    with run.unit(f"{method}-test") as folder:
+        file = run.folder / "episodes" / f"{method}-test.jsonl"
+        if method != "sft" and number == 0:
+            episodes = read_jsonl(run.folder / "episodes" / "sft-test.jsonl", Trajectory)
+        else:
+            policy = Policy.load(run.unit_folder(f"{method}-round{number}" if number else "sft"))
+            panel = read_json(run.unit_folder("data") / "panels.json")["test"]
+            result = evaluate(
+                policy, task, panel, config.evaluation, seed=config.seed, description=f"{method}: test"
+            )
+            episodes = result.episodes
+        write_jsonl(file, episodes)
+        write_json(folder / "best_round.json", number)

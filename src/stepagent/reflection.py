@@ -1,0 +1,250 @@
+"""Reflection: learn from the difference between the expert's action and the agent's, round after round.
+
+    for each round:
+        practised = inspect the demonstrations with the policy
+        learn     = step-wise DPO (implicit), or discriminator and then PPO (inverse)
+
+A learner improves a policy in place from practised steps, and says what reward it gave them. `MoreSFT` is
+the control: the same number of updates of plain behavioural cloning.
+"""
+
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from stepagent.algorithms.discriminator import (
+    Discriminator,
+    DiscriminatorConfig,
+    HeldOut,
+    expert_logits,
+    held_out,
+    step_rewards,
+    train_discriminator,
+)
+from stepagent.algorithms.dpo import DPOConfig, dpo, implicit_rewards
+from stepagent.algorithms.ppo import PPOConfig, ValueHead, ppo
+from stepagent.algorithms.sft import SFTConfig, sft
+from stepagent.backends.generation import Decoding
+from stepagent.backends.training import Metrics
+from stepagent.inspection import StepTree, practise, step_trees
+from stepagent.policy import Policy
+from stepagent.renderer import RenderedTrajectory
+from stepagent.types import PracticedStep
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectionConfig:
+    """How the agent practises."""
+
+    num_actions: int = 1
+    """Agent actions in each expert state."""
+    decoding: Decoding = Decoding()
+    """How they are sampled."""
+    token_budget: int = 2048
+    """Trunk tokens that are forwarded together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InverseConfig:
+    """Discriminator, then PPO on its step rewards."""
+
+    discriminator: DiscriminatorConfig = DiscriminatorConfig()
+    """Expert or agent?"""
+    ppo: PPOConfig = PPOConfig()
+    """Policy updates on the discriminator's step rewards."""
+
+
+class DiscriminatorAtChance(RuntimeError):
+    """The discriminator cannot tell expert from agent on held-out steps: its reward would be noise."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a learner works with in one round."""
+
+    demonstrations: Sequence[RenderedTrajectory]
+    practised: Sequence[PracticedStep]
+    held_out: Sequence[RenderedTrajectory]
+    held_out_practised: Sequence[PracticedStep]
+
+    @property
+    def trees(self) -> list[StepTree]:
+        """The demonstrations with the agent's actions as branches."""
+        return step_trees(self.demonstrations, self.practised)
+
+    @property
+    def held_out_trees(self) -> list[StepTree]:
+        """The held-out trajectories with the agent's actions as branches."""
+        return step_trees(self.held_out, self.held_out_practised)
+
+
+Log = Callable[[str, Metrics], None]
+"""Called with the phase ("train", "discriminator", "ppo", "dev") and its metrics."""
+
+
+class Learner(Protocol):
+    """One way to learn from practised steps."""
+
+    def learn(self, policy: Policy, lesson: Lesson, *, seed: int, log: Log) -> list[Tensor] | None:
+        """Improves the policy in place; step rewards of the held-out trees' paths, if it makes any."""
+        ...
+
+    def measure(self, lesson: Lesson, *, seed: int, log: Log) -> HeldOut | None:
+        """How far the agent that practised the lesson is from the expert, if the learner can tell."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Writes what the learner carries from round to round."""
+        ...
+
+    def load(self, folder: Path) -> None:
+        """Reads what `save` wrote."""
+        ...
+
+
+def inspect_demonstrations(
+    policy: Policy, demonstrations: Sequence[RenderedTrajectory], config: InspectionConfig, *, seed: int
+) -> list[PracticedStep]:
+    """The agent's own actions in every state of the demonstrations."""
+    return practise(
+        policy,
+        demonstrations,
+        config.decoding,
+        seed=seed,
+        num_actions=config.num_actions,
+        token_budget=config.token_budget,
+    )
+
+
+class _Stateless:
+    """A learner that carries nothing from round to round and cannot measure the agent."""
+
+    def measure(self, lesson: Lesson, *, seed: int, log: Log) -> HeldOut | None:
+        """Nothing."""
+        return None
+
+    def save(self, folder: Path) -> None:
+        """Nothing to write."""
+
+    def load(self, folder: Path) -> None:
+        """Nothing to read."""
+
+
+class MoreSFT(_Stateless):
+    """The control: more behavioural cloning of the same demonstrations, no reflection."""
+
+    def __init__(self, config: SFTConfig) -> None:
+        """`config.epochs` passes in each round."""
+        self.config = config
+
+    def learn(self, policy: Policy, lesson: Lesson, *, seed: int, log: Log) -> list[Tensor] | None:
+        """Clones the expert's actions."""
+        sft(policy, lesson.demonstrations, self.config, seed=seed, log=lambda m: log("train", m))
+        return None
+
+
+class Implicit(_Stateless):
+    """Implicit reflection: step-wise DPO against the round's starting policy."""
+
+    def __init__(self, config: DPOConfig) -> None:
+        """One `DPOConfig` for every round."""
+        self.config = config
+
+    def learn(self, policy: Policy, lesson: Lesson, *, seed: int, log: Log) -> list[Tensor] | None:
+        """Prefers the expert's actions; returns the implicit rewards of the held-out paths."""
+        reference = Policy(deepcopy(policy.model), policy.renderer)
+        dpo(policy, lesson.trees, self.config, seed=seed, log=lambda m: log("train", m))
+        return implicit_rewards(
+            policy, reference, lesson.held_out_trees, self.config.beta, self.config.token_budget
+        )
+
+
+class Inverse:
+    """Inverse reflection: a discriminator's output rewards PPO."""
+
+    def __init__(self, config: InverseConfig, policy: Policy) -> None:
+        """The discriminator starts as a copy of the policy's layers, the value head at zero."""
+        self.config = config
+        self.discriminator = Discriminator(deepcopy(policy.layers), policy.width)
+        self.value_head = ValueHead(policy.width)
+        self.is_warm = False
+
+    def measure(self, lesson: Lesson, *, seed: int, log: Log) -> HeldOut:
+        """Trains the discriminator on the lesson and measures it on the held-out part.
+
+        Before its first use it is warmed up until it beats chance there; raises `DiscriminatorAtChance`
+        if it does not within its warm-up.
+        """
+        config, practised = self.config.discriminator, lesson.held_out_trees
+        found: list[HeldOut] = []
+
+        def beats_chance() -> bool:
+            logits = expert_logits(self.discriminator, practised, config.token_budget)
+            found.append(held_out(logits, practised))
+            return found[-1].beats_chance and not self.is_warm
+
+        train_discriminator(
+            self.discriminator,
+            lesson.trees,
+            config,
+            epochs=config.epochs if self.is_warm else config.warmup_epochs,
+            seed=seed,
+            log=lambda m: log("discriminator", m),
+            enough=beats_chance,
+        )
+        if not self.is_warm and not found[-1].beats_chance:
+            raise DiscriminatorAtChance(
+                f"the discriminator is still at chance on held-out steps after {config.warmup_epochs} "
+                f"epochs (accuracy {found[-1].accuracy:.3f}): its reward is not used"
+            )
+        self.is_warm = True
+        return found[-1]
+
+    def learn(self, policy: Policy, lesson: Lesson, *, seed: int, log: Log) -> list[Tensor] | None:
+        """PPO on the step rewards; returns those of the held-out paths. `measure` comes first."""
+        budget, form = self.config.discriminator.token_budget, self.config.discriminator.reward
+        trees = lesson.trees
+        rewards = [step_rewards(f, form) for f in expert_logits(self.discriminator, trees, budget)]
+        by_agent = torch.cat([r[~t.is_expert] for r, t in zip(rewards, trees, strict=True)])
+        log("ppo", {"reward_mean": float(by_agent.mean()), "reward_std": float(by_agent.std())})
+        ppo(
+            policy, self.value_head, trees, rewards, self.config.ppo, seed=seed,
+            log=lambda m: log("ppo", m),
+        )  # fmt: skip
+        held = expert_logits(self.discriminator, lesson.held_out_trees, budget)
+        return [step_rewards(f, form) for f in held]
+
+    def save(self, folder: Path) -> None:
+        """Discriminator and value head as safetensors."""
+        save_file(self.discriminator.state_dict(), folder / "discriminator.safetensors")
+        save_file(self.value_head.state_dict(), folder / "value_head.safetensors")
+
+    def load(self, folder: Path) -> None:
+        """A saved learner has been warmed up."""
+        self.discriminator.load_state_dict(load_file(folder / "discriminator.safetensors"))
+        self.value_head.load_state_dict(load_file(folder / "value_head.safetensors"))
+        self.is_warm = True
+
+
+def with_rewards(
+    practised: Sequence[PracticedStep], trees: Sequence[StepTree], rewards: Sequence[Tensor]
+) -> list[PracticedStep]:
+    """The practised steps of the trees, in the trees' order, with the rewards of their paths."""
+    found = []
+    steps = iter(practised)
+    for tree, values in zip(trees, rewards, strict=True):
+        numbers = iter(values.tolist())
+        for _ in range(int(tree.is_expert.sum())):
+            step = next(steps)
+            expert_reward = next(numbers)
+            actions = tuple(a.model_copy(update={"reward": next(numbers)}) for a in step.agent_actions)
+            found.append(
+                step.model_copy(update={"expert_reward": expert_reward, "agent_actions": actions})
+            )
+    return found
