@@ -20,7 +20,8 @@ def model() -> LlamaForCausalLM:
         initializer_range=0.4,
     )  # fmt: skip
     net = LlamaForCausalLM(config)
-    # Llama's own norm computes in float32 whatever the model's type; these tests need all of it in float64.
+    # Llama's own norm computes in float32 whatever the model's type; these tests need all of it in
+    # float64.
     for layer in net.model.layers:
         layer.input_layernorm = torch.nn.RMSNorm(16, eps=1e-6)
         layer.post_attention_layernorm = torch.nn.RMSNorm(16, eps=1e-6)
@@ -70,7 +71,7 @@ def assert_equal_to_naive(trees: list[PrefixTree], token_budget: int, *, shared:
 
 
 def comb(num_steps: int = 4, num_agent_actions: int = 1) -> PrefixTree:
-    """An expert trunk with the agent's actions at every state; observations and actions of 2 to 4 tokens."""
+    """An expert trunk with the agent's actions at every state, pieces of 2 to 4 tokens."""
     tree = PrefixTree()
     node = ROOT
     generator = torch.Generator().manual_seed(7)
@@ -79,7 +80,9 @@ def comb(num_steps: int = 4, num_agent_actions: int = 1) -> PrefixTree:
         state = tree.add(node, torch.randint(VOCAB, (length,), generator=generator).tolist())[-1]
         node = tree.add_path(state, torch.randint(VOCAB, (3,), generator=generator).tolist())[-1]
         for k in range(num_agent_actions):
-            tree.add_path(state, torch.randint(VOCAB, (1 + k + step % 2,), generator=generator).tolist())
+            tree.add_path(
+                state, torch.randint(VOCAB, (1 + k + step % 2,), generator=generator).tolist()
+            )
     return tree
 
 
@@ -164,7 +167,12 @@ def test_mask_of_a_small_tree_by_hand() -> None:
     assert row.token_ids.tolist() == [1, 2, 3, 4]
     assert row.positions.tolist() == [0, 1, 2, 1]
     assert row.subtree_end.tolist() == [4, 3, 3, 4]
-    assert row.mask()[0, 0].int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 0, 0, 1]]
+    assert row.mask()[0, 0].int().tolist() == [
+        [1, 0, 0, 0],
+        [1, 1, 0, 0],
+        [1, 1, 1, 0],
+        [1, 0, 0, 1],
+    ]
     # a predicts both b and d: its logits are read once and used twice.
     assert row.predictors.tolist() == [0, 1]
     assert packed.target_predictor.tolist() == [0, 1, 0]

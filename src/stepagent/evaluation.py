@@ -1,4 +1,4 @@
-"""Evaluation: fixed panels of items, score and success with intervals, and how expert-like the policy is."""
+"""Evaluation: fixed panels, score and success with intervals, likeness to the expert."""
 
 import hashlib
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ class Evaluation:
 
 
 def choose_items(task: Task, split: Split, num_per_group: int, *, seed: int) -> tuple[str, ...]:
-    """The same number of items from each group of the split (all, where it has fewer), drawn by the seed."""
+    """The same number of items from each group of the split (all of a smaller one), drawn by seed."""
     groups: dict[str, list[str]] = {}
     for item in task.items(split):
         groups.setdefault(task.group(item), []).append(item)
@@ -100,12 +100,16 @@ class Likeness:
 
 
 def likeness(
-    policy: Policy, held_out: Sequence[RenderedTrajectory], *, max_new_tokens: int, token_budget: int
+    policy: Policy,
+    held_out: Sequence[RenderedTrajectory],
+    *,
+    max_new_tokens: int,
+    token_budget: int,
 ) -> Likeness:
     """Measures the policy on held-out expert trajectories."""
     greedy = Decoding(max_new_tokens=max_new_tokens, temperature=0.0)
     trees = [step_tree(d).tree for d in held_out]
-    logprobs = read_paths(trees, lambda pack: pack.sum_by_path(policy.read(pack).logprobs), token_budget)
+    logprobs = read_paths(trees, policy.path_logprobs, token_budget)
     return Likeness(
         agreement=agreement(practise(policy, held_out, greedy, seed=0)),
         expert_logprob=float(torch.cat(logprobs).mean()),

@@ -1,7 +1,7 @@
 """Inspection: in every state of the expert's trajectories the agent produces its own action.
 
-No environment is needed. All states of a trajectory share one trunk, which is forwarded once; then the
-actions of all states decode together.
+No environment is needed. All states of a trajectory share one trunk, which is forwarded once; then
+the actions of all states decode together.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stepagent.backends.generation import Branch, Decoding, Generated, decode_branches, random_numbers
+from stepagent.backends.generation import (
+    Branch,
+    Decoding,
+    Generated,
+    decode_branches,
+    random_numbers,
+)
 from stepagent.policy import Policy
 from stepagent.prefix_tree import ROOT, PrefixTree, fill_rows
 from stepagent.progress import track
@@ -29,8 +35,8 @@ def practise(
 ) -> list[PracticedStep]:
     """The agent's actions at every step of every demonstration, in the order of the demonstrations.
 
-    `token_budget` bounds the trunk tokens that are forwarded together. `num_actions` actions are sampled
-    in each state; the same seed gives the same actions.
+    `token_budget` bounds the trunk tokens that are forwarded together. `num_actions` actions are
+    sampled in each state; the same seed gives the same actions.
     """
     states = [len(d.actions) for d in demonstrations]
     generated: list[list[Generated]] = [[] for _ in demonstrations]
@@ -38,7 +44,9 @@ def practise(
     groups = fill_rows([len(t) for t in trunks], token_budget)
     for group in track(groups, "Inspection"):
         branches = [
-            Branch(place, length, random_numbers(seed, name, step, k, count=decoding.max_new_tokens))
+            Branch(
+                place, length, random_numbers(seed, name, step, k, count=decoding.max_new_tokens)
+            )
             for place, i in enumerate(group)
             for name in (demonstrations[i].trajectory.id,)
             for step, length in enumerate(_prefix_lengths(demonstrations[i]))
@@ -91,7 +99,7 @@ def _prefix_lengths(demonstration: RenderedTrajectory) -> list[int]:
 
 @dataclass(frozen=True)
 class StepTree:
-    """A demonstration as a prefix tree: for each step the expert's path, then those of the agent's actions."""
+    """A demonstration as a prefix tree: of each step the expert's path, then the agent's paths."""
 
     tree: PrefixTree
     is_expert: Tensor
@@ -100,7 +108,9 @@ class StepTree:
     """(paths,) bool, true where the action is the expert's, its own included."""
 
 
-def step_tree(demonstration: RenderedTrajectory, practised: Sequence[PracticedStep] = ()) -> StepTree:
+def step_tree(
+    demonstration: RenderedTrajectory, practised: Sequence[PracticedStep] = ()
+) -> StepTree:
     """The tree of one demonstration, with the actions that were practised on its steps, if any."""
     if practised and [p.step_index for p in practised] != list(range(len(demonstration.actions))):
         name = demonstration.trajectory.id
@@ -133,7 +143,7 @@ def step_trees(
 
 
 def expert_path_of_step(is_expert: Tensor) -> Tensor:
-    """(paths,) for each path the expert's path of the same step: the last expert path up to itself."""
+    """(paths,) the expert's path of each path's step: the last expert path up to itself."""
     index = torch.arange(len(is_expert), device=is_expert.device)
     return torch.cummax(torch.where(is_expert, index, 0), 0).values
 

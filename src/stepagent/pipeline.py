@@ -22,8 +22,8 @@ from stepagent.evaluation import (
     panel_hash,
 )
 from stepagent.policy import Policy
+from stepagent.progress import track
 from stepagent.reflection import (
-    DiscriminatorAtChance,
     Implicit,
     InspectionConfig,
     Inverse,
@@ -34,7 +34,6 @@ from stepagent.reflection import (
     inspect_demonstrations,
     with_rewards,
 )
-from stepagent.progress import track
 from stepagent.results import write_results
 from stepagent.run import Run, file_hash, read_json, write_json
 from stepagent.tasks.base import Task
@@ -99,7 +98,7 @@ class TrainConfig:
     evaluation: EvaluationConfig = EvaluationConfig()
     """Episodes in the environment."""
     seed: int = 0
-    """Of the model, the data order, practice and discriminator; panels are the same for all seeds."""
+    """Of model, data order, practice and discriminator; panels are the same for all seeds."""
 
 
 PANEL_SEED = 0
@@ -129,9 +128,9 @@ def train(config: TrainConfig, run: Run, task: Task) -> None:
             write_json(folder / "dev.json", metrics)
     for method in config.methods:
         _rounds(config, run, task, method, lesson)
-    for method in ("sft", *config.methods):
-        if not run.is_done(f"{method}-test"):
-            _test(config, run, task, method)
+    for tested in ("sft", *config.methods):
+        if not run.is_done(f"{tested}-test"):
+            _test(config, run, task, tested)
     write_results(config.seed, run)
 
 
@@ -227,11 +226,13 @@ def _inspect_and_measure(
     learner: Learner,
     lesson: Lesson,
 ) -> Lesson:
-    """The lesson of a round, measured where the learner can: the figures belong to the round before."""
+    """The lesson of a round; what the learner measures on it belongs to the round before."""
     seed = config.seed * 1000 + number
     lesson = replace(
         lesson,
-        practised=inspect_demonstrations(policy, lesson.demonstrations, config.inspection, seed=seed),
+        practised=inspect_demonstrations(
+            policy, lesson.demonstrations, config.inspection, seed=seed
+        ),
         held_out_practised=inspect_demonstrations(
             policy, lesson.held_out, config.inspection, seed=seed
         ),
@@ -277,7 +278,13 @@ def _round(
 
 
 def _dev(
-    config: TrainConfig, run: Run, task: Task, policy: Policy, lesson: Lesson, method: str, number: int
+    config: TrainConfig,
+    run: Run,
+    task: Task,
+    policy: Policy,
+    lesson: Lesson,
+    method: str,
+    number: int,
 ) -> dict[str, float | None]:
     """Logs and returns how the policy does on the dev panel and how close it is to the expert."""
     panel = read_json(run.unit_folder("data") / "panels.json")["dev"]
@@ -324,7 +331,12 @@ def _test(config: TrainConfig, run: Run, task: Task, method: str) -> None:
             policy = Policy.load(run.unit_folder(f"{method}-round{number}" if number else "sft"))
             panel = read_json(run.unit_folder("data") / "panels.json")["test"]
             result = evaluate(
-                policy, task, panel, config.evaluation, seed=config.seed, description=f"{method}: test"
+                policy,
+                task,
+                panel,
+                config.evaluation,
+                seed=config.seed,
+                description=f"{method}: test",
             )
             episodes = result.episodes
         write_jsonl(file, episodes)

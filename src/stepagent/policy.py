@@ -21,7 +21,7 @@ class Reading:
     logprobs: Tensor
     """(targets,) log-probability of each path token given what is before it, in nats."""
     entropies: Tensor
-    """(targets,) entropy of the next-token distribution that each path token was drawn from, in nats."""
+    """(targets,) entropy, in nats, of the distribution that each path token was drawn from."""
     state_hidden: Tensor
     """(paths, width) hidden state at the last token before each path."""
 
@@ -57,6 +57,10 @@ class Policy:
             entropies=entropies[pack.target_predictor],
             state_hidden=hidden[pack.path_state],
         )
+
+    def path_logprobs(self, pack: Pack) -> Tensor:
+        """(paths,) log-probability of each whole path, in nats."""
+        return pack.sum_by_path(self.read(pack).logprobs)
 
     @property
     def width(self) -> int:

@@ -1,15 +1,16 @@
-"""One structure for every loss: paths that share prefixes, each shared token held and forwarded once.
+"""One structure for every loss: paths that share prefixes, each shared token forwarded once.
 
-An expert trajectory is a trunk; each action, the expert's or a practised one, is a *path* that leaves
-the trunk at its state. A `PrefixTree` merges equal prefixes, so a branch that begins like another one
-shares those tokens too. `pack` lays trees out in preorder as `Row`s for the model:
+An expert trajectory is a trunk; each action, the expert's or a practised one, is a *path* that
+leaves the trunk at its state. A `PrefixTree` merges equal prefixes, so a branch that begins like
+another one shares those tokens too. `pack` lays trees out in preorder as `Row`s for the model:
 
-- token k is visible to token q exactly if `k <= q < subtree_end[k]`: ancestors and itself, nothing else;
-- the position of a token is its depth in the tree, not its index in the row;
-- a token at a branch point predicts several next tokens: its logits are read once for each child.
+- token k is visible to token q exactly if `k <= q < subtree_end[k]`: ancestors and itself, nothing
+else; - the position of a token is its depth in the tree, not its index in the row; - a token at a
+branch point predicts several next tokens: its logits are read once for each child.
 
-What is read back belongs to the original paths, so a loss on a `Pack` equals the same loss on the paths
-one at a time, in value and in gradient (Tree Training, arXiv 2511.00413, calls this gradient-equivalent).
+What is read back belongs to the original paths, so a loss on a `Pack` equals the same loss on the
+paths one at a time, in value and in gradient (Tree Training, arXiv 2511.00413, calls this
+gradient-equivalent).
 """
 
 from collections.abc import Sequence
@@ -38,7 +39,7 @@ class PrefixTree:
         return len(self.tokens)
 
     def add(self, parent: int, tokens: Sequence[int]) -> list[int]:
-        """Returns the nodes of `tokens` continued from `parent`; tokens that are there already are shared."""
+        """Nodes of `tokens` continued from `parent`; those that are there already are shared."""
         nodes = []
         for token in tokens:
             key = (parent, token)
@@ -69,7 +70,7 @@ class PrefixTree:
         return nodes[::-1]
 
     def separate(self) -> list["PrefixTree"]:
-        """One tree for each path, holding only its own prefix: the same paths with nothing shared."""
+        """One tree for each path with its own prefix: the same paths with nothing shared."""
         trees = []
         for path in self.paths:
             tree = PrefixTree()
@@ -141,7 +142,7 @@ class Pack:
         return values.new_zeros(self.num_paths).index_add(0, self.target_path, values)
 
     def by_path(self, values: Sequence[Tensor]) -> Tensor:
-        """(paths,) from one tensor for each tree that was packed, holding a value for each of its paths."""
+        """(paths,) from one tensor for each tree that was given to `pack`, (its paths,)."""
         return torch.cat([values[tree] for tree in self.trees])
 
     def path_lengths(self) -> Tensor:
@@ -150,7 +151,7 @@ class Pack:
 
 
 def _preorder(tree: PrefixTree) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Index in preorder, subtree size and depth of every node; children keep the order they came in."""
+    """Preorder index, subtree size and depth of every node; children keep their order."""
     count = len(tree)
     size = [1] * count
     # A child is always added after its parent, so one sweep in each direction is enough.
@@ -172,7 +173,7 @@ def _preorder(tree: PrefixTree) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def fill_rows(sizes: Sequence[int], token_budget: int) -> list[list[int]]:
-    """Item indices for each row, first fit by falling size; an item over the budget has a row to itself."""
+    """Items of each row, first fit by falling size; one over the budget has a row to itself."""
     rows: list[list[int]] = []
     room: list[int] = []
     for item in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
@@ -188,11 +189,12 @@ def fill_rows(sizes: Sequence[int], token_budget: int) -> list[list[int]]:
 
 
 def pack(trees: Sequence[PrefixTree], token_budget: int, *, shared: bool = True) -> list[Pack]:
-    """Packs of at most `token_budget` tokens (more only if one tree alone is longer), covering every tree.
+    """Packs of at most `token_budget` tokens, more only where one tree alone is longer.
 
-    A tree is never torn apart, so a loss may compare any paths of one tree. With `shared=False` each path
-    becomes a row of its own, for models whose layers cannot follow a tree mask; paths, their order and
-    every value read from them stay the same, and the budget counts the tokens then forwarded.
+    A tree is never torn apart, so a loss may compare any paths of one tree. With `shared=False`
+    each path becomes a row of its own, for models whose layers cannot follow a tree mask; paths,
+    their order and every value read from them stay the same, and the budget counts the tokens then
+    forwarded.
     """
     if shared:
         groups = fill_rows([len(tree) for tree in trees], token_budget)
@@ -203,7 +205,7 @@ def pack(trees: Sequence[PrefixTree], token_budget: int, *, shared: bool = True)
 
 
 def _lay_out(row_trees: Sequence[Sequence[PrefixTree]], names: Sequence[int]) -> Pack:
-    """A pack with one row for each group of trees; `names` are the trees that the paths belong to."""
+    """A pack with one row for each group of trees; `names` are the trees the paths belong to."""
     rows = []
     predictor, ids, path_of, state, end = [], [], [], [], []
     base = num_paths = num_predictors = 0

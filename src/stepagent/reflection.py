@@ -1,11 +1,11 @@
-"""Reflection: learn from the difference between the expert's action and the agent's, round after round.
+"""Reflection: learn from the difference between the expert's action and the agent's.
 
     for each round:
         practised = inspect the demonstrations with the policy
         learn     = step-wise DPO (implicit), or discriminator and then PPO (inverse)
 
-A learner improves a policy in place from practised steps, and says what reward it gave them. `MoreSFT` is
-the control: the same number of updates of plain behavioural cloning.
+A learner improves a policy in place from practised steps, and says what reward it gave them.
+`MoreSFT` is the control: the same number of updates of plain behavioural cloning.
 """
 
 from collections.abc import Callable, Sequence
@@ -61,7 +61,7 @@ class InverseConfig:
 
 
 class DiscriminatorAtChance(RuntimeError):
-    """The discriminator cannot tell expert from agent on held-out steps: its reward would be noise."""
+    """The discriminator is no better than chance on held-out steps: its reward is noise."""
 
 
 @dataclass(frozen=True)
@@ -92,11 +92,11 @@ class Learner(Protocol):
     """One way to learn from practised steps."""
 
     def learn(self, policy: Policy, lesson: Lesson, *, seed: int, log: Log) -> list[Tensor] | None:
-        """Improves the policy in place; step rewards of the held-out trees' paths, if it makes any."""
+        """Improves the policy in place; step rewards of the held-out trees' paths, if any."""
         ...
 
     def measure(self, lesson: Lesson, *, seed: int, log: Log) -> HeldOut | None:
-        """How far the agent that practised the lesson is from the expert, if the learner can tell."""
+        """How far the agent of the lesson is from the expert, if the learner can tell."""
         ...
 
     def save(self, folder: Path) -> None:
@@ -109,7 +109,11 @@ class Learner(Protocol):
 
 
 def inspect_demonstrations(
-    policy: Policy, demonstrations: Sequence[RenderedTrajectory], config: InspectionConfig, *, seed: int
+    policy: Policy,
+    demonstrations: Sequence[RenderedTrajectory],
+    config: InspectionConfig,
+    *,
+    seed: int,
 ) -> list[PracticedStep]:
     """The agent's own actions in every state of the demonstrations."""
     return practise(
@@ -178,8 +182,8 @@ class Inverse:
     def measure(self, lesson: Lesson, *, seed: int, log: Log) -> HeldOut:
         """Trains the discriminator on the lesson and measures it on the held-out part.
 
-        Before its first use it is warmed up until it beats chance there; raises `DiscriminatorAtChance`
-        if it does not within its warm-up.
+        Before its first use it is warmed up until it beats chance there; raises
+        `DiscriminatorAtChance` if it does not within its warm-up.
         """
         config, practised = self.config.discriminator, lesson.held_out_trees
         found: list[HeldOut] = []
@@ -200,8 +204,9 @@ class Inverse:
         )
         if not self.is_warm and not found[-1].beats_chance:
             raise DiscriminatorAtChance(
-                f"the discriminator is still at chance on held-out steps after {config.warmup_epochs} "
-                f"epochs (accuracy {found[-1].accuracy:.3f}): its reward is not used"
+                f"the discriminator is still at chance on held-out steps after
+                {config.warmup_epochs} " f"epochs (accuracy {found[-1].accuracy:.3f}): its reward is
+                not used"
             )
         self.is_warm = True
         return found[-1]
@@ -243,7 +248,9 @@ def with_rewards(
         for _ in range(int(tree.is_expert.sum())):
             step = next(steps)
             expert_reward = next(numbers)
-            actions = tuple(a.model_copy(update={"reward": next(numbers)}) for a in step.agent_actions)
+            actions = tuple(
+                a.model_copy(update={"reward": next(numbers)}) for a in step.agent_actions
+            )
             found.append(
                 step.model_copy(update={"expert_reward": expert_reward, "agent_actions": actions})
             )

@@ -1,9 +1,10 @@
 """Messages to token ids and back. Ids are made here or sampled by the policy, once, and then kept.
 
-A trajectory is a dialogue: the user turn at step t holds the observation (the first one the instruction
-too), the assistant turn the action. The tokenizer's own chat template decides how turns are marked. It is
-taken apart once into the pieces around the contents, so that a dialogue grows by appending ids and never
-has to be rendered again: the ids of history t are a prefix of those of history t+1.
+A trajectory is a dialogue: the user turn at step t holds the observation (the first one the
+instruction too), the assistant turn the action. The tokenizer's own chat template decides how turns
+are marked. It is taken apart once into the pieces around the contents, so that a dialogue grows by
+appending ids and never has to be rendered again: the ids of history t are a prefix of those of
+history t+1.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,12 @@ from transformers import PreTrainedTokenizerBase
 
 from stepagent.types import Trajectory
 
-_MARKS = ("\ue000user0\ue000", "\ue000assistant0\ue000", "\ue000user1\ue000", "\ue000assistant1\ue000")
+_MARKS = (
+    "\ue000user0\ue000",
+    "\ue000assistant0\ue000",
+    "\ue000user1\ue000",
+    "\ue000assistant1\ue000",
+)
 
 
 class TemplateError(ValueError):
@@ -38,10 +44,10 @@ class RenderedTrajectory:
 
 
 class Renderer:
-    """Turns instructions, observations and actions into token ids with one tokenizer's chat template."""
+    """Instructions, observations and actions as token ids, by one tokenizer's chat template."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Takes the chat template apart; raises `TemplateError` if histories are not prefixes of each other."""
+        """Takes the chat template apart; raises `TemplateError` if histories are not prefixes."""
         self.tokenizer = tokenizer
         opening, between, after_action = self._pieces()
         self._opening = self._encode_markup(opening[0])
@@ -77,7 +83,8 @@ class Renderer:
         if ask_again != ask:
             raise TemplateError("chat template: later turns are marked differently from the first")
         last = whole[len(second + assistant1) :]
-        # The end-of-turn text is what closes the last assistant turn; a line break after it may be left out there.
+        # The end-of-turn text is what closes the last assistant turn; a line break after it may be
+        # left out there.
         end = last.rstrip() if between_with_end.startswith(last.rstrip()) else ""
         return (before, ask), between_with_end[len(end) :], end
 
@@ -91,7 +98,11 @@ class Renderer:
 
     def opening(self, instruction: str, observation: str) -> tuple[int, ...]:
         """Ids fed before the first action."""
-        return (*self._opening, *self._encode_content(f"{instruction}\n\n{observation}"), *self._ask)
+        return (
+            *self._opening,
+            *self._encode_content(f"{instruction}\n\n{observation}"),
+            *self._ask,
+        )
 
     def observation(self, observation: str) -> tuple[int, ...]:
         """Ids fed before a later action; they follow the end-of-turn token of the action before."""

@@ -1,7 +1,8 @@
 """Rollouts: the policy acts in environments of a task, many episodes at a time.
 
-Every running episode keeps its keys and values from turn to turn, so a turn forwards only what is new.
-The token ids of an episode are those that were fed and sampled; nothing is decoded and encoded again.
+Every running episode keeps its keys and values from turn to turn, so a turn forwards only what is
+new. The token ids of an episode are those that were fed and sampled; nothing is decoded and encoded
+again.
 """
 
 import logging
@@ -76,7 +77,9 @@ def rollout(
     """
     finished: dict[str, Episode] = {}
     waiting = list(reversed(items))
-    running = [_Running(waiting.pop(), task.make_env()) for _ in range(min(num_parallel, len(items)))]
+    running = [
+        _Running(waiting.pop(), task.make_env()) for _ in range(min(num_parallel, len(items)))
+    ]
     cache = RunningEpisodes(policy.model, len(running))
     bar = track(range(len(items)), description)
     with ThreadPoolExecutor(max_workers=8) as threads:
@@ -137,10 +140,7 @@ def _turn(
 ) -> None:
     """One action and its observation in every running episode."""
     uniform = torch.stack(
-        [
-            random_numbers(seed, e.item, len(e.steps), count=decoding.max_new_tokens)
-            for e in running
-        ]
+        [random_numbers(seed, e.item, len(e.steps), count=decoding.max_new_tokens) for e in running]
     )
     fed = [(*e.carried, *e.fed[-1]) for e in running]
     end_id = policy.renderer.end_id

@@ -1,7 +1,7 @@
-"""A small language model made from nothing but the demonstrations, so that a first run downloads nothing.
+"""A small language model made from the demonstrations alone: a first run downloads nothing.
 
-Only construction is special: what is written here is an ordinary Hugging Face folder (config, safetensors
-weights, tokenizer with a chat template) that `Policy.load` opens like any other.
+Only construction is special: what is written here is an ordinary Hugging Face folder (config,
+safetensors weights, tokenizer with a chat template) that `Policy.load` opens like any other.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -73,7 +73,7 @@ def _texts(trajectories: Sequence[Trajectory]) -> Iterator[str]:
 def build_tiny_model(
     trajectories: Sequence[Trajectory], config: TinyConfig, *, seed: int, folder: Path
 ) -> None:
-    """Writes a random Llama-architecture model, and a tokenizer trained on the trajectories, to `folder`."""
+    """Writes a random Llama model and a tokenizer trained on the trajectories to `folder`."""
     tokenizer = train_tokenizer(_texts(trajectories), config.vocab_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

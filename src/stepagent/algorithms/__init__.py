@@ -1,1 +1,1 @@
-"""The algorithms, one small file each: the loss as a pure function, then the update, then the loop."""
+"""The algorithms, one small file each: pure loss first, then the update, then the loop."""

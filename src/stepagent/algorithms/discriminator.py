@@ -3,10 +3,11 @@
     D(s, a) = sigma(f(s, a)), high = expert
     L_D     = -E_expert log D - E_agent log(1 - D)
 
-GAIL (Ho and Ermon 2016, arXiv 1606.03476, eq. 16, whose paper labels the agent 1: here the expert is 1)
-on single steps: f is a linear head on a language model's hidden state at the action's last token. With
-optimal D, (2 log 2 - L_D) / 2 is the Jensen-Shannon divergence between expert and agent, in practice mode
-of their actions on expert states; with any other D it is a lower bound. The step reward is one of
+GAIL (Ho and Ermon 2016, arXiv 1606.03476, eq. 16, whose paper labels the agent 1: here the expert
+is 1) on single steps: f is a linear head on a language model's hidden state at the action's last
+token. With optimal D, (2 log 2 - L_D) / 2 is the Jensen-Shannon divergence between expert and
+agent, in practice mode of their actions on expert states; with any other D it is a lower bound. The
+step reward is one of
 
     -log(1 - D) = softplus(f)      "gail", positive
      log D      = -softplus(-f)    "log-d", negative
@@ -45,7 +46,7 @@ class DiscriminatorConfig:
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=3e-4)
     """AdamW settings, anew in each round."""
     warmup_epochs: int = 4
-    """Most passes over the first round's practised steps, until it beats chance on held-out ones."""
+    """Most passes over the first practised steps, until it beats chance on held-out ones."""
     epochs: int = 1
     """Passes over the practised steps of each later round."""
     label_smoothing: float = 0.05
@@ -90,10 +91,10 @@ def discriminator_loss(
     num_agent: int,
     label_smoothing: float = 0.0,
 ) -> DiscriminatorLoss:
-    """L_D of actions (paths,), as their part of the means over `num_expert` and `num_agent` actions.
+    """L_D of actions (paths,), as part of means over `num_expert` and `num_agent` actions.
 
-    Both sides weigh the same, however many actions the agent has for each of the expert's. An action
-    with D = 1/2 exactly counts as half right.
+    Both sides weigh the same, however many actions the agent has for each of the expert's. An
+    action with D = 1/2 exactly counts as half right.
     """
     target = torch.where(is_expert, 1 - label_smoothing, label_smoothing).to(expert_logits)
     losses = F.binary_cross_entropy_with_logits(expert_logits, target, reduction="none")
@@ -104,7 +105,7 @@ def discriminator_loss(
 
 
 def js_divergence(loss: float) -> float:
-    """Estimate of the Jensen-Shannon divergence in nats from L_D without label smoothing, at least 0."""
+    """Jensen-Shannon divergence (nats, at least 0) that L_D without label smoothing stands for."""
     return max(0.0, (2 * ln(2) - loss) / 2)
 
 
@@ -176,7 +177,7 @@ class HeldOut:
     accuracy: float
     """0 to 1; falls towards one half."""
     beats_chance: bool
-    """Whether it prefers the expert's action to a different agent action in more than half the pairs,
+    """Whether it prefers the expert's action in more than half of the pairs that differ,
     by a one-sided 95 % interval over trajectories."""
 
 

@@ -4,10 +4,11 @@
     L     = mean(-log sigma(delta)) + sft_coef * NLL(a)
 
 Rafailov et al. 2023 (arXiv 2305.18290, eq. 7) on single steps: s an expert state, a the expert's
-action, a' the agent's. The implicit step reward is r(s, a) = beta * log pi(a|s) / ref(a|s). What differs
-from the textbook: pairs are steps of one trajectory that share its prefix tree; the reference is the
-policy at the start of the round; pairs with a = a' are dropped; the SFT anchor is on by default, because
-step-wise DPO without it can collapse (ETO, arXiv 2403.02502, table 4). Command: `stepagent reflect`.
+action, a' the agent's. The implicit step reward is r(s, a) = beta * log pi(a|s) / ref(a|s). What
+differs from the textbook: pairs are steps of one trajectory that share its prefix tree; the
+reference is the policy at the start of the round; pairs with a = a' are dropped; the SFT anchor is
+on by default, because step-wise DPO without it can collapse (ETO, arXiv 2403.02502, table 4).
+Command: `stepagent reflect`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -78,9 +79,7 @@ def dpo(
 ) -> None:
     """One round of updates in place; the reference is the policy as it comes in."""
     trees = [p.tree for p in practised]
-    reference = read_paths(
-        trees, lambda packed: packed.sum_by_path(policy.read(packed).logprobs), config.token_budget
-    )
+    reference = read_paths(trees, policy.path_logprobs, config.token_budget)
     per_epoch = num_batches(len(trees), config.batch_size)
     updater = Updater(policy.model.parameters(), config.optimizer, config.epochs * per_epoch)
     for epoch in range(config.epochs):
@@ -110,7 +109,9 @@ def _losses(
         ref = torch.cat([reference[i] for i in trees])
         token_logprobs = policy.read(packed).logprobs
         logprobs = packed.sum_by_path(token_logprobs)
-        pairs = dpo_loss(logprobs[chosen], logprobs[rejected], ref[chosen], ref[rejected], config.beta)
+        pairs = dpo_loss(
+            logprobs[chosen], logprobs[rejected], ref[chosen], ref[rejected], config.beta
+        )
         preference = pairs.loss.sum() / num_pairs
         anchor = sft_loss(token_logprobs[is_expert[packed.target_path]], num_tokens)
         margins = pairs.chosen_rewards - pairs.rejected_rewards
@@ -133,8 +134,5 @@ def implicit_rewards(
 ) -> list[Tensor]:
     """For each tree r(s, a) = beta * log pi(a|s) / ref(a|s) of all its paths, (paths,)."""
     trees = [p.tree for p in practised]
-    now, then = (
-        read_paths(trees, lambda packed, p=p: packed.sum_by_path(p.read(packed).logprobs), token_budget)
-        for p in (policy, reference)
-    )
+    now, then = (read_paths(trees, who.path_logprobs, token_budget) for who in (policy, reference))
     return [beta * (a - b) for a, b in zip(now, then, strict=True)]

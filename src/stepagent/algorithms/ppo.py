@@ -5,11 +5,12 @@
     L      = L_clip + vf_coef * mean (V(s) - R)^2 - ent_coef * mean entropy
              + kl_coef * mean KL(pi || reference) + sft_coef * NLL(expert action)
 
-Schulman et al. 2017 (arXiv 1707.06347, eq. 7 and 9); entropy is that of the next-token distributions along
-the action, whose sum is the causal entropy of the step (Ziebart et al. 2010). Ratios and clipping are per
-token; an action's tokens share its advantage. V is read at the state's last token. In practice mode
-the next state is the expert's whatever the agent did, so each practised step is a decision of its own:
-it is a GAE episode of length one, advantage = step reward - V(s).
+Schulman et al. 2017 (arXiv 1707.06347, eq. 7 and 9); entropy is that of the next-token
+distributions along the action, whose sum is the causal entropy of the step (Ziebart et al. 2010).
+Ratios and clipping are per token; an action's tokens share its advantage. V is read at the state's
+last token. In practice mode the next state is the expert's whatever the agent did, so each
+practised step is a decision of its own: it is a GAE episode of length one, advantage = step reward
+- V(s).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -61,7 +62,7 @@ class PPOConfig:
 
 
 class ValueHead(nn.Linear):
-    """V(s) from the policy's hidden state at the state's last token; the gradient stays in the head."""
+    """V(s) from the policy's hidden state at the state's last token, which gets no gradient."""
 
     def __init__(self, width: int) -> None:
         """Starts at zero everywhere."""
@@ -80,8 +81,8 @@ def gae(
 ) -> Tensor:
     """Advantages (steps,) of consecutive steps; `ends` is true where an episode terminates.
 
-    Generalized advantage estimation (Schulman et al. 2016, arXiv 1506.02438, eq. 16). The last step has to
-    be an end.
+    Generalized advantage estimation (Schulman et al. 2016, arXiv 1506.02438, eq. 16). The last step
+    has to be an end.
     """
     if len(ends) and not ends[-1]:
         raise ValueError("gae: the last step has to end its episode")
@@ -107,7 +108,9 @@ class PPOLoss(NamedTuple):
     """(targets,) bool, ratio outside the clip range."""
 
 
-def ppo_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip_range: float) -> PPOLoss:
+def ppo_loss(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip_range: float
+) -> PPOLoss:
     """Clipped surrogate loss of tokens (targets,)."""
     log_ratio = logprobs - old_logprobs
     ratio = log_ratio.exp()
@@ -179,7 +182,9 @@ def _advantages(
         own = advantages[is_agent]
         advantages = (advantages - own.mean()) / (own.std() + 1e-8)
     advantages = torch.where(is_agent, advantages, 0.0)
-    return _Practice(old_logprobs, list(advantages.split(sizes)), list(returns.split(sizes)))
+    return _Practice(
+        old_logprobs, list(torch.split(advantages, sizes)), list(torch.split(returns, sizes))
+    )
 
 
 def _losses(
@@ -190,7 +195,7 @@ def _losses(
     batch: Sequence[int],
     config: PPOConfig,
 ) -> Iterator[tuple[Tensor, Metrics]]:
-    """The parts of one update's loss: means over the batch's agent tokens, states and expert tokens."""
+    """The parts of one update's loss: means over agent tokens, states and expert tokens."""
     lengths = {i: [len(path) for path in practised[i].tree.paths] for i in batch}
     is_expert_by_tree = {i: practised[i].is_expert.tolist() for i in batch}
     num_expert = sum(
@@ -205,7 +210,10 @@ def _losses(
         advantages = torch.cat([fixed.advantages[i] for i in trees])[packed.target_path]
         old_logprobs = torch.cat([fixed.old_logprobs[i] for i in trees])
         clip = ppo_loss(
-            reading.logprobs[by_agent], old_logprobs[by_agent], advantages[by_agent], config.clip_range
+            reading.logprobs[by_agent],
+            old_logprobs[by_agent],
+            advantages[by_agent],
+            config.clip_range,
         )
         returns = torch.cat([fixed.returns[i] for i in trees])
         value_loss = (value_head.values(reading) - returns)[~is_expert].square().sum() / num_actions

@@ -2,8 +2,8 @@
 
     L = -1/N sum over all action tokens of log pi(token | everything before it)
 
-The loss is on action tokens only, the end-of-turn token included; each trajectory is one path of its
-prefix tree, so every token is forwarded once. Command: `stepagent sft`.
+The loss is on action tokens only, the end-of-turn token included; each trajectory is one path of
+its prefix tree, so every token is forwarded once. Command: `stepagent sft`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -39,7 +39,7 @@ class SFTConfig:
 
 
 def sft_loss(logprobs: Tensor, total: int) -> Tensor:
-    """Negative log-likelihood of action tokens (targets,), as their share of a mean over `total` tokens."""
+    """Negative log-likelihood of action tokens (targets,), as part of a mean over `total`."""
     return -logprobs.sum() / total
 
 
@@ -59,7 +59,9 @@ def sft(
         for batch in shuffled_batches(len(trees), config.batch_size, seed=seed, epoch=epoch):
             total = sum(len(path) for i in batch for path in trees[i].paths)
 
-            def losses(batch: list[int] = batch, total: int = total) -> Iterator[tuple[Tensor, Metrics]]:
+            def losses(
+                batch: list[int] = batch, total: int = total
+            ) -> Iterator[tuple[Tensor, Metrics]]:
                 for packed, _ in batch_packs(trees, batch, config.token_budget):
                     loss = sft_loss(policy.read(packed).logprobs, total)
                     yield loss, {"loss": loss.item()}

@@ -28,7 +28,7 @@ def row_hidden(layers: nn.Module, row: Row) -> Tensor:
 
 
 def pack_hidden(layers: nn.Module, pack: Pack) -> tuple[Tensor, Tensor]:
-    """Hidden states of all tokens (tokens, width) and, of these, of the predictors (predictors, width)."""
+    """Hidden states of all tokens (tokens, width), and of the predictors (predictors, width)."""
     by_row = [row_hidden(layers, row) for row in pack.rows]
     predictors = [hidden[row.predictors] for hidden, row in zip(by_row, pack.rows, strict=True)]
     return torch.cat(by_row), torch.cat(predictors)

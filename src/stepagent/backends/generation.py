@@ -1,7 +1,7 @@
 """Generation with transformers: practised branches of trunks, and the turns of running episodes.
 
-Both keep keys and values in a `SlotCache`: the caller says into which slot each token goes and which slots
-it may see, so nothing is padded to the left, moved or computed again.
+Both keep keys and values in a `SlotCache`: the caller says into which slot each token goes and
+which slots it may see, so nothing is padded to the left, moved or computed again.
 """
 
 import zlib
@@ -38,7 +38,7 @@ class Decoding:
 
 
 def random_numbers(seed: int, name: str, *key: int, count: int) -> Tensor:
-    """(count,) uniform numbers in [0, 1) that belong to one decision, whatever else is in its batch."""
+    """(count,) uniform numbers in [0, 1) of one decision, whatever else is in its batch."""
     source = np.random.default_rng([seed, zlib.crc32(name.encode()), *key])
     return torch.from_numpy(source.random(count))
 
@@ -46,15 +46,17 @@ def random_numbers(seed: int, name: str, *key: int, count: int) -> Tensor:
 def choose(logits: Tensor, temperature: float, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """Token ids (n,) and their log-probabilities at temperature 1 (n,) for logits (n, vocabulary).
 
-    `uniform` (n,) in [0, 1) picks the token by the inverse of the cumulative distribution, so that what a
-    branch samples depends on its own random numbers only, not on what else is in the batch.
+    `uniform` (n,) in [0, 1) picks the token by the inverse of the cumulative distribution, so that
+    what a branch samples depends on its own random numbers only, not on what else is in the batch.
     """
     if temperature == 0:
         ids = logits.argmax(-1)
     else:
         cumulative = torch.softmax(logits.double() / temperature, -1).cumsum(-1)
         # Scaling by the last entry keeps a draw near 1 inside the vocabulary despite rounding.
-        ids = torch.searchsorted(cumulative, (uniform.double() * cumulative[:, -1])[:, None], right=True)
+        ids = torch.searchsorted(
+            cumulative, (uniform.double() * cumulative[:, -1])[:, None], right=True
+        )
         ids = ids[:, 0].clamp(max=logits.shape[-1] - 1)
     return ids, torch.log_softmax(logits, -1).gather(-1, ids[:, None])[:, 0]
 
@@ -72,8 +74,11 @@ class _SlotLayer(CacheLayerMixin):
     """Keys and values of one layer, (batch, heads, capacity, width), written at given slots."""
 
     def __init__(self, slots: _Slots) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.slots = slots
+
+    keys: Tensor
+    values: Tensor
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         batch, heads, _, width = key_states.shape
@@ -116,13 +121,15 @@ class SlotCache:
         self.slots = _Slots(torch.empty(0), torch.empty(0))
         count = model.config.get_text_config().num_hidden_layers
         self.layers = [_SlotLayer(self.slots) for _ in range(count)]
-        self.cache = Cache(layers=self.layers)
+        self.cache = Cache(layers=list(self.layers))
 
-    def forward(self, token_ids: Tensor, positions: Tensor, columns: Tensor, mask: Tensor) -> Tensor:
-        """Hidden states (batch, new, width) of new tokens, whose keys and values go to slots `columns`.
+    def forward(
+        self, token_ids: Tensor, positions: Tensor, columns: Tensor, mask: Tensor
+    ) -> Tensor:
+        """Hidden states (batch, new, width) of new tokens, which go to the slots `columns`.
 
-        `token_ids`, `positions` and `columns` are (batch, new); `mask` is bool (batch, new, slots) over all
-        slots up to the highest one used.
+        `token_ids`, `positions` and `columns` are (batch, new); `mask` is bool (batch, new, slots)
+        over all slots up to the highest one used.
         """
         self.slots.rows = torch.arange(len(token_ids), device=token_ids.device)[:, None]
         self.slots.columns = columns
@@ -146,7 +153,7 @@ class SlotCache:
 
 @dataclass(frozen=True)
 class Branch:
-    """A state to act from: the first `prefix_length` tokens of a trunk, and the random numbers to act with."""
+    """A state to act from, the first `prefix_length` tokens of a trunk, and its random numbers."""
 
     trunk: int
     prefix_length: int
@@ -191,7 +198,9 @@ def decode_branches(
     owner = torch.empty(0, dtype=torch.long, device=device)
     latest = hidden[0, first + prefix_length - 1]
     for count in range(decoding.max_new_tokens):
-        ids, logprob = choose(head_logits(model, latest), decoding.temperature, uniform[active, count])
+        ids, logprob = choose(
+            head_logits(model, latest), decoding.temperature, uniform[active, count]
+        )
         logprobs[active.cpu()] += logprob.double().cpu()
         for branch, token in zip(active.tolist(), ids.tolist(), strict=True):
             tokens[branch].append(token)
@@ -205,7 +214,8 @@ def decode_branches(
         positions = prefix_length[active] + count
         latest = cache.forward(ids[None], positions[None], columns[None], mask[None])[0]
     return [
-        Generated(tuple(t), min(0.0, float(p))) for t, p in zip(tokens, logprobs.tolist(), strict=True)
+        Generated(tuple(t), min(0.0, float(p)))
+        for t, p in zip(tokens, logprobs.tolist(), strict=True)
     ]
 
 
@@ -228,9 +238,10 @@ class RunningEpisodes:
         self.lengths = self.lengths[list(rows)]
 
     def _feed(self, token_ids: Tensor, counts: Tensor) -> Tensor:
-        """Appends the first `counts[i]` tokens of row i of (batch, new); hidden state (batch, width) of the last.
+        """Appends `counts[i]` tokens to row i; hidden state (batch, width) of the last of them.
 
-        What is fed beyond the count goes to slots that are overwritten before any query may see them.
+        What is fed beyond the count goes to slots that are overwritten before any query may see
+        them.
         """
         new = torch.arange(token_ids.shape[1], device=token_ids.device)
         positions = self.lengths[:, None] + new
@@ -243,9 +254,10 @@ class RunningEpisodes:
     def act(
         self, fed: Sequence[Sequence[int]], decoding: Decoding, end_id: int, uniform: Tensor
     ) -> list[Generated]:
-        """One action for each episode after it has been fed its new tokens; `uniform` as for a branch.
+        """One action for each episode after it was fed new tokens; `uniform` as for a branch.
 
-        The last token of an action is not in the cache yet: the next turn's tokens have to begin with it.
+        The last token of an action is not in the cache yet: the next turn's tokens have to begin
+        with it.
         """
         device = self.lengths.device
         counts = torch.tensor([len(f) for f in fed], device=device)
@@ -267,5 +279,6 @@ class RunningEpisodes:
                 break
             latest = self._feed(ids[:, None], going.long())
         return [
-            Generated(tuple(t), min(0.0, p)) for t, p in zip(sampled, logprobs.tolist(), strict=True)
+            Generated(tuple(t), min(0.0, p))
+            for t, p in zip(sampled, logprobs.tolist(), strict=True)
         ]

@@ -76,7 +76,7 @@ def shuffled_batches(count: int, batch_size: int, *, seed: int, epoch: int) -> I
 def batch_packs(
     trees: Sequence[PrefixTree], batch: Sequence[int], token_budget: int
 ) -> Iterator[tuple[Pack, list[int]]]:
-    """The packs of a batch of trees, each with the numbers of its trees in the order of its paths."""
+    """The packs of a batch of trees, each with its trees' numbers in the order of its paths."""
     for packed in pack([trees[i] for i in batch], token_budget):
         yield packed, [batch[i] for i in packed.trees]
 
@@ -95,7 +95,7 @@ def read_trees(
         num_paths = [len(trees[i].paths) for i in packed.trees]
         num_targets = [sum(map(len, trees[i].paths)) for i in packed.trees]
         parts = [
-            values.split(num_paths if len(values) == packed.num_paths else num_targets)
+            torch.split(values, num_paths if len(values) == packed.num_paths else num_targets)
             for values in read(packed)
         ]
         for place, tree in enumerate(packed.trees):
