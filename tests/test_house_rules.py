@@ -10,20 +10,24 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "src" / "stepagent"
 
 LAYERS = (
+    ("atomic",),
     ("types", "statistics", "progress"),
     ("trajectories", "renderer", "prefix_tree", "tiny"),
     ("tasks", "backends"),
     ("policy",),
     ("inspection",),
-    ("rollout",),
+    ("rollout", "demonstrations"),
     ("algorithms",),
     ("reflection",),
     ("evaluation",),
     ("run",),
+    ("results",),
+    ("pipeline",),
     ("recipes",),
     ("report_plots", "report_runs"),
     ("report_scores",),
     ("report",),
+    ("commands",),
     ("cli",),
 )
 """Lowest first: a module may import only from layers before its own. A folder is one name."""

@@ -1,19 +1,22 @@
-"""Files that are there whole or not at all."""
+"""Files and folders that are there whole or not at all, whenever the process is killed."""
 
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+
+TEMPORARY = ".stepagent-*.tmp"
+"""What a kill can leave behind; never read, and safe to delete while nobody writes."""
 
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
     """A binary file that takes the place of `path` when the block ends without an error."""
     path = Path(path)
-    # Beside the target, since a rename is atomic only within one file system.
-    temporary = path.with_name(f".stepagent-{secrets.token_hex(8)}.tmp")
+    temporary = _temporary(path)
     try:
         with open(temporary, "xb") as file:
             yield file
@@ -22,3 +25,25 @@ def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """A folder to fill; it becomes `path`, which must be new or empty, when the block ends well."""
+    path = Path(path)
+    temporary = _temporary(path)
+    try:
+        temporary.mkdir()
+        yield temporary
+        for inner in temporary.rglob("*"):
+            if inner.is_file():
+                with open(inner, "rb") as file:
+                    os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _temporary(path: Path) -> Path:
+    # Beside the target, since a rename is atomic only within one file system.
+    return path.with_name(TEMPORARY.replace("*", secrets.token_hex(8)))

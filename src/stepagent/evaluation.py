@@ -40,7 +40,7 @@ class Evaluation:
 
 
 def choose_items(task: Task, split: Split, num_per_group: int, *, seed: int) -> tuple[str, ...]:
-    """The same number of items from each group of the split (all of a smaller one), drawn by seed."""
+    """Equally many items from each group of the split (all of a smaller one), drawn by seed."""
     groups: dict[str, list[str]] = {}
     for item in task.items(split):
         groups.setdefault(task.group(item), []).append(item)

@@ -204,9 +204,8 @@ class Inverse:
         )
         if not self.is_warm and not found[-1].beats_chance:
             raise DiscriminatorAtChance(
-                f"the discriminator is still at chance on held-out steps after
-                {config.warmup_epochs} " f"epochs (accuracy {found[-1].accuracy:.3f}): its reward is
-                not used"
+                f"after {config.warmup_epochs} epochs the discriminator is still at chance on "
+                f"held-out steps (accuracy {found[-1].accuracy:.3f}): its reward is not used"
             )
         self.is_warm = True
         return found[-1]

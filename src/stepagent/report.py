@@ -9,8 +9,6 @@ All text of models, data and environments is escaped, and control characters are
 import base64
 import hashlib
 import json
-import os
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -21,6 +19,7 @@ import numpy as np
 from markupsafe import Markup
 from pydantic import JsonValue
 
+from stepagent.atomic import atomic_write
 from stepagent.report_runs import ReportError, RunView, read_run, visible
 from stepagent.report_scores import (
     CURVES,
@@ -105,15 +104,12 @@ def write_report(runs: Sequence[Path], out: Path) -> None:
     if out.is_dir():
         raise ReportError(f"{out}: is a folder, expected the name of an HTML file")
     page = _page([read_run(Path(run)) for run in runs])
-    temporary = out.with_name(f".stepagent-{secrets.token_hex(8)}.tmp")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(page, encoding="utf-8", newline="\n")
-        os.replace(temporary, out)
+        with atomic_write(out) as file:
+            file.write(page.encode())
     except OSError as error:
         raise ReportError(f"{out}: cannot be written: {error.strerror}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def number(value: float | None, digits: int = 1, sign: bool = False) -> str:

@@ -10,7 +10,6 @@ import json
 import math
 import os
 import re
-import secrets
 import typing
 import zlib
 from collections.abc import Iterable, Iterator
@@ -21,6 +20,7 @@ from typing import IO, Any, TypeVar, cast
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from stepagent.atomic import atomic_write
 from stepagent.types import Fragment, Record, Trajectory
 
 R = TypeVar("R", bound=Record)
@@ -104,22 +104,13 @@ def read_jsonl(path: str | Path, record_type: type[R]) -> tuple[R, ...]:
 
 def write_jsonl(path: str | Path, records: Iterable[Record]) -> None:
     """Writes one record per line; whatever happens, the file is the old or the whole new one."""
-    path = Path(path)
-    # Beside the target, since a rename is atomic only within one file system.
-    temporary = path.with_name(f".stepagent-{secrets.token_hex(8)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            if path.suffix == ".gz":
-                # No name and no time inside: equal records make equal files.
-                with gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) as compressed:
-                    _write_lines(compressed, records)
-            else:
-                _write_lines(file, records)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_write(path) as file:
+        if Path(path).suffix == ".gz":
+            # No name and no time inside: equal records make equal files.
+            with gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) as compressed:
+                _write_lines(compressed, records)
+        else:
+            _write_lines(file, records)
 
 
 def split(trajectory: Trajectory) -> tuple[Fragment, ...]:
