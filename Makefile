@@ -50,7 +50,7 @@ $(PIP) install --constraint constraints.txt \
 endef
 
 demo: $(READY)
-	@$(BIN)/stepagent train scienceworld-demo --out runs/demo
+	@$(BIN)/stepagent train scienceworld-demo --out runs/demo --resume
 
 test: $(READY)
 	@$(BIN)/pytest

@@ -145,7 +145,9 @@ class Run:
         self.config = read_json(self._config_file)
         for name, value in settings.items():
             if change := _first_change(self.config.get(name), value, name):
-                raise RunError(f"{self.folder}: {change}; resume it as it was begun, or name a new folder")
+                raise RunError(
+                    f"{self.folder}: {change}; resume it as it was begun, or name a new folder"
+                )
         if change := _first_change(self.config["versions"], _versions(), "version of"):
             logger.warning("%s: numbers may differ, for the %s", self.folder, change)
         for left_behind in [*self.folder.rglob(TEMPORARY)]:
@@ -214,7 +216,9 @@ class Run:
                 rows.append(json.loads(line))
             except ValueError:
                 if number < len(lines):
-                    raise RunError(f"{path}:{number}: not JSON; expected a row of metrics") from None
+                    raise RunError(
+                        f"{path}:{number}: not JSON; expected a row of metrics"
+                    ) from None
         return rows
 
     def _sync_metrics(self) -> None:

@@ -1,0 +1,1 @@
+"""The commands of `stepagent`: one module each, whose `main` takes the arguments after its name."""

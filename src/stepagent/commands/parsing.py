@@ -1,0 +1,43 @@
+"""How commands read their arguments: tyro makes options and help from a function's signature."""
+
+import difflib
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import tyro
+
+CONFIG = (
+    tyro.conf.FlagCreatePairsOff,  # --resume, but no --no-resume
+    tyro.conf.AvoidSubcommands,  # all fields of nested settings are options, in any order
+    tyro.conf.CascadeSubcommandArgs,
+)
+
+
+class UsageError(ValueError):
+    """A command was asked for something that cannot be done; the message is one line."""
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> str:
+    """One line that says what is allowed."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"unknown {what} {name!r}; {hint}allowed: {', '.join(known)}"
+
+
+def run_command(function: Callable[..., None], name: str, args: Sequence[str]) -> None:
+    """Calls the function with what the arguments say; its docstring is the command's help."""
+    tyro.cli(function, prog=f"stepagent {name}", args=args, config=CONFIG)
+
+
+def check_new_folder(folder: Path) -> None:
+    """Raises `UsageError` unless the folder can be made."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"{folder}: exists already; expected the name of a new folder")
+
+
+def check_new_file(file: Path) -> None:
+    """Raises `UsageError` unless a file can be put there; its folder is made."""
+    if file.is_dir():
+        raise UsageError(f"{file}: a folder; expected the name of a file")
+    file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,48 @@
+"""Recipes: named complete settings for `stepagent train`; any field can be overridden there.
+
+stepagent train scienceworld-demo --out runs/demo
+stepagent train scienceworld-demo --out runs/seed-1 --seed 1 --rounds 3
+"""
+
+from stepagent.algorithms.discriminator import DiscriminatorConfig
+from stepagent.algorithms.sft import SFTConfig
+from stepagent.backends.training import OptimizerConfig
+from stepagent.pipeline import DataConfig, TaskConfig, TrainConfig
+from stepagent.reflection import InverseConfig
+from stepagent.tiny import TinyConfig
+
+SCIENCEWORLD_DEMO = TrainConfig(
+    task=TaskConfig(
+        task_types=(
+            "find-animal",
+            "find-living-thing",
+            "find-plant",
+            "lifespan-longest-lived-then-shortest-lived",
+            "use-thermometer",
+        )
+    )
+)
+"""From novice to expert on five task types, with a small model made from scratch."""
+
+_ONE_EPOCH = SFTConfig(epochs=1, optimizer=OptimizerConfig(learning_rate=1e-3))
+
+SMOKE = TrainConfig(
+    task=TaskConfig(
+        task_types=("lifespan-longest-lived-then-shortest-lived",),
+        step_limit=5,
+    ),
+    data=DataConfig(sft=2, reflection=2, dev=2, test=1),
+    model=TinyConfig(vocab_size=512, hidden_size=64, num_layers=2, num_heads=2),
+    sft=_ONE_EPOCH,
+    sft_more=_ONE_EPOCH,
+    rounds=1,
+    # So few steps need many passes before the discriminator beats chance on others.
+    inverse=InverseConfig(
+        discriminator=DiscriminatorConfig(
+            warmup_epochs=40, optimizer=OptimizerConfig(learning_rate=3e-3)
+        )
+    ),
+)
+"""Every stage once, as small as it gets: whether it runs, not whether it learns."""
+
+RECIPES: dict[str, TrainConfig] = {"scienceworld-demo": SCIENCEWORLD_DEMO, "smoke": SMOKE}
