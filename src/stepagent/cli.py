@@ -15,21 +15,22 @@ from typing import NoReturn
 from stepagent.commands.parsing import unknown
 
 COMMANDS = {
-    "train": "a whole run from a recipe, from novice to expert",
-    "report": "one HTML page from run folders",
-    "tasks": "which tasks there are, and how many items",
-    "collect": "expert trajectories from a task",
-    "sft": "a novice from demonstrations",
-    "inspect": "what a policy does in every state of the demonstrations",
-    "reflect": "rounds of inspection and reflection on files, without an environment",
-    "evaluate": "episodes of a policy in a task",
+    "train": ("train", "a whole run from a recipe, from novice to expert"),
+    "report": ("report", "one HTML page from run folders"),
+    "tasks": ("tasks", "which tasks there are, and how many items"),
+    "collect": ("collect", "expert trajectories from a task"),
+    "sft": ("sft", "a novice from demonstrations"),
+    "inspect": ("inspection", "what a policy does in every state of the demonstrations"),
+    "reflect": ("reflect", "rounds of inspection and reflection on files, without an environment"),
+    "evaluate": ("evaluate", "episodes of a policy in a task"),
 }
+"""Each command's module in `stepagent.commands`, and what it makes."""
 
 HELP = f"""usage: stepagent COMMAND ...
 
 Trains a language-model agent from novice to expert, one step at a time.
 
-{chr(10).join(f"  {name:<10}{what}" for name, what in COMMANDS.items())}
+{chr(10).join(f"  {name:<10}{what}" for name, (_, what) in COMMANDS.items())}
 
 First run:  stepagent train scienceworld-demo --out runs/demo
 Options:    stepagent COMMAND --help"""
@@ -47,7 +48,7 @@ def main(args: Sequence[str] | None = None) -> None:
     _quiet_and_offline()
     try:
         # Loaded only when needed: most commands bring torch in, which takes seconds.
-        importlib.import_module(f"stepagent.commands.{command}").main(args[1:])
+        importlib.import_module(f"stepagent.commands.{COMMANDS[command][0]}").main(args[1:])
     except KeyboardInterrupt:
         hint = ""
         if command in ("train", "reflect"):

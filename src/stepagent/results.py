@@ -1,10 +1,10 @@
-"""The results of a run: results.json for programs and summary.md for people, from its episodes alone."""
+"""Results of a run, from its test episodes: results.json for programs, summary.md for people."""
 
 from collections.abc import Sequence
 
+from stepagent.atomic import atomic_write
 from stepagent.evaluation import summarize
 from stepagent.run import Run, read_json, write_json
-from stepagent.atomic import atomic_write
 from stepagent.statistics import Interval, paired_difference
 from stepagent.trajectories import read_jsonl
 from stepagent.types import Trajectory
@@ -22,9 +22,9 @@ def write_results(seed: int, run: Run) -> None:
     """Writes results.json and summary.md from the test episodes that are there."""
     episodes: dict[str, Sequence[Trajectory]] = {}
     for method in METHODS:
-        file = run.folder / "episodes" / f"{method}-test.jsonl"
-        if file.exists():
-            episodes[method] = read_jsonl(file, Trajectory)
+        path = run.folder / "episodes" / f"{method}-test.jsonl"
+        if path.exists():
+            episodes[method] = read_jsonl(path, Trajectory)
     rows = []
     for method, own in episodes.items():
         result = summarize(own)
@@ -50,14 +50,21 @@ def write_results(seed: int, run: Run) -> None:
 def summary(run: Run, episodes: dict[str, Sequence[Trajectory]]) -> str:
     """A table of the test results and plain words on what beat what."""
     lines = [f"{'method':<22}{'round':>6}{'score (95 % interval)':>26}{'success':>24}{'n':>6}"]
+    chosen = {
+        method: read_json(run.unit_folder(f"{method}-test") / "best_round.json")
+        for method in episodes
+    }
     for method, own in episodes.items():
         result = summarize(own)
-        number = read_json(run.unit_folder(f"{method}-test") / "best_round.json")
         lines.append(
-            f"{METHODS[method]:<22}{number:>6}{_shown(result.score, 1, 1):>26}"
-            f"{_shown(result.success, 100, 1) + ' %':>24}{len(own):>6}"
+            f"{METHODS[method]:<22}{chosen[method]:>6}{interval_text(result.score):>26}"
+            f"{interval_text(result.success, percent=True):>24}{len(own):>6}"
         )
     lines.append("")
+    for method in ("sft_more", "implicit", "inverse"):
+        if chosen.get(method) == 0:
+            name = _capital(METHODS[method])
+            lines.append(f"{name}: no round beat the novice on dev, so this is the novice itself.")
     for method in ("implicit", "inverse"):
         for other in ("sft", "sft_more"):
             if method in episodes and other in episodes:
@@ -65,15 +72,15 @@ def summary(run: Run, episodes: dict[str, Sequence[Trajectory]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _shown(interval: Interval, scale: float, digits: int) -> str:
+def interval_text(interval: Interval, *, percent: bool = False) -> str:
+    """A mean with its 95 % interval as text; a dash for what is not known."""
     if interval.mean is None:
         return "-"
+    scale, unit = (100, " %") if percent else (1, "")
     if interval.low is None or interval.high is None:
-        return f"{interval.mean * scale:.{digits}f}"
-    return (
-        f"{interval.mean * scale:.{digits}f} "
-        f"({interval.low * scale:.{digits}f} to {interval.high * scale:.{digits}f})"
-    )
+        return f"{interval.mean * scale:.1f}{unit}"
+    low, high = interval.low * scale, interval.high * scale
+    return f"{interval.mean * scale:.1f} ({low:.1f} to {high:.1f}){unit}"
 
 
 def _compared(method: str, other: str, episodes: dict[str, Sequence[Trajectory]]) -> str:
@@ -81,17 +88,24 @@ def _compared(method: str, other: str, episodes: dict[str, Sequence[Trajectory]]
     theirs = {t.id: t.score or 0.0 for t in episodes[other]}
     pairs = [(t.score or 0.0, theirs[t.id]) for t in episodes[method] if t.id in theirs]
     difference = paired_difference([a for a, _ in pairs], [b for _, b in pairs])
-    name, against = METHODS[method].capitalize(), METHODS[other]
-    if difference.mean is None or difference.low is None or difference.high is None:
-        return f"{name} and {against} share too few items to compare."
-    figures = (
-        f"{difference.mean:+.1f} points, paired 95 % interval "
-        f"{difference.low:+.1f} to {difference.high:+.1f}"
-    )
-    if difference.mean > 0:
-        certain = "clearly " if difference.low > 0 else ""
-        note = "" if certain else "; the interval includes 0, so this may be chance"
-        return f"{name} ends {certain}above {against} ({figures}{note})."
-    if difference.mean == 0:
-        return f"{name} ends level with {against} ({figures})."
-    return f"{name} does NOT beat {against} ({figures})."
+    name, against = _capital(METHODS[method]), METHODS[other]
+    if difference.mean is None:
+        return f"{name} and {against} share no items to compare."
+    if difference.low is None or difference.high is None:
+        figures = f"{difference.mean:+.1f} points, too few items for an interval"
+        is_clear = False
+    else:
+        figures = (
+            f"{difference.mean:+.1f} points, paired 95 % interval "
+            f"{difference.low:+.1f} to {difference.high:+.1f}"
+        )
+        is_clear = difference.low > 0
+    if difference.mean <= 0:
+        return f"{name} does NOT beat {against} ({figures})."
+    if is_clear:
+        return f"{name} ends clearly above {against} ({figures})."
+    return f"{name} ends above {against}, but this may be chance ({figures})."
+
+
+def _capital(name: str) -> str:
+    return name[:1].upper() + name[1:]

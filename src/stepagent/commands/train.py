@@ -19,10 +19,11 @@ from stepagent.run import Run, to_json
 class Arguments:
     """Trains an agent from novice to expert: a whole run of a recipe.
 
-    Collects expert trajectories, trains the novice on them (SFT), improves it by rounds of inspection
-    and reflection, and tests the best round of each method. Reads nothing; writes the run folder OUT:
-    config.json, demonstrations, metrics, every round's policy (units/), episodes, results.json,
-    summary.md and report.html. A run that was stopped goes on with --resume, to the same numbers.
+    Collects expert trajectories, trains the novice on them (SFT), improves it by rounds of
+    inspection and reflection, and tests the best round of each method. Reads nothing; writes the
+    run folder OUT: config.json, demonstrations, metrics, every round's policy (units/), episodes,
+    results.json, summary.md and report.html. A run that was stopped goes on with --resume, to the
+    same numbers.
 
     For example: stepagent train scienceworld-demo --out runs/demo --seed 1 --sft.epochs 20
     """
@@ -32,7 +33,7 @@ class Arguments:
     resume: bool = False
     """Go on with the run in OUT, if there is one; finished parts are kept."""
     policy: Path | None = None
-    """A policy to begin with, as a Hugging Face model folder, instead of a tiny one from scratch."""
+    """A policy to begin with, a Hugging Face model folder, instead of one from scratch."""
     config: Annotated[TrainConfig, tyro.conf.arg(name="")]
     """The recipe's settings."""
 

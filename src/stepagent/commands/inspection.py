@@ -1,0 +1,55 @@
+"""`stepagent inspect`: what a policy does in every state of the demonstrations."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from stepagent.commands.models import load_policy, prepare
+from stepagent.commands.parsing import check_new_file, run_command
+from stepagent.inspection import agreement
+from stepagent.reflection import InspectionConfig, inspect_demonstrations
+from stepagent.trajectories import read_trajectories, write_jsonl
+
+DEFAULT = InspectionConfig()
+
+
+def inspect(
+    *,
+    policy: Path,
+    demonstrations: Path,
+    out: Path,
+    seed: int = 0,
+    config: Annotated[InspectionConfig, tyro.conf.arg(name="")] = DEFAULT,
+) -> None:
+    """Lets a policy act in every state of the expert's trajectories; no environment is needed.
+
+    Reads POLICY and trajectories, one per line of JSON; writes OUT, one practised step per line:
+    the expert's action and the agent's own.
+
+    For example: stepagent inspect --policy novice --demonstrations held-out.jsonl --out steps.jsonl
+
+    Args:
+        policy: Folder of the policy.
+        demonstrations: The expert's trajectories.
+        out: The file for the practised steps; a name that ends in .gz is compressed.
+        seed: Of the sampling.
+        config: How the agent acts.
+    """
+    check_new_file(out)
+    prepare()
+    trajectories = read_trajectories(demonstrations).trajectories
+    agent = load_policy(policy)
+    rendered = [agent.renderer.render(t) for t in trajectories]
+    practised = inspect_demonstrations(agent, rendered, config, seed=seed)
+    write_jsonl(out, practised)
+    print(
+        f"{out}: {len(practised)} practised steps of {len(trajectories)} trajectories, "
+        f"{agreement(practised):.1%} of the agent's actions are the expert's"
+    )
+
+
+def main(args: Sequence[str]) -> None:
+    """The command."""
+    run_command(inspect, "inspect", args)

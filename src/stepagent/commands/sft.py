@@ -1,0 +1,79 @@
+"""`stepagent sft`: a novice from demonstrations."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from stepagent.algorithms.sft import SFTConfig, sft
+from stepagent.atomic import atomic_folder
+from stepagent.backends.training import Metrics, num_batches
+from stepagent.commands.models import load_policy, prepare
+from stepagent.commands.parsing import check_new_folder, run_command
+from stepagent.progress import track
+from stepagent.tiny import TinyConfig, build_tiny_model
+from stepagent.trajectories import read_trajectories
+
+DEFAULT, DEFAULT_TINY = SFTConfig(), TinyConfig()
+
+
+def train_novice(
+    *,
+    demonstrations: Path,
+    out: Path,
+    model: Path | None = None,
+    skip_invalid: bool = False,
+    seed: int = 0,
+    config: Annotated[SFTConfig, tyro.conf.arg(name="sft")] = DEFAULT,
+    tiny: TinyConfig = DEFAULT_TINY,
+) -> None:
+    """Trains a policy to do what the expert did (behavioural cloning).
+
+    Reads trajectories, one per line of JSON, and MODEL if it is given; writes the policy to the new
+    folder OUT, as a Hugging Face model folder.
+
+    For example: stepagent sft --demonstrations demonstrations.jsonl --out novice --sft.epochs 20
+
+    Args:
+        demonstrations: The expert's trajectories.
+        out: Folder for the policy.
+        model: Folder of the model to begin with; without it a tiny one is made from scratch.
+        skip_invalid: Leave out lines that are no valid trajectory, and list them.
+        seed: Of the model and the data order.
+        config: Settings of the training.
+        tiny: Size of the model from scratch.
+    """
+    check_new_folder(out)
+    prepare()
+    read = read_trajectories(demonstrations, skip_invalid=skip_invalid)
+    for rejected in read.rejected:
+        print(f"left out: {demonstrations}:{rejected.line_number}: {rejected.reason}")
+    if read.rejected:
+        print(f"left out: {len(read.rejected)} lines in all")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_folder(out) as folder:
+        if model is None:
+            build_tiny_model(read.trajectories, tiny, seed=seed, folder=folder)
+        policy = load_policy(model or folder)
+        rendered = [policy.renderer.render(t) for t in read.trajectories]
+        updates = config.epochs * num_batches(len(rendered), config.batch_size)
+        bar = track(range(updates), "SFT")
+        losses: list[float] = []
+
+        def log(metrics: Metrics) -> None:
+            next(bar)
+            losses.append(metrics["loss"])
+
+        sft(policy, rendered, config, seed=seed, log=log)
+        next(bar, None)
+        policy.save(folder)
+    print(
+        f"{out}: {len(rendered)} trajectories, {updates} updates, "
+        f"loss {losses[0]:.3f} to {losses[-1]:.3f} nats per token"
+    )
+
+
+def main(args: Sequence[str]) -> None:
+    """The command."""
+    run_command(train_novice, "sft", args)
