@@ -1,0 +1,186 @@
+"""A whole run on the world of boxes: repeatable, and the same however often it was killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fakes import BoxWorld
+from stepagent.algorithms.discriminator import DiscriminatorConfig
+from stepagent.algorithms.sft import SFTConfig
+from stepagent.backends.generation import Decoding
+from stepagent.backends.training import OptimizerConfig
+from stepagent.evaluation import EvaluationConfig
+from stepagent.pipeline import DataConfig, TaskConfig, TrainConfig, train
+from stepagent.reflection import InspectionConfig, InverseConfig
+from stepagent.report import write_report
+from stepagent.run import Run, to_json
+from stepagent.tiny import TinyConfig
+
+FAST = OptimizerConfig(learning_rate=3e-3)
+CONFIG = TrainConfig(
+    task=TaskConfig(task_types=("near", "far")),
+    data=DataConfig(sft=4, reflection=6, dev=2, test=3),
+    model=TinyConfig(vocab_size=320, hidden_size=32, num_layers=2, num_heads=2, context=512),
+    sft=SFTConfig(epochs=4, optimizer=FAST),
+    sft_more=SFTConfig(epochs=1, optimizer=FAST),
+    rounds=2,
+    inspection=InspectionConfig(decoding=Decoding(max_new_tokens=8)),
+    inverse=InverseConfig(discriminator=DiscriminatorConfig(warmup_epochs=20, optimizer=FAST)),
+    evaluation=EvaluationConfig(decoding=Decoding(max_new_tokens=8, temperature=0.0)),
+)
+
+
+def open_run(folder: Path, config: TrainConfig, *, resume: bool = False) -> Run:
+    settings = {"recipe": "boxes", "seed": config.seed, "protocol": {}, "config": to_json(config)}
+    return Run(folder, settings, resume=resume)
+
+
+def finish(folder: Path, config: TrainConfig = CONFIG, *, resume: bool = False) -> Path:
+    with open_run(folder, config, resume=resume) as run:
+        train(config, run, BoxWorld())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing disturbed."""
+    return finish(tmp_path_factory.mktemp("runs") / "whole")
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """All that a run wrote, by name, without what tells the time."""
+    found = {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in ("config.json", "metrics.jsonl", ".lock")
+    }
+    for line in (folder / "metrics.jsonl").read_text().splitlines():
+        row: dict[str, Any] = json.loads(line)
+        del row["seconds"]
+        found[f"metrics row {len(found)}"] = json.dumps(row).encode()
+    return found
+
+
+def assert_same(folder: Path, other: Path) -> None:
+    mine, others = files(folder), files(other)
+    assert mine.keys() == others.keys()
+    assert [name for name in mine if mine[name] != others[name]] == []
+
+
+def test_a_run_writes_all_its_parts(whole: Path) -> None:
+    rows = json.loads((whole / "results.json").read_text())
+    assert {(r["method"], r["metric"]) for r in rows} == {
+        (method, metric)
+        for method in ("sft", "sft_more", "implicit", "inverse")
+        for metric in ("score", "success")
+    }
+    assert {(r["task"], r["split"], r["n"], r["seed"]) for r in rows} == {("boxes", "test", 6, 0)}
+    units = {path.name for path in (whole / "units").iterdir()}
+    assert {"data", "sft", "sft_more-round2", "implicit-round2", "inverse-round2"} <= units
+    weights = whole / "units" / "inverse-round2" / "discriminator.safetensors"
+    assert weights.stat().st_size > 1000
+
+
+def test_the_report_reads_a_run(whole: Path, tmp_path: Path) -> None:
+    write_report([whole], tmp_path / "report.html")
+    assert "implicit reflection" in (tmp_path / "report.html").read_text().lower()
+
+
+def test_the_same_seed_gives_the_same_files_and_another_seed_others(
+    whole: Path, tmp_path: Path
+) -> None:
+    short = replace(CONFIG, rounds=1, methods=("implicit",))
+    one, again = finish(tmp_path / "one", short), finish(tmp_path / "again", short)
+    other = finish(tmp_path / "other", replace(short, seed=1))
+    assert_same(one, again)
+    weights = Path("units") / "implicit-round1" / "model.safetensors"
+    assert (one / weights).read_bytes() == (whole / weights).read_bytes()
+    assert (one / weights).read_bytes() != (other / weights).read_bytes()
+
+
+class Killed(BaseException):
+    """Stands for a signal: nothing may catch it."""
+
+
+def dies_at_row(count: int) -> Callable[..., None]:
+    """`Run.log`, until so many rows are written."""
+    log, left = Run.log, iter(range(count))
+
+    def counted(run: Run, **row: Any) -> None:
+        log(run, **row)
+        if next(left, None) is None:
+            raise Killed
+
+    return counted
+
+
+def rows_of(whole: Path, stage: str, phase: str) -> Iterator[int]:
+    """Numbers of the rows of a stage and phase."""
+    for number, line in enumerate((whole / "metrics.jsonl").read_text().splitlines()):
+        row = json.loads(line)
+        if (row["stage"], row["phase"]) == (stage, phase):
+            yield number
+
+
+@pytest.mark.parametrize(
+    ("stage", "phase"), [("sft", "train"), ("sft_more", "dev"), ("inverse", "ppo")]
+)
+def test_a_run_that_was_cut_off_resumes_to_the_same_files(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, phase: str
+) -> None:
+    numbers = list(rows_of(whole, stage, phase))
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(Run, "log", dies_at_row(numbers[3 * len(numbers) // 4]))
+        finish(tmp_path / "run")
+    assert not (tmp_path / "run" / "results.json").exists()
+    assert_same(finish(tmp_path / "run", resume=True), whole)
+
+
+def test_a_finished_run_resumes_to_itself(whole: Path) -> None:
+    before = files(whole)
+    finish(whole, resume=True)
+    assert files(whole) == before
+
+
+KILL = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import test_pipeline
+from stepagent.run import Run
+
+log, left = Run.log, iter(range(int(sys.argv[3])))
+
+def counted(run, **row):
+    log(run, **row)
+    if next(left, None) is None:
+        # As if the power went in the middle of a line.
+        with open(run.folder / "metrics.jsonl", "a") as file:
+            file.write('{"unit": "sf')
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Run.log = counted
+test_pipeline.finish(Path(sys.argv[2]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("phase", ["train", "dev"])
+def test_a_killed_process_leaves_a_run_that_resumes_to_the_same_files(
+    whole: Path, tmp_path: Path, phase: str
+) -> None:
+    row = list(rows_of(whole, "implicit", phase))[-1]
+    arguments = [str(Path(__file__).parent), str(tmp_path / "run"), str(row)]
+    done = subprocess.run([sys.executable, "-c", KILL, *arguments], env=dict(os.environ))
+    assert done.returncode == -signal.SIGKILL
+    assert list((tmp_path / "run" / "units").glob(".stepagent-*.tmp"))
+    assert_same(finish(tmp_path / "run", resume=True), whole)
+    assert not list((tmp_path / "run").rglob(".stepagent-*.tmp"))
