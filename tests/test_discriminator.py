@@ -1,0 +1,300 @@
+"""The discriminator: by hand, against divergences that are known, and on held-out steps."""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from math import log
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fakes import (
+    Log,
+    assert_packing_changes_nothing,
+    demonstrations,
+    in_float64,
+    practised_trees,
+    practised_with,
+    random_policy,
+    rendered,
+    states_of,
+)
+from stepagent.algorithms.discriminator import (
+    Discriminator,
+    DiscriminatorConfig,
+    discriminator_loss,
+    expert_logits,
+    held_out,
+    js_divergence,
+    step_rewards,
+    train_discriminator,
+)
+from stepagent.backends.training import Metrics, OptimizerConfig
+from stepagent.inspection import StepTree, step_trees
+from stepagent.policy import Policy
+from stepagent.prefix_tree import PrefixTree
+from stepagent.reflection import (
+    DiscriminatorAtChance,
+    Inverse,
+    InverseConfig,
+    Lesson,
+    with_rewards,
+)
+from stepagent.types import PracticedStep
+
+OWN = [*demonstrations()[:4], *demonstrations()[40:44]]
+
+
+def discriminator(policy: Policy) -> Discriminator:
+    """A copy of the policy's layers with a head that is not zero."""
+    found = Discriminator(deepcopy(policy.layers), policy.width).to(policy.model.dtype)
+    with torch.no_grad():
+        found.head.weight.copy_(torch.linspace(-1, 1, policy.width)[None])
+        found.head.bias.fill_(0.3)
+    return found
+
+
+def config(token_budget: int = 1024, warmup_epochs: int = 4) -> DiscriminatorConfig:
+    return DiscriminatorConfig(
+        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_share=0.0),
+        warmup_epochs=warmup_epochs,
+        batch_size=3,
+        token_budget=token_budget,
+    )
+
+
+def lesson(policy: Policy, actions: dict[str, str] | None) -> Lesson:
+    """Practice on `OWN`, held out too, by an agent whose action follows from the expert's.
+
+    `actions` gives the agent's action by the first word of the expert's; None copies the expert.
+    """
+    own = rendered(policy, OWN)
+    taken = [
+        [actions[step.action.split()[0]] if actions else step.action]
+        for t in OWN
+        for step in t.steps
+    ]
+    steps = practised_with(policy, OWN, taken)
+    return Lesson(own, steps, own, steps)
+
+
+def test_loss_by_hand() -> None:
+    # D = 3/4 for one expert action; 1/4 and 1/2 for two agent actions.
+    # L = -log 3/4 - (log 3/4 + log 1/2) / 2 = 0.2876821 + (0.2876821 + 0.6931472) / 2 = 0.7780967
+    # Right: the expert's; of the agent's one and a half. Accuracy (1 + 1.5 / 2) / 2 = 0.875
+    logits = torch.tensor([log(3), -log(3), 0.0])
+    is_expert = torch.tensor([True, False, False])
+    whole = discriminator_loss(logits, is_expert, 1, 2)
+    assert float(whole.loss) == pytest.approx(0.7780967, abs=1e-6)
+    assert float(whole.accuracy) == pytest.approx(0.875)
+    # The parts of a batch add up to the whole.
+    parts = [discriminator_loss(logits[k], is_expert[k], 1, 2) for k in (slice(2), slice(2, 3))]
+    assert float(parts[0].loss + parts[1].loss) == pytest.approx(0.7780967, abs=1e-6)
+    assert float(parts[0].accuracy + parts[1].accuracy) == pytest.approx(0.875)
+
+
+def test_label_smoothing_by_hand() -> None:
+    # Expert, D = 3/4:  -(0.9 log 3/4 + 0.1 log 1/4) = 0.9 * 0.2876821 + 0.1 * 1.3862944 = 0.3975433
+    # Agent,  D = 3/4:  -(0.9 log 1/4 + 0.1 log 3/4) = 0.9 * 1.3862944 + 0.1 * 0.2876821 = 1.2764331
+    logits, is_expert = torch.tensor([log(3), log(3)]), torch.tensor([True, False])
+    smooth = discriminator_loss(logits, is_expert, 1, 1, label_smoothing=0.1)
+    assert float(smooth.loss) == pytest.approx(0.3975433 + 1.2764331, abs=1e-6)
+
+
+Counts = st.lists(st.integers(1, 6), min_size=4, max_size=4)
+
+
+def samples(p: Sequence[int], q: Sequence[int], logits: Tensor) -> tuple[Tensor, Tensor, int, int]:
+    """Each action as often as expert and agent take it, as arguments of `discriminator_loss`."""
+    actions = torch.repeat_interleave(torch.arange(4).repeat(2), torch.tensor([*p, *q]))
+    is_expert = torch.arange(len(actions)) < sum(p)
+    return logits[actions], is_expert, sum(p), sum(q)
+
+
+def jensen_shannon(p: Tensor, q: Tensor) -> Tensor:
+    def entropy(x: Tensor) -> Tensor:
+        return -(x * x.log()).sum()
+
+    return entropy((p + q) / 2) - (entropy(p) + entropy(q)) / 2
+
+
+@given(Counts, Counts)
+def test_with_the_optimal_discriminator_the_estimate_is_the_divergence(
+    p: list[int], q: list[int]
+) -> None:
+    expert = torch.tensor(p, dtype=torch.float64) / sum(p)
+    agent = torch.tensor(q, dtype=torch.float64) / sum(q)
+    loss = discriminator_loss(*samples(p, q, (expert / agent).log())).loss
+    exact = float(jensen_shannon(expert, agent))
+    assert js_divergence(float(loss)) == pytest.approx(max(0.0, exact), abs=1e-7)
+
+
+@given(Counts, Counts, st.lists(st.floats(-5, 5), min_size=4, max_size=4))
+def test_with_any_other_discriminator_the_estimate_is_no_higher(
+    p: list[int], q: list[int], errors: list[float]
+) -> None:
+    expert = torch.tensor(p, dtype=torch.float64) / sum(p)
+    agent = torch.tensor(q, dtype=torch.float64) / sum(q)
+    logits = (expert / agent).log() + torch.tensor(errors, dtype=torch.float64)
+    loss = discriminator_loss(*samples(p, q, logits)).loss
+    assert js_divergence(float(loss)) <= float(jensen_shannon(expert, agent)) + 1e-7
+
+
+def test_divergence_of_a_discriminator_that_knows_nothing_and_of_one_that_knows_all() -> None:
+    is_expert = torch.tensor([True, False])
+    nothing = discriminator_loss(torch.zeros(2), is_expert, 1, 1)
+    assert js_divergence(float(nothing.loss)) == pytest.approx(0, abs=1e-6)
+    assert float(nothing.accuracy) == 0.5
+    everything = discriminator_loss(torch.tensor([50.0, -50.0]), is_expert, 1, 1)
+    assert js_divergence(float(everything.loss)) == pytest.approx(log(2))
+    assert float(everything.accuracy) == 1
+    wrong = discriminator_loss(torch.tensor([-50.0, 50.0]), is_expert, 1, 1)
+    assert js_divergence(float(wrong.loss)) == 0
+
+
+@given(st.floats(-30, 30))
+def test_reward_forms_are_the_functions_of_d_that_they_are_named_after(logit: float) -> None:
+    f = torch.tensor([logit], dtype=torch.float64)
+    d = torch.sigmoid(f)
+    torch.testing.assert_close(step_rewards(f, "log-d"), torch.log(d))
+    torch.testing.assert_close(step_rewards(f, "logit"), f)
+    # 1 - D itself would lose all digits near D = 1.
+    torch.testing.assert_close(step_rewards(f, "gail"), -torch.log(torch.sigmoid(-f)))
+    torch.testing.assert_close(step_rewards(f, "gail") + step_rewards(f, "log-d"), f)
+
+
+def test_reward_forms_by_hand_and_far_out() -> None:
+    f = torch.tensor([log(3), 0.0])  # D = 3/4 and 1/2
+    torch.testing.assert_close(step_rewards(f, "gail"), torch.tensor([log(4), log(2)]))
+    torch.testing.assert_close(step_rewards(f, "log-d"), torch.tensor([log(0.75), -log(2)]))
+    far = torch.tensor([1000.0, -1000.0])
+    assert step_rewards(far, "gail").tolist() == [1000, 0]
+    assert step_rewards(far, "log-d").tolist() == [0, -1000]
+
+
+def test_logits_are_read_at_the_actions_last_token_as_by_plain_calls() -> None:
+    policy = in_float64(random_policy(scale=4.0))
+    found = discriminator(policy)
+    actions = [["jump", "look at the box"] for t in OWN for _ in t.steps]
+    practised = practised_with(policy, OWN, actions)
+    own = rendered(policy, OWN)
+    expected = []
+    with torch.no_grad():
+        for d in own:
+            steps = [p for p in practised if p.trajectory_id == d.trajectory.id]
+            for state, action, step in zip(states_of(d), d.actions, steps, strict=True):
+                for ids in (action, *(a.token_ids for a in step.agent_actions)):
+                    hidden = found.layers(
+                        input_ids=torch.tensor([[*state, *ids]])
+                    ).last_hidden_state
+                    expected.append(found.head(hidden[0, -1])[0])
+    trees = step_trees(own, practised)
+    for token_budget in (1, 10_000):
+        logits = expert_logits(found, trees, token_budget)
+        torch.testing.assert_close(torch.cat(logits), torch.stack(expected), rtol=1e-8, atol=1e-10)
+
+
+def test_packing_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = in_float64(random_policy(scale=4.0))
+    practised = practised_trees(policy)
+
+    def train(token_budget: int, log: Log) -> list[torch.nn.Module]:
+        found = discriminator(policy)
+        train_discriminator(found, practised, config(token_budget), epochs=2, seed=5, log=log)
+        return [found]
+
+    assert_packing_changes_nothing(train, monkeypatch)
+
+
+def test_training_stops_after_the_epoch_that_was_enough() -> None:
+    policy, logged = random_policy(), list[Metrics]()
+    answers = iter([False, True])
+    train_discriminator(
+        discriminator(policy), practised_trees(policy, 3), config(), epochs=5, seed=0,
+        log=logged.append, enough=lambda: next(answers),
+    )  # fmt: skip
+    assert len(logged) == 2 * 2  # six trees in batches of three
+
+
+def small_tree(num_agent: int, *, same: bool) -> StepTree:
+    """Two steps with so many agent actions each."""
+    flags = [True, *[False] * num_agent] * 2
+    is_same = [expert or same for expert in flags]
+    return StepTree(PrefixTree(), torch.tensor(flags), torch.tensor(is_same))
+
+
+def test_a_copy_of_the_expert_is_at_chance_on_held_out_steps() -> None:
+    practised = [small_tree(1, same=True) for _ in range(3)]
+    logits = [torch.tensor([2.0, 2.0, -1.0, -1.0]) for _ in practised]
+    found = held_out(logits, practised)
+    assert (found.js_divergence, found.accuracy, found.beats_chance) == (0.0, 0.5, False)
+
+
+def test_chance_is_beaten_by_preferring_the_expert_in_most_trajectories() -> None:
+    practised = [small_tree(2, same=False) for _ in range(8)]
+    good = torch.tensor([1.0, 0.0, 0.5, 3.0, -2.0, 2.0])
+    # Expert actions -1 and 3 with two agent actions each: 0 of 2 and 2 of 2 are half of all.
+    even = torch.tensor([-1.0, 0.0, 0.5, 3.0, -2.0, 2.0])
+    assert held_out([good] * 8, practised).beats_chance
+    assert not held_out([even] * 8, practised).beats_chance
+    assert not held_out([-good] * 8, practised).beats_chance
+    # 5 of 8 trajectories: 0.625 - 1.645 * 0.5175 / sqrt 8 = 0.32; 7 of 8: 0.875 - 0.206 = 0.67
+    assert not held_out([good] * 5 + [-good] * 3, practised).beats_chance
+    assert held_out([good] * 7 + [-good], practised).beats_chance
+    assert not held_out([good], practised[:1]).beats_chance
+
+
+def test_rewards_reach_the_step_and_action_they_belong_to() -> None:
+    policy = random_policy()
+    own = OWN[:2]
+    actions = [["jump", t.steps[step].action] for t in own for step in range(len(t.steps))]
+    practised = practised_with(policy, own, actions)
+    trees = step_trees(rendered(policy, own), practised)
+    # A reward that says which path it is of: its tree, then its number in the tree.
+    rewards = [100.0 * i + torch.arange(len(t.is_expert)) for i, t in enumerate(trees)]
+    found = with_rewards(practised, trees, rewards)
+    expected = [
+        (100.0 * i + 3 * step, [100.0 * i + 3 * step + 1, 100.0 * i + 3 * step + 2])
+        for i, t in enumerate(own)
+        for step in range(len(t.steps))
+    ]
+    assert [(p.expert_reward, [a.reward for a in p.agent_actions]) for p in found] == expected
+
+    def without(step: PracticedStep) -> PracticedStep:
+        bare = tuple(a.model_copy(update={"reward": None}) for a in step.agent_actions)
+        return step.model_copy(update={"expert_reward": None, "agent_actions": bare})
+
+    assert [without(p) for p in found] == practised
+
+
+def test_practised_steps_must_cover_every_step_in_order() -> None:
+    policy = random_policy()
+    practised = practised_with(policy, OWN, [["jump"] for t in OWN for _ in t.steps])
+    with pytest.raises(ValueError, match=OWN[0].id):
+        step_trees(rendered(policy, OWN), practised[1:])
+
+
+def test_inverse_reflection_refuses_a_discriminator_at_chance() -> None:
+    policy = random_policy()
+    learner = Inverse(InverseConfig(discriminator=config(warmup_epochs=2)), policy)
+    with pytest.raises(DiscriminatorAtChance, match="2 epochs"):
+        learner.measure(lesson(policy, None), seed=0, log=lambda *_: None)
+    assert not learner.is_warm
+
+
+def test_inverse_reflection_is_the_same_after_saving_and_loading(tmp_path: Path) -> None:
+    policy = random_policy()
+    own = lesson(policy, {"go": "jump", "open": "go on"})
+    settings = InverseConfig(discriminator=config(warmup_epochs=20))
+    learner, again = Inverse(settings, policy), Inverse(settings, random_policy(1))
+    measured = learner.measure(own, seed=0, log=lambda *_: None)
+    assert measured.beats_chance and learner.is_warm
+    learner.save(tmp_path)
+    again.load(tmp_path)
+    assert again.is_warm
+    found = [expert_logits(x.discriminator, own.held_out_trees, 10_000) for x in (learner, again)]
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+    assert held_out(found[1], own.held_out_trees) == measured
