@@ -1,0 +1,306 @@
+"""Practice and rollouts give what plain calls on the whole history would, whatever runs beside."""
+
+from collections.abc import Iterable
+from itertools import chain
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from fakes import (
+    BoxWorld,
+    copy_of,
+    demonstrations,
+    in_float64,
+    novice,
+    plain_logprobs,
+    random_policy,
+    rendered,
+    states_of,
+)
+from stepagent import rollout as rollout_module
+from stepagent.backends.generation import Decoding, choose, random_numbers
+from stepagent.inspection import agreement, practise
+from stepagent.policy import Policy
+from stepagent.rollout import Episode, rollout
+from stepagent.tasks.base import EnvironmentLost
+from stepagent.types import Step
+
+OWN = [*demonstrations()[:3], *demonstrations()[40:43]]
+"""Demonstrations of one to four steps."""
+ITEMS = [f"{group}/{number}" for number in range(4) for group in ("far", "near")]
+GREEDY = Decoding(max_new_tokens=6, temperature=0.0)
+
+
+def actor() -> Policy:
+    """A policy that ends some of its actions by itself and is cut off in others."""
+    return in_float64(novice())
+
+
+def generate(policy: Policy, before: Iterable[int], decoding: Decoding) -> tuple[int, ...]:
+    """The greedy action by plain `generate` on everything before it."""
+    ids = torch.tensor([list(before)])
+    found = policy.model.generate(  # type: ignore[operator]
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=decoding.max_new_tokens,
+        do_sample=False,
+        eos_token_id=policy.renderer.end_id,
+        pad_token_id=policy.renderer.end_id,
+    )
+    return tuple(found[0, ids.shape[1] :].tolist())
+
+
+@pytest.mark.parametrize("max_new_tokens", [1, 2, 3, 6])
+def test_greedy_practice_equals_plain_generate_from_every_history(max_new_tokens: int) -> None:
+    policy, decoding = actor(), Decoding(max_new_tokens=max_new_tokens, temperature=0.0)
+    own = rendered(policy, OWN)
+    expected = [generate(policy, state, decoding) for d in own for state in states_of(d)]
+    for token_budget in (1, 100, 10_000):
+        found = practise(policy, own, decoding, seed=0, num_actions=2, token_budget=token_budget)
+        assert [(p.trajectory_id, p.step_index) for p in found] == [
+            (t.id, step) for t in OWN for step in range(len(t.steps))
+        ]
+        assert [[a.token_ids for a in p.agent_actions] for p in found] == [[e, e] for e in expected]
+    ended = {ids[-1] == policy.renderer.end_id for ids in expected}
+    # "go on" and its end are three tokens, "open red box" and its end are four.
+    assert ended == {1: {False}, 2: {False}, 3: {False, True}, 6: {True}}[max_new_tokens]
+
+
+def test_greedy_practice_of_a_wild_policy_equals_plain_generate() -> None:
+    policy, decoding = (
+        in_float64(random_policy(scale=6.0)),
+        Decoding(max_new_tokens=9, temperature=0.0),
+    )
+    own = rendered(policy, OWN)
+    expected = [generate(policy, state, decoding) for d in own for state in states_of(d)]
+    found = practise(policy, own, decoding, seed=0)
+    assert [p.agent_actions[0].token_ids for p in found] == expected
+    assert len(set(expected)) > len(expected) / 2
+
+
+def test_logprobs_of_practice_are_those_of_a_plain_forward_pass_at_temperature_one() -> None:
+    policy = actor()
+    own = rendered(policy, OWN)
+    states = [state for d in own for state in states_of(d)]
+    for temperature in (0.0, 0.7, 2.0):
+        decoding = Decoding(max_new_tokens=5, temperature=temperature)
+        found = practise(policy, own, decoding, seed=1, num_actions=3)
+        with torch.no_grad():
+            for state, step in zip(states, found, strict=True):
+                for action in step.agent_actions:
+                    plain = plain_logprobs(policy.model, state, action.token_ids)
+                    assert action.logprob == pytest.approx(float(plain.sum()), rel=1e-9)
+                    assert action.text == policy.renderer.action_text(action.token_ids)
+
+
+def test_the_seed_alone_decides_what_is_sampled() -> None:
+    policy = actor()
+    own = rendered(policy, OWN)
+    decoding = Decoding(max_new_tokens=5, temperature=1.5)
+
+    def sample(seed: int, token_budget: int = 2048, start: int = 0) -> list[tuple[int, ...]]:
+        found = practise(
+            policy, own[start:], decoding, seed=seed, num_actions=3, token_budget=token_budget
+        )
+        return [a.token_ids for p in found for a in p.agent_actions]
+
+    first = sample(7)
+    assert sample(7) == first
+    assert sample(7, token_budget=1) == first
+    assert sample(7, token_budget=130) == first
+    later = sample(7, start=2)
+    assert later == first[len(first) - len(later) :]
+    assert sample(8) != first
+    by_state = [set(first[i : i + 3]) for i in range(0, len(first), 3)]
+    assert any(len(own_actions) == 3 for own_actions in by_state)
+
+
+def test_practice_does_not_change_the_policy_or_its_later_gradients() -> None:
+    policy = novice()
+    before = [p.detach().clone() for p in policy.model.parameters()]
+    practise(policy, rendered(policy, OWN), GREEDY, seed=0)
+    torch.testing.assert_close(list(policy.model.parameters()), before, rtol=0, atol=0)
+    policy.model(input_ids=torch.tensor([[1, 2, 3]])).logits.sum().backward()
+    assert all(p.grad is not None for p in policy.model.parameters())
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_choose_draws_from_the_softmax(temperature: float) -> None:
+    logits = torch.tensor([2.0, 0.5, -1.0, 0.0, 1.0, 1.0, -0.5])
+    count = 20_000
+    uniform = torch.from_numpy(np.random.default_rng(0).random(count))
+    ids, logprobs = choose(logits.expand(count, -1), temperature, uniform)
+    observed = torch.bincount(ids, minlength=7).numpy()
+    expected = torch.softmax(logits.double() / temperature, -1).numpy() * count
+    assert stats.chisquare(observed, expected).pvalue > 0.01
+    # The test can tell: another temperature does not pass.
+    other = torch.softmax(logits.double() / (temperature * 1.2), -1).numpy() * count
+    assert stats.chisquare(observed, other).pvalue < 0.01
+    torch.testing.assert_close(logprobs, torch.log_softmax(logits, -1)[ids])
+
+
+@given(
+    st.lists(
+        st.one_of(st.floats(-50, 50, width=32), st.just(float("-inf"))), min_size=2, max_size=9
+    ),
+    st.floats(0, 1, exclude_max=True),
+    st.sampled_from([0.0, 0.3, 1.0, 3.0]),
+)
+def test_choose_never_draws_what_is_impossible(
+    numbers: list[float], uniform: float, temperature: float
+) -> None:
+    logits = torch.tensor([[*numbers, 0.0]])
+    ids, _ = choose(logits, temperature, torch.tensor([uniform]))
+    assert 0 <= int(ids) < logits.shape[1]
+    assert float(logits[0, ids]) > float("-inf")
+
+
+def test_random_numbers_belong_to_one_decision() -> None:
+    first = random_numbers(1, "near/3", 2, 0, count=4)
+    assert torch.equal(random_numbers(1, "near/3", 2, 0, count=4), first)
+    assert torch.equal(random_numbers(1, "near/3", 2, 0, count=2), first[:2])
+    others = [(2, "near/3", 2, 0), (1, "near/4", 2, 0), (1, "near/3", 3, 0), (1, "near/3", 2, 1)]
+    for seed, name, *key in others:
+        assert not torch.equal(random_numbers(seed, name, *key, count=4), first)
+    many = torch.cat([random_numbers(0, "far/1", k, count=50) for k in range(100)]).numpy()
+    assert stats.kstest(many, "uniform").pvalue > 0.01
+
+
+def naive_episode(policy: Policy, item: str, decoding: Decoding) -> Episode:
+    """A greedy episode that feeds the whole history again at every step."""
+    env = BoxWorld().make_env()
+    observation, info = env.reset(options={"item": item})
+    fed = [policy.renderer.opening(info["instruction"], observation)]
+    sampled, steps, is_over = list[tuple[int, ...]](), list[Step](), False
+    history = list(fed[0])
+    instruction = info["instruction"]
+    while not is_over:
+        ids = generate(policy, history, decoding)
+        sampled.append(ids)
+        text = policy.renderer.action_text(ids)
+        after, reward, terminated, truncated, info = env.step(text)
+        is_over = terminated or truncated
+        steps.append(
+            Step(observation=observation, action=text or "(nothing)", reward=float(reward))
+        )
+        observation = after
+        fed.append(policy.renderer.observation(after))
+        # A turn that was cut off is closed before the next one.
+        end = () if ids[-1] == policy.renderer.end_id else (policy.renderer.end_id,)
+        history += [*ids, *end, *fed[-1]]
+    trajectory = OWN[0].model_copy(
+        update={
+            "id": item, "instruction": instruction, "steps": tuple(steps),
+            "final_observation": observation, "score": info["score"],
+            "success": info["success"], "truncated": truncated,
+        }
+    )  # fmt: skip
+    return Episode(trajectory, tuple(fed[:-1]), tuple(sampled))
+
+
+@pytest.mark.parametrize("max_new_tokens", [3, 6])
+def test_greedy_rollouts_equal_a_loop_that_feeds_the_whole_history_each_time(
+    max_new_tokens: int,
+) -> None:
+    policy, decoding = actor(), Decoding(max_new_tokens=max_new_tokens, temperature=0.0)
+    expected = [naive_episode(policy, item, decoding) for item in ITEMS]
+    assert len({len(e.actions) for e in expected}) > (1 if max_new_tokens == 6 else 0)
+    for num_parallel in (8, 20):
+        world = BoxWorld()
+        found = rollout(policy, world, ITEMS, decoding, seed=0, num_parallel=num_parallel)
+        for episode, wanted in zip(found, expected, strict=True):
+            assert episode.actions == wanted.actions
+            assert episode.trajectory == wanted.trajectory
+            assert episode.observations[0] == wanted.observations[0]
+        assert len(world.envs) == min(num_parallel, len(ITEMS))
+        assert all(env.is_closed for env in world.envs)
+
+
+def test_sampled_rollouts_do_not_depend_on_what_runs_beside_them() -> None:
+    policy, decoding = actor(), Decoding(max_new_tokens=6, temperature=1.2)
+    first = rollout(policy, BoxWorld(), ITEMS, decoding, seed=3, num_parallel=20)
+    for items, num_parallel in ((ITEMS, 8), (ITEMS[::-1], 9), (ITEMS[2:5], 3)):
+        found = rollout(policy, BoxWorld(), items, decoding, seed=3, num_parallel=num_parallel)
+        assert found == [first[ITEMS.index(item)] for item in items]
+    assert rollout(policy, BoxWorld(), ITEMS, decoding, seed=4) != first
+
+
+def test_the_ids_of_an_episode_are_what_its_actions_were_sampled_from() -> None:
+    policy = actor()
+    for episode in rollout(policy, BoxWorld(), ITEMS, GREEDY, seed=0, num_parallel=20):
+        assert all(ids[-1] == policy.renderer.end_id for ids in episode.actions)
+        history: list[int] = []
+        for fed, action in zip(episode.observations, episode.actions, strict=True):
+            history += fed
+            with torch.no_grad():
+                ids = torch.tensor([[*history, *action]])
+                greedy = policy.model(input_ids=ids).logits[0, len(history) - 1 : -1].argmax(-1)
+            assert tuple(greedy.tolist()) == action
+            history += action
+        # Nothing was decoded and encoded again, and here that would have given the same.
+        (again,) = rendered(policy, [episode.trajectory])
+        assert again.observations == episode.observations
+
+
+def longest(episodes: list[Episode]) -> Episode:
+    return max(episodes, key=lambda e: len(e.actions))
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("step", [0])
+def test_a_lost_environment_has_its_episode_repeated_with_the_same_result(
+    step: int, times: int
+) -> None:
+    policy, decoding = actor(), Decoding(max_new_tokens=6, temperature=1.2)
+    expected = rollout(policy, BoxWorld(), ITEMS, decoding, seed=5, num_parallel=20)
+    item = longest(expected).trajectory.id
+    assert len(longest(expected).actions) > 3
+    world = BoxWorld(lost={(item, step): times})
+    assert rollout(policy, world, ITEMS, decoding, seed=5, num_parallel=20) == expected
+    assert world.lost[item, step] < 0
+
+
+@pytest.mark.parametrize("step", [0])
+def test_an_environment_that_is_always_lost_ends_the_rollout(step: int) -> None:
+    policy = actor()
+    world = BoxWorld(lost={(ITEMS[2], step): 100})
+    with pytest.raises(EnvironmentLost, match=ITEMS[2]):
+        rollout(policy, world, ITEMS, GREEDY, seed=0, num_parallel=2)
+    assert world.lost[ITEMS[2], step] == 100 - rollout_module.MAX_TRIES
+    assert all(env.is_closed for env in world.envs)
+
+
+def test_an_episode_that_outgrows_the_context_ends_truncated() -> None:
+    policy = actor()
+    whole = longest(rollout(policy, BoxWorld(), ITEMS, GREEDY, seed=0))
+    item = whole.trajectory.id
+    turns = [len(o) + len(a) for o, a in zip(whole.observations, whole.actions, strict=True)]
+    # The third action and the end of its turn still fit behind two turns and an observation.
+    enough = sum(turns[:2]) + len(whole.observations[2]) + GREEDY.max_new_tokens + 1
+    for context, num_steps in ((enough, 3), (enough - 1, 2)):
+        narrow = copy_of(policy)
+        narrow.model.config.max_position_embeddings = context
+        (cut,) = rollout(narrow, BoxWorld(), [item], GREEDY, seed=0)
+        assert cut.actions == whole.actions[:num_steps]
+        assert cut.trajectory.steps == whole.trajectory.steps[:num_steps]
+        assert cut.trajectory.truncated
+
+
+def test_no_items_give_no_episodes() -> None:
+    assert rollout(actor(), BoxWorld(), [], GREEDY, seed=0) == []
+
+
+def test_agreement_counts_equal_actions() -> None:
+    policy = actor()
+    own = rendered(policy, OWN)
+    found = practise(policy, own, GREEDY, seed=0, num_actions=2)
+    experts = list(chain.from_iterable([s.action for s in t.steps] for t in OWN))
+    same = [
+        a.text == expert for p, expert in zip(found, experts, strict=True) for a in p.agent_actions
+    ]
+    assert 0 < sum(same) < len(same)
+    assert agreement(found) == sum(same) / len(same)
