@@ -230,7 +230,8 @@ class RunningEpisodes:
 
     def restart(self, row: int) -> None:
         """Makes the row an episode that has seen nothing yet."""
-        self.lengths[row] = 0
+        kept = torch.arange(len(self.lengths), device=self.lengths.device) != row
+        self.lengths = torch.where(kept, self.lengths, 0)
 
     def keep_rows(self, rows: Sequence[int]) -> None:
         """Drops every episode that is not listed."""
