@@ -298,3 +298,23 @@ def test_inverse_reflection_is_the_same_after_saving_and_loading(tmp_path: Path)
     found = [expert_logits(x.discriminator, own.held_out_trees, 10_000) for x in (learner, again)]
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
     assert held_out(found[1], own.held_out_trees) == measured
+
+
+def test_inverse_reflection_rewards_practice_by_the_discriminator_and_moves_the_policy() -> None:
+    policy = random_policy()
+    own = lesson(policy, {"go": "jump", "open": "go on"})
+    learner = Inverse(InverseConfig(discriminator=config(warmup_epochs=20)), policy)
+    before = [p.detach().clone() for p in policy.model.parameters()]
+    logged = list[tuple[str, Metrics]]()
+    learner.measure(own, seed=0, log=lambda *_: None)
+    found = learner.learn(policy, own, seed=0, log=lambda *row: logged.append(row))
+    assert found is not None
+    expected = expert_logits(learner.discriminator, own.held_out_trees, 10_000)  # the form "logit"
+    torch.testing.assert_close(torch.cat(found), torch.cat(expected))
+    # The lesson's steps are held out too, so the agent's mean reward is that of the same numbers.
+    is_expert = torch.cat([t.is_expert for t in own.trees])
+    assert {phase for phase, _ in logged} == {"ppo"}
+    mean = float(torch.cat(expected)[~is_expert].mean())
+    assert logged[0][1]["reward_mean"] == pytest.approx(mean, rel=1e-4)
+    moved = zip(policy.model.parameters(), before, strict=True)
+    assert any(not torch.equal(p, q) for p, q in moved)

@@ -22,7 +22,7 @@ from fakes import (
     states_of,
 )
 from stepagent import rollout as rollout_module
-from stepagent.backends.generation import Decoding, choose, random_numbers
+from stepagent.backends.generation import Decoding, RunningEpisodes, choose, random_numbers
 from stepagent.inspection import agreement, practise
 from stepagent.policy import Policy
 from stepagent.rollout import Episode, rollout
@@ -168,6 +168,29 @@ def test_random_numbers_belong_to_one_decision() -> None:
         assert not torch.equal(random_numbers(seed, name, *key, count=4), first)
     many = torch.cat([random_numbers(0, "far/1", k, count=50) for k in range(100)]).numpy()
     assert stats.kstest(many, "uniform").pvalue > 0.01
+
+
+def test_logprobs_of_running_episodes_are_those_of_plain_calls_turn_after_turn() -> None:
+    policy, decoding = actor(), Decoding(max_new_tokens=5, temperature=1.5)
+    demos = rendered(policy, [OWN[0], OWN[3], OWN[4]])
+    cache, end_id = RunningEpisodes(policy.model, 3), policy.renderer.end_id
+    histories: list[list[int]] = [[] for _ in demos]
+    carried: list[tuple[int, ...]] = [() for _ in demos]
+    lengths = set[int]()
+    for turn in range(2):
+        fed = [(*carry, *d.observations[turn]) for carry, d in zip(carried, demos, strict=True)]
+        uniform = torch.stack([random_numbers(0, str(i), turn, count=5) for i in range(3)])
+        actions = cache.act(fed, decoding, end_id, uniform)
+        for row, (ids, action) in enumerate(zip(fed, actions, strict=True)):
+            histories[row] += ids
+            with torch.no_grad():
+                plain = plain_logprobs(policy.model, histories[row], action.token_ids)
+            assert action.logprob == pytest.approx(float(plain.sum()), rel=1e-9)
+            # The last token is fed with the next turn.
+            histories[row] += action.token_ids[:-1]
+            carried[row] = action.token_ids[-1:]
+            lengths.add(len(action.token_ids))
+    assert len(lengths) > 1
 
 
 def naive_episode(policy: Policy, item: str, decoding: Decoding) -> Episode:
