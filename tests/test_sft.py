@@ -76,19 +76,6 @@ def test_packing_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_packing_changes_nothing(train, monkeypatch)
 
 
-def test_only_actions_are_learnt() -> None:
-    policy = in_float64(random_policy(scale=4.0))
-    (first,) = rendered(policy, OWN[-1:])
-    changed = first.trajectory.model_copy(
-        update={"final_observation": "Something else.", "score": 3.0, "success": False}
-    )
-    logged = list[Metrics]()
-    for trajectory in (first.trajectory, changed):
-        own = copy_of(policy)
-        sft(own, rendered(own, [trajectory]), config(), seed=0, log=logged.append)
-    assert logged[0] == logged[1]
-
-
 def test_the_same_seed_gives_equal_weights_and_another_seed_another_order() -> None:
     found = []
     for seed in (1, 1, 2):
