@@ -1,0 +1,288 @@
+"""The command line: help, errors in one line, and every command on files of the world of boxes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fakes import BoxWorld, demonstrations
+from stepagent import cli
+from stepagent.commands import train as train_command
+from stepagent.commands.models import load_policy
+from stepagent.pipeline import make_task
+from stepagent.recipes import RECIPES
+from stepagent.run import read_json
+from stepagent.trajectories import read_jsonl, write_jsonl
+from stepagent.types import PracticedStep
+
+TINY = ["--tiny.hidden-size", "32", "--tiny.num-layers", "1", "--tiny.vocab-size", "320"]
+SHORT = ["--inspection.decoding.max-new-tokens", "8"]
+LEARNABLE = ["--inverse.discriminator.warmup-epochs", "40"]
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with demonstrations, held-out ones and a novice."""
+    folder = tmp_path_factory.mktemp("work")
+    write_jsonl(folder / "demonstrations.jsonl", demonstrations()[::8])
+    write_jsonl(folder / "held-out.jsonl", demonstrations("dev")[::4])
+    call("sft", "--demonstrations", folder / "demonstrations.jsonl", "--out", folder / "novice",
+         "--sft.epochs", "2", *TINY)  # fmt: skip
+    return folder
+
+
+def call(*args: object) -> None:
+    cli.main([str(arg) for arg in args])
+
+
+Fails = Callable[..., str]
+
+
+@pytest.fixture
+def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
+    """Runs a command that has to end with code 2; returns its standard error."""
+
+    def run(*args: object) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            call(*args)
+        assert ended.value.code == 2
+        captured = capsys.readouterr()
+        # tyro draws its complaints with other colours and lines, on standard error as well.
+        return captured.err
+
+    return run
+
+
+def test_help_names_every_command_and_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; from stepagent.cli import main; main(['--help']); "
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.endswith("False\n")
+    for command in cli.COMMANDS:
+        assert f"\n  {command} " in done.stdout
+
+
+@pytest.mark.parametrize("command", [*cli.COMMANDS, "train smoke"])
+def test_every_command_has_help_with_an_example(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        call(*command.split(), "--help")
+    except SystemExit as ended:
+        assert ended.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"For example: stepagent {command.split()[0]} " in text
+    assert "Reads " in text
+    assert "{None}" not in text or "default: None" in text
+
+
+def test_every_option_of_a_recipe_says_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        call("train", "smoke", "--help")
+    boxes = (line.strip("│| ") for line in capsys.readouterr().out.splitlines())
+    lines = [line for line in boxes if line.strip("─╭╮╰╯-+")]
+    options = [i for i, line in enumerate(lines) if line.startswith("--")]
+    assert len(options) > 50
+    no_help = [lines[i] for i in options if lines[i + 1].startswith(("(default", "(req", "--"))]
+    assert no_help == []
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_has_a_task_that_exists(name: str) -> None:
+    assert make_task(RECIPES[name].task).task_types == RECIPES[name].task.task_types
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["trian"], "stepagent: unknown command 'trian'; did you mean 'train'? allowed: train, "),
+        (["train", "smok"], "stepagent: unknown recipe 'smok'; did you mean 'smoke'? allowed: "),
+        (
+            ["train", "smoke", "--out", "{tmp}/run", "--task.task-types", "find-plan"],
+            "stepagent: unknown task type 'find-plan': did you mean 'find-plant'",
+        ),
+        (
+            ["train", "smoke", "--out", "{tmp}/run", "--policy", "{tmp}/none"],
+            "stepagent: {tmp}/none: no such folder; expected a policy",
+        ),
+        (["report", "{tmp}/none"], "stepagent: {tmp}/none: no such folder"),
+        (["report", "{work}"], "stepagent: {work}: not a run folder"),
+        (
+            ["sft", "--demonstrations", "{tmp}/none.jsonl", "--out", "{tmp}/new"],
+            "stepagent: {tmp}/none.jsonl: no such file",
+        ),
+        (
+            ["sft", "--demonstrations", "{work}/novice/config.json", "--out", "{tmp}/new"],
+            "stepagent: {work}/novice/config.json:1: not JSON",
+        ),
+        (
+            ["sft", "--demonstrations", "{work}/held-out.jsonl", "--out", "{work}/novice"],
+            "stepagent: {work}/novice: exists already; expected the name of a new folder",
+        ),
+        (
+            ["sft", "--demonstrations", "{work}/held-out.jsonl", "--model", "{work}",
+             "--out", "{tmp}/new"],
+            "stepagent: {work}: not a policy, it has no config.json",
+        ),
+        (
+            ["inspect", "--policy", "{work}", "--demonstrations", "{work}/held-out.jsonl",
+             "--out", "{tmp}/steps.jsonl"],
+            "stepagent: {work}: not a policy, it has no config.json",
+        ),
+        (
+            ["reflect", "--method", "implicit", "--policy", "{work}/novice", "--demonstrations",
+             "{work}/held-out.jsonl", "--held-out", "{tmp}/none", "--out", "{tmp}/out"],
+            "stepagent: {tmp}/none: no such file",
+        ),
+        (
+            ["evaluate", "--policy", "{work}/novice", "--task-types", "boil", "--simplification",
+             "eazy", "--out", "{tmp}/episodes.jsonl"],
+            "stepagent: unknown simplification 'eazy': did you mean 'easy'?",
+        ),
+    ],
+)  # fmt: skip
+def test_a_users_error_is_one_line_and_leaves_nothing(
+    args: list[str], message: str, work: Path, tmp_path: Path, fails: Fails
+) -> None:
+    error = fails(*(arg.format(tmp=tmp_path, work=work) for arg in args))
+    assert error.startswith(message.format(tmp=tmp_path, work=work))
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_option_is_an_error_that_suggests_the_right_one(
+    tmp_path: Path, fails: Fails
+) -> None:
+    error = fails("train", "smoke", "--out", tmp_path / "run", "--sft.epoch", "3")
+    assert "--sft.epoch" in error and "--sft.epochs INT" in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_damaged_weights_are_an_error_in_one_line(work: Path, tmp_path: Path, fails: Fails) -> None:
+    for file in (work / "novice").iterdir():
+        (tmp_path / file.name).write_bytes(
+            file.read_bytes()[: 100 if "weights" in file.name else None]
+        )
+    (tmp_path / "model.safetensors").write_bytes(b"\x00" * 100)
+    error = fails("inspect", "--policy", tmp_path, "--demonstrations", work / "held-out.jsonl",
+                  "--out", tmp_path / "steps.jsonl")  # fmt: skip
+    assert error.startswith(f"stepagent: {tmp_path}: not a usable policy: ")
+    assert error.count("\n") == 1
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, work: Path) -> None:
+    monkeypatch.setattr("stepagent.commands.report.write_report", lambda *_: int("x"))
+    with pytest.raises(ValueError, match="invalid literal"):
+        call("report", work)
+
+
+def test_ctrl_c_ends_with_130_and_says_how_to_go_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_command, "train", interrupt)
+    with pytest.raises(SystemExit) as ended:
+        call("train", "smoke", "--out", tmp_path / "a run")
+    assert ended.value.code == 130
+    told = f"to go on: stepagent train smoke --out '{tmp_path}/a run' --resume\n"
+    assert capsys.readouterr().err.endswith(told)
+
+
+def test_lines_that_are_skipped_are_listed(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = (work / "held-out.jsonl").read_text()
+    (tmp_path / "bad.jsonl").write_text("nonsense\n" + lines)
+    call("sft", "--demonstrations", tmp_path / "bad.jsonl", "--out", tmp_path / "new",
+         "--skip-invalid", "--sft.epochs", "1", *TINY)  # fmt: skip
+    out = capsys.readouterr().out
+    assert f"left out: {tmp_path}/bad.jsonl:1: not JSON" in out
+    assert "left out: 1 lines in all" in out
+
+
+def test_inspection_writes_one_practised_step_for_each_step(
+    work: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    call("inspect", "--policy", work / "novice", "--demonstrations", work / "held-out.jsonl",
+         "--out", tmp_path / "steps.jsonl", "--num-actions", "2",
+         "--decoding.max-new-tokens", "8")  # fmt: skip
+    steps = read_jsonl(tmp_path / "steps.jsonl", PracticedStep)
+    assert len(steps) == sum(len(t.steps) for t in demonstrations("dev")[::4])
+    assert all(len(step.agent_actions) == 2 for step in steps)
+    captured = capfd.readouterr()
+    assert captured.err == ""  # no bars and warnings of other libraries
+    assert captured.out.startswith(f"{tmp_path}/steps.jsonl: {len(steps)} practised steps")
+
+
+@pytest.mark.parametrize("method", ["implicit", "inverse"])
+def test_reflection_on_files_writes_a_policy_for_each_round_and_resumes(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str
+) -> None:
+    args = ["reflect", "--method", method, "--policy", work / "novice", "--demonstrations",
+            work / "demonstrations.jsonl", "--held-out", work / "held-out.jsonl", "--out",
+            tmp_path / "out", "--rounds", "2", *SHORT, *LEARNABLE]  # fmt: skip
+    call(*args)
+    first = capsys.readouterr().out
+    table = [line.split() for line in first.splitlines() if line[:5].strip().isdigit()]
+    assert [row[0] for row in table] == ["0", "1", "2"]
+    assert ("-" in table[0]) == (method == "implicit")  # only a discriminator measures divergence
+    before = (work / "novice" / "model.safetensors").read_bytes()
+    for unit in ("round1", "round2"):
+        folder = tmp_path / "out" / "units" / unit
+        load_policy(folder)
+        after = (folder / "model.safetensors").read_bytes()
+        assert after != before
+        before = after
+        assert (folder / "discriminator.safetensors").exists() == (method == "inverse")
+    call(*args, "--resume")
+    assert capsys.readouterr().out == first
+
+
+def test_training_from_a_recipe_prints_results_and_writes_the_report(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(train_command, "open_task", lambda _: BoxWorld())
+    args = ["train", "smoke", "--out", tmp_path / "run", "--methods", "implicit", "--data.dev", "1",
+            "--model.vocab-size", "320", "--inspection.decoding.max-new-tokens", "4",
+            "--evaluation.decoding.max-new-tokens", "4", "--seed", "3"]  # fmt: skip
+    call(*args)
+    out = capsys.readouterr().out
+    assert "Implicit reflection does NOT beat SFT" in out
+    assert out.endswith(f"Report: {tmp_path}/run/report.html\n")
+    assert (tmp_path / "run" / "report.html").stat().st_size > 1000
+    config = read_json(tmp_path / "run" / "config.json")
+    assert (config["recipe"], config["seed"]) == ("smoke", 3)
+    assert config["config"]["model"]["vocab_size"] == 320
+    call(*args, "--resume")
+    assert capsys.readouterr().out == out
+
+
+@pytest.mark.slow
+def test_the_smoke_recipe_runs_in_the_real_engine_and_survives_ctrl_c(tmp_path: Path) -> None:
+    args = [sys.executable, "-m", "stepagent", "train", "smoke", "--out", str(tmp_path / "run")]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        args, env=env, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as running:
+        while not (tmp_path / "run" / "units" / "sft-dev").exists():
+            assert running.poll() is None
+            time.sleep(0.05)
+        os.killpg(running.pid, signal.SIGINT)  # as a terminal does, to the engine as well
+        _, error = running.communicate()
+    assert running.returncode == 130, error
+    assert error.splitlines()[-1].startswith("stepagent: stopped; to go on: stepagent train smoke")
+    done = subprocess.run([*args, "--resume"], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert {row["method"] for row in rows} == {"sft", "sft_more", "implicit", "inverse"}
