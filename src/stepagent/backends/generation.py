@@ -65,9 +65,14 @@ def choose(logits: Tensor, temperature: float, uniform: Tensor) -> tuple[Tensor,
 class _Slots:
     """Where the tokens of the running forward pass go; shared by all layers of a cache."""
 
+    num_rows: int
+    """Rows of the cache."""
     rows: Tensor
+    """(batch,) those that take part."""
     columns: Tensor
+    """(batch, new)"""
     used: int = 0
+    """Slots up to the highest one used."""
 
 
 class _SlotLayer(CacheLayerMixin):
@@ -81,9 +86,9 @@ class _SlotLayer(CacheLayerMixin):
     values: Tensor
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        batch, heads, _, width = key_states.shape
-        self.keys = key_states.new_zeros(batch, heads, 0, width)
-        self.values = value_states.new_zeros(batch, heads, 0, value_states.shape[-1])
+        rows, (_, heads, _, width) = self.slots.num_rows, key_states.shape
+        self.keys = key_states.new_zeros(rows, heads, 0, width)
+        self.values = value_states.new_zeros(rows, heads, 0, value_states.shape[-1])
         self.is_initialized = True
 
     def update(
@@ -98,9 +103,13 @@ class _SlotLayer(CacheLayerMixin):
             self.keys = torch.nn.functional.pad(self.keys, grown)
             self.values = torch.nn.functional.pad(self.values, grown)
         # Indices on both sides of a slice put the indexed axes first: (batch, new, heads, width).
-        self.keys[slots.rows, :, slots.columns] = key_states.transpose(1, 2)
-        self.values[slots.rows, :, slots.columns] = value_states.transpose(1, 2)
-        return self.keys[:, :, : slots.used], self.values[:, :, : slots.used]
+        rows = slots.rows[:, None]
+        self.keys[rows, :, slots.columns] = key_states.transpose(1, 2)
+        self.values[rows, :, slots.columns] = value_states.transpose(1, 2)
+        keys, values = self.keys[:, :, : slots.used], self.values[:, :, : slots.used]
+        if len(slots.rows) == len(keys):
+            return keys, values
+        return keys[slots.rows], values[slots.rows]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.slots.used, 0
@@ -115,24 +124,23 @@ class _SlotLayer(CacheLayerMixin):
 class SlotCache:
     """A key-value cache whose tokens go to slots of the caller's choice."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, num_rows: int) -> None:
         """Starts empty; grows as higher slots are used."""
         self.decoder = decoder(model)
-        self.slots = _Slots(torch.empty(0), torch.empty(0))
+        self.slots = _Slots(num_rows, torch.empty(0), torch.empty(0))
         count = model.config.get_text_config().num_hidden_layers
         self.layers = [_SlotLayer(self.slots) for _ in range(count)]
         self.cache = Cache(layers=list(self.layers))
 
     def forward(
-        self, token_ids: Tensor, positions: Tensor, columns: Tensor, mask: Tensor
+        self, token_ids: Tensor, positions: Tensor, columns: Tensor, mask: Tensor, rows: Tensor
     ) -> Tensor:
-        """Hidden states (batch, new, width) of new tokens, which go to the slots `columns`.
+        """Hidden states (batch, new, width) of new tokens, which go to slots `columns` of `rows`.
 
-        `token_ids`, `positions` and `columns` are (batch, new); `mask` is bool (batch, new, slots)
-        over all slots up to the highest one used.
+        `token_ids`, `positions` and `columns` are (batch, new), `rows` (batch,) in rising order;
+        `mask` is bool (batch, new, slots) over all slots up to the highest one used.
         """
-        self.slots.rows = torch.arange(len(token_ids), device=token_ids.device)[:, None]
-        self.slots.columns = columns
+        self.slots.rows, self.slots.columns = rows, columns
         self.slots.used = mask.shape[-1]
         output = self.decoder(
             input_ids=token_ids,
@@ -145,7 +153,8 @@ class SlotCache:
         return hidden
 
     def keep_rows(self, rows: Sequence[int]) -> None:
-        """Drops every batch row that is not listed."""
+        """Drops every row that is not listed."""
+        self.slots.num_rows = len(rows)
         for layer in self.layers:
             if layer.is_initialized:
                 layer.keys, layer.values = layer.keys[list(rows)], layer.values[list(rows)]
@@ -180,12 +189,13 @@ def decode_branches(
     total = int(ends[-1])
     start_of = torch.repeat_interleave(starts, lengths).to(device)
     index = torch.arange(total, device=device)
-    cache = SlotCache(model)
+    cache, only_row = SlotCache(model, 1), torch.zeros(1, dtype=torch.long, device=device)
     hidden = cache.forward(
         torch.tensor([token for trunk in trunks for token in trunk], device=device)[None],
         (index - start_of)[None],
         index[None],
         ((index <= index[:, None]) & (index >= start_of[:, None]))[None],
+        only_row,
     )
     prefix_length = torch.tensor([b.prefix_length for b in branches], device=device)
     first = torch.stack([starts[b.trunk] for b in branches]).to(device)
@@ -212,7 +222,9 @@ def decode_branches(
         columns = torch.arange(total + len(owner) - len(active), total + len(owner), device=device)
         mask = torch.cat([sees_trunk[active], owner == active[:, None]], dim=1)
         positions = prefix_length[active] + count
-        latest = cache.forward(ids[None], positions[None], columns[None], mask[None])[0]
+        latest = cache.forward(
+            ids[None], positions[None], columns[None], mask[None], only_row
+        )[0]
     return [
         Generated(tuple(t), min(0.0, float(p)))
         for t, p in zip(tokens, logprobs.tolist(), strict=True)
@@ -225,7 +237,7 @@ class RunningEpisodes:
     def __init__(self, model: PreTrainedModel, count: int) -> None:
         """`count` episodes, none of which has seen anything yet."""
         self.model = model
-        self.cache = SlotCache(model)
+        self.cache = SlotCache(model, count)
         self.lengths = torch.zeros(count, dtype=torch.long, device=model.device)
 
     def restart(self, row: int) -> None:
@@ -238,18 +250,38 @@ class RunningEpisodes:
         self.cache.keep_rows(rows)
         self.lengths = self.lengths[list(rows)]
 
-    def _feed(self, token_ids: Tensor, counts: Tensor) -> Tensor:
-        """Appends `counts[i]` tokens to row i; hidden state (batch, width) of the last of them.
+    def _feed(self, rows: Tensor, token_ids: Tensor, counts: Tensor) -> Tensor:
+        """Appends the first `counts[i]` of `token_ids[i]` to row `rows[i]`.
 
-        What is fed beyond the count goes to slots that are overwritten before any query may see
-        them.
+        Returns the hidden state (batch, width) of the last one. What stands beyond the count goes
+        to slots that are overwritten before any query may see them.
         """
         new = torch.arange(token_ids.shape[1], device=token_ids.device)
-        positions = self.lengths[:, None] + new
+        positions = self.lengths[rows, None] + new
         slots = torch.arange(int(positions.max()) + 1, device=token_ids.device)
-        hidden = self.cache.forward(token_ids, positions, positions, slots <= positions[:, :, None])
-        self.lengths = self.lengths + counts
-        return hidden[torch.arange(len(counts), device=counts.device), (counts - 1).clamp(min=0)]
+        visible = slots <= positions[:, :, None]
+        hidden = self.cache.forward(token_ids, positions, positions, visible, rows)
+        self.lengths = self.lengths.index_add(0, rows, counts)
+        return hidden[torch.arange(len(rows), device=rows.device), (counts - 1).clamp(min=0)]
+
+    def _read(self, fed: Sequence[Sequence[int]]) -> Tensor:
+        """Appends each episode's new tokens; hidden state (episodes, width) of the last ones.
+
+        Observations differ much in length: episodes with about as many new tokens go together, so
+        that at most half of what is forwarded is padding.
+        """
+        device = self.lengths.device
+        groups: dict[int, list[int]] = {}
+        for row, tokens in enumerate(fed):
+            groups.setdefault(len(tokens).bit_length(), []).append(row)
+        found = []
+        for rows in groups.values():
+            counts = [len(fed[row]) for row in rows]
+            padded = [[*fed[row], *[0] * (max(counts) - len(fed[row]))] for row in rows]
+            parts = (torch.tensor(part, device=device) for part in (rows, padded, counts))
+            found.append(self._feed(*parts))
+        order = torch.tensor([row for rows in groups.values() for row in rows], device=device)
+        return torch.cat(found)[order.argsort()]
 
     @torch.inference_mode()
     def act(
@@ -261,11 +293,8 @@ class RunningEpisodes:
         with it.
         """
         device = self.lengths.device
-        counts = torch.tensor([len(f) for f in fed], device=device)
-        padded = torch.full((len(fed), int(counts.max())), end_id, device=device)
-        for row, tokens in enumerate(fed):
-            padded[row, : len(tokens)] = torch.tensor(tokens, device=device)
-        latest = self._feed(padded, counts)
+        everyone = torch.arange(len(fed), device=device)
+        latest = self._read(fed)
         sampled: list[list[int]] = [[] for _ in fed]
         logprobs = torch.zeros(len(fed), dtype=torch.float64)
         going = torch.ones(len(fed), dtype=torch.bool, device=device)
@@ -278,7 +307,7 @@ class RunningEpisodes:
             going = going & (ids != end_id)
             if not going.any() or count + 1 == decoding.max_new_tokens:
                 break
-            latest = self._feed(ids[:, None], going.long())
+            latest = self._feed(everyone, ids[:, None], going.long())
         return [
             Generated(tuple(t), min(0.0, p))
             for t, p in zip(sampled, logprobs.tolist(), strict=True)
