@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from inspect import getdoc
 from pathlib import Path
 from typing import Annotated
 
@@ -41,7 +42,7 @@ class Arguments:
 def main(args: Sequence[str]) -> None:
     """The command."""
     if not args or args[0] in ("-h", "--help"):
-        print(f"usage: stepagent train RECIPE --out RUN [OPTIONS]\n\n{Arguments.__doc__}")
+        print(f"usage: stepagent train RECIPE --out RUN [OPTIONS]\n\n{getdoc(Arguments)}\n")
         print(f"Recipes: {', '.join(RECIPES)}. Options: stepagent train RECIPE --help")
         return
     recipe, *options = args
