@@ -117,9 +117,9 @@ def train(config: TrainConfig, run: Run, task: Task) -> None:
         _novice(config, run, demonstrations)
     novice = Policy.load(run.unit_folder("sft"))
     lesson = Lesson(
-        demonstrations=[novice.renderer.render(t) for t in demonstrations],
+        demonstrations=[novice.render(t) for t in demonstrations],
         practised=(),
-        held_out=[novice.renderer.render(t) for t in held_out],
+        held_out=[novice.render(t) for t in held_out],
         held_out_practised=(),
     )
     if not run.is_done("sft-dev"):
@@ -176,7 +176,7 @@ def _novice(config: TrainConfig, run: Run, demonstrations: Sequence[Trajectory])
         if isinstance(config.model, TinyConfig):
             build_tiny_model(chosen, config.model, seed=config.seed, folder=folder)
         policy = Policy.load(config.model if isinstance(config.model, str) else folder)
-        rendered = [policy.renderer.render(t) for t in chosen]
+        rendered = [policy.render(t) for t in chosen]
         updates = config.sft.epochs * num_batches(len(rendered), config.sft.batch_size)
         bar = track(range(updates), "SFT")
 

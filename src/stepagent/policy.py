@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from stepagent.backends.forward import decoder, head_logits, pack_hidden
 from stepagent.prefix_tree import Pack
-from stepagent.renderer import Renderer
+from stepagent.renderer import RenderedTrajectory, Renderer
+from stepagent.types import Trajectory
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,16 @@ class Policy:
         """Writes a Hugging Face model folder."""
         self.model.save_pretrained(folder)
         self.renderer.tokenizer.save_pretrained(folder)
+
+    def render(self, trajectory: Trajectory) -> RenderedTrajectory:
+        """The trajectory as token ids; raises ValueError if it is longer than the context."""
+        rendered = self.renderer.render(trajectory)
+        if rendered.num_tokens > self.context:
+            raise ValueError(
+                f"{trajectory.id}: has {rendered.num_tokens} tokens, the model's context is "
+                f"{self.context}"
+            )
+        return rendered
 
     def read(self, pack: Pack) -> Reading:
         """Log-probabilities of all paths of a pack, one forward pass for each row."""

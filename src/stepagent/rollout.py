@@ -48,8 +48,8 @@ class _Running:
     fed: list[tuple[int, ...]] = field(default_factory=list)
     sampled: list[tuple[int, ...]] = field(default_factory=list)
     info: dict[str, Any] = field(default_factory=dict)
-    carried: tuple[int, ...] = ()
-    """Ids of the last action that are not in the cache yet."""
+    unread: tuple[int, ...] = ()
+    """The last token of the last action, which the cache has not seen yet."""
     num_tokens: int = 0
     tries: int = 0
     terminated: bool = False
@@ -76,6 +76,7 @@ def rollout(
     `MAX_TRIES` of them. An episode that outgrows the policy's context ends truncated.
     """
     finished: dict[str, Episode] = {}
+    room = policy.context - decoding.max_new_tokens - 1  # an action and the token that closes it
     waiting = list(reversed(items))
     running = [
         _Running(waiting.pop(), task.make_env()) for _ in range(min(num_parallel, len(items)))
@@ -84,9 +85,9 @@ def rollout(
     bar = track(range(len(items)), description)
     with ThreadPoolExecutor(max_workers=8) as threads:
         try:
-            list(threads.map(lambda episode: _begin(episode, policy), running))
+            list(threads.map(lambda episode: _begin(episode, policy, room), running))
             while running:
-                _turn(policy, running, cache, decoding, seed, threads)
+                _turn(policy, running, cache, decoding, seed, room, threads)
                 keep = []
                 for row, episode in enumerate(running):
                     if episode.is_over:
@@ -94,7 +95,7 @@ def rollout(
                         next(bar)
                         if waiting:
                             running[row] = _Running(waiting.pop(), episode.env)
-                            _begin(running[row], policy)
+                            _begin(running[row], policy, room)
                             cache.restart(row)
                             keep.append(row)
                         else:
@@ -113,7 +114,7 @@ def rollout(
     return [finished[item] for item in items]
 
 
-def _begin(episode: _Running, policy: Policy) -> None:
+def _begin(episode: _Running, policy: Policy, room: int) -> None:
     """Starts the episode from its first observation, again if it had begun before."""
     while True:
         episode.tries += 1
@@ -126,8 +127,13 @@ def _begin(episode: _Running, policy: Policy) -> None:
             logger.warning("%s: environment lost at reset; trying again", episode.item)
     episode.instruction = episode.info["instruction"]
     ids = policy.renderer.opening(episode.instruction, episode.observation)
+    if len(ids) > room:
+        raise ValueError(
+            f"{episode.item}: its first state has {len(ids)} tokens, the policy's context of "
+            f"{policy.context} leaves room for {room}"
+        )
     episode.steps, episode.sampled, episode.fed = [], [], [ids]
-    episode.carried, episode.num_tokens = (), len(ids)
+    episode.unread, episode.num_tokens = (), len(ids)
 
 
 def _turn(
@@ -136,24 +142,20 @@ def _turn(
     cache: RunningEpisodes,
     decoding: Decoding,
     seed: int,
+    room: int,
     threads: ThreadPoolExecutor,
 ) -> None:
     """One action and its observation in every running episode."""
     uniform = torch.stack(
         [random_numbers(seed, e.item, len(e.steps), count=decoding.max_new_tokens) for e in running]
     )
-    fed = [(*e.carried, *e.fed[-1]) for e in running]
+    fed = [(*e.unread, *e.fed[-1]) for e in running]
     end_id = policy.renderer.end_id
     actions = cache.act(fed, decoding, end_id, uniform)
     for episode, action in zip(running, actions, strict=True):
         episode.sampled.append(action.token_ids)
         episode.num_tokens += len(action.token_ids)
-        episode.carried = action.token_ids[-1:]
-        if episode.carried != (end_id,):  # cut off by the length limit: the turn is closed for it
-            episode.carried = (*episode.carried, end_id)
-            episode.num_tokens += 1
-    # The longest turn that could follow must fit into the context as well.
-    room = policy.context - decoding.max_new_tokens - 1
+        episode.unread = action.token_ids[-1:]
     list(threads.map(lambda episode: _act(episode, policy, room), running))
 
 
@@ -165,7 +167,7 @@ def _act(episode: _Running, policy: Policy, room: int) -> None:
         if episode.tries >= MAX_TRIES:
             raise
         logger.warning("%s: environment lost; repeating the episode", episode.item)
-        _begin(episode, policy)
+        _begin(episode, policy, room)
         return
     # An empty action is a real one to the environment, but no record may have it.
     episode.steps.append(
@@ -173,6 +175,9 @@ def _act(episode: _Running, policy: Policy, room: int) -> None:
     )
     episode.observation = after
     ids = policy.renderer.observation(after)
+    if episode.unread != (policy.renderer.end_id,):
+        # The length limit cut the action off: its turn is closed for it.
+        ids = (policy.renderer.end_id, *ids)
     episode.fed.append(ids)
     episode.num_tokens += len(ids)
     if not episode.is_over and episode.num_tokens > room:

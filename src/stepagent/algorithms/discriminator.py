@@ -98,7 +98,8 @@ def discriminator_loss(
     """
     target = torch.where(is_expert, 1 - label_smoothing, label_smoothing).to(expert_logits)
     losses = F.binary_cross_entropy_with_logits(expert_logits, target, reduction="none")
-    weight = torch.where(is_expert, 1 / num_expert, 1 / num_agent).to(expert_logits)
+    shares = expert_logits.new_tensor([1 / num_agent, 1 / num_expert])
+    weight = shares[is_expert.long()]
     sign = torch.where(is_expert, expert_logits, -expert_logits)
     right = (sign > 0).to(weight) + 0.5 * (sign == 0).to(weight)
     return DiscriminatorLoss((losses * weight).sum(), (right * weight).sum().detach() / 2)

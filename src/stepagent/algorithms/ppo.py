@@ -180,7 +180,7 @@ def _advantages(
     advantages = gae(returns, torch.cat(values), every_step_ends)
     if config.whiten:
         own = advantages[is_agent]
-        advantages = (advantages - own.mean()) / (own.std() + 1e-8)
+        advantages = (advantages - own.mean()) / (own.std(correction=0) + 1e-8)
     advantages = torch.where(is_agent, advantages, 0.0)
     return _Practice(
         old_logprobs, list(torch.split(advantages, sizes)), list(torch.split(returns, sizes))

@@ -39,7 +39,8 @@ class Decoding:
 
 def random_numbers(seed: int, name: str, *key: int, count: int) -> Tensor:
     """(count,) uniform numbers in [0, 1) of one decision, whatever else is in its batch."""
-    source = np.random.default_rng([seed, zlib.crc32(name.encode()), *key])
+    # The length is part of the seed because numpy takes [1] and [1, 0] for the same one.
+    source = np.random.default_rng([seed, zlib.crc32(name.encode()), len(key), *key])
     return torch.from_numpy(source.random(count))
 
 

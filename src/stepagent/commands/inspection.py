@@ -41,7 +41,7 @@ def inspect(
     prepare()
     trajectories = read_trajectories(demonstrations).trajectories
     agent = load_policy(policy)
-    rendered = [agent.renderer.render(t) for t in trajectories]
+    rendered = [agent.render(t) for t in trajectories]
     practised = inspect_demonstrations(agent, rendered, config, seed=seed)
     write_jsonl(out, practised)
     print(

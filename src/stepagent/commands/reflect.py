@@ -90,7 +90,7 @@ def main(args: Sequence[str]) -> None:
 
 
 def _rendered(policy: Policy, file: Path) -> list[Any]:
-    return [policy.renderer.render(t) for t in read_trajectories(file).trajectories]
+    return [policy.render(t) for t in read_trajectories(file).trajectories]
 
 
 def _settings(args: Arguments) -> dict[str, Any]:

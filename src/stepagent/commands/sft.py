@@ -56,7 +56,7 @@ def train_novice(
         if model is None:
             build_tiny_model(read.trajectories, tiny, seed=seed, folder=folder)
         policy = load_policy(model or folder)
-        rendered = [policy.renderer.render(t) for t in read.trajectories]
+        rendered = [policy.render(t) for t in read.trajectories]
         updates = config.epochs * num_batches(len(rendered), config.batch_size)
         bar = track(range(updates), "SFT")
         losses: list[float] = []
