@@ -1,12 +1,13 @@
-"""Implicit reflection on the prefix tree against TRL's DPOTrainer: same pairs, same model, same loss.
+"""Implicit reflection on the prefix tree against TRL's DPOTrainer: same pairs, model and loss.
 
-    python benchmarks/reflection_speed.py                 # a table, and one JSON object as the last line
+    python benchmarks/reflection_speed.py     # a table, and one JSON object as the last line
 
-Expert trajectories of 12 to 15 steps come from ScienceWorld; a tiny policy, trained on them for a few
-passes, practises every step. Both sides then take the same optimizer steps on the same (expert action,
-agent action) pairs, the forward pass of the reference included, model loading and tokenizing left out.
-Both get the token ids, so that nothing but the update is compared. Each measurement is a process of its
-own; TRL is given several batch sizes and its fastest counts. Losses have to agree before any time does.
+Expert trajectories of 12 to 15 steps come from ScienceWorld; a tiny policy, trained on them for a
+few passes, practises every step. Both sides then take the same optimizer steps on the same pairs of
+expert and agent action, the forward pass of the reference included, loading and tokenizing left
+out. Both get the token ids, so that nothing but the update is compared. Each measurement is a
+process of its own; TRL is given several batch sizes and its fastest counts. The losses have to
+agree before any time does.
 """
 
 import argparse

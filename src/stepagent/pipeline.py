@@ -7,12 +7,12 @@ Every step is a unit of the run folder: finished ones are skipped when a run is 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from stepagent.algorithms.dpo import DPOConfig
 from stepagent.algorithms.sft import SFTConfig, sft
-from stepagent.backends.training import Metrics, num_batches
+from stepagent.backends.training import Metrics
 from stepagent.demonstrations import collect
 from stepagent.evaluation import (
     EvaluationConfig,
@@ -22,7 +22,6 @@ from stepagent.evaluation import (
     panel_hash,
 )
 from stepagent.policy import Policy
-from stepagent.progress import track
 from stepagent.reflection import (
     Implicit,
     InspectionConfig,
@@ -31,10 +30,9 @@ from stepagent.reflection import (
     Learner,
     Lesson,
     MoreSFT,
-    inspect_demonstrations,
-    with_rewards,
 )
 from stepagent.results import write_results
+from stepagent.rounds import Rounds
 from stepagent.run import Run, file_hash, read_json, write_json
 from stepagent.tasks.base import Task
 from stepagent.tasks.scienceworld import ScienceWorld
@@ -127,7 +125,20 @@ def train(config: TrainConfig, run: Run, task: Task) -> None:
             metrics = _dev(config, run, task, novice, lesson, "sft", 0)
             write_json(folder / "dev.json", metrics)
     for method in config.methods:
-        _rounds(config, run, task, method, lesson)
+
+        def dev(policy: Policy, number: int, method: str = method) -> dict[str, float | None]:
+            return _dev(config, run, task, policy, lesson, method, number)
+
+        policy = Policy.load(run.unit_folder("sft"))
+        Rounds(
+            run=run,
+            method=method,
+            learner=_learner(config, method, policy),
+            lesson=lesson,
+            inspection=config.inspection,
+            seed=config.seed,
+            evaluate=dev,
+        ).go(policy, config.rounds)
     for tested in ("sft", *config.methods):
         if not run.is_done(f"{tested}-test"):
             _test(config, run, task, tested)
@@ -177,11 +188,9 @@ def _novice(config: TrainConfig, run: Run, demonstrations: Sequence[Trajectory])
             build_tiny_model(chosen, config.model, seed=config.seed, folder=folder)
         policy = Policy.load(config.model if isinstance(config.model, str) else folder)
         rendered = [policy.render(t) for t in chosen]
-        updates = config.sft.epochs * num_batches(len(rendered), config.sft.batch_size)
-        bar = track(range(updates), "SFT")
 
         def log(metrics: Metrics) -> None:
-            run.log(stage="sft", round=0, phase="train", step=next(bar), **metrics)
+            run.log(stage="sft", round=0, phase="train", **metrics)
 
         sft(policy, rendered, config.sft, seed=config.seed, log=log)
         policy.save(folder)
@@ -195,86 +204,6 @@ def _learner(config: TrainConfig, method: Method, novice: Policy) -> Learner:
             return Implicit(config.implicit)
         case "inverse":
             return Inverse(config.inverse, novice)
-
-
-def _rounds(config: TrainConfig, run: Run, task: Task, method: Method, lesson: Lesson) -> None:
-    policy = Policy.load(run.unit_folder("sft"))
-    learner = _learner(config, method, policy)
-    for number in range(1, config.rounds + 1):
-        unit = f"{method}-round{number}"
-        if run.is_done(unit):
-            policy = Policy.load(run.unit_folder(unit))
-            learner.load(run.unit_folder(unit))
-            continue
-        with run.unit(unit) as folder:
-            _round(config, run, method, number, policy, learner, lesson)
-            metrics = _dev(config, run, task, policy, lesson, method, number)
-            write_json(folder / "dev.json", metrics)
-            policy.save(folder)
-            learner.save(folder)
-    if isinstance(learner, Inverse) and not run.is_done(f"{method}-measure"):
-        with run.unit(f"{method}-measure"):
-            _inspect_and_measure(config, run, method, config.rounds + 1, policy, learner, lesson)
-
-
-def _inspect_and_measure(
-    config: TrainConfig,
-    run: Run,
-    method: Method,
-    number: int,
-    policy: Policy,
-    learner: Learner,
-    lesson: Lesson,
-) -> Lesson:
-    """The lesson of a round; what the learner measures on it belongs to the round before."""
-    seed = config.seed * 1000 + number
-    lesson = replace(
-        lesson,
-        practised=inspect_demonstrations(
-            policy, lesson.demonstrations, config.inspection, seed=seed
-        ),
-        held_out_practised=inspect_demonstrations(
-            policy, lesson.held_out, config.inspection, seed=seed
-        ),
-    )
-
-    def log(phase: str, metrics: Metrics) -> None:
-        run.log(stage=method, round=number, phase=phase, **metrics)
-
-    measured = learner.measure(lesson, seed=seed, log=log)
-    if measured is not None:
-        run.log(
-            stage=method,
-            round=number - 1,
-            phase="dev",
-            js_divergence=measured.js_divergence,
-            discriminator_accuracy=measured.accuracy,
-        )
-    return lesson
-
-
-def _round(
-    config: TrainConfig,
-    run: Run,
-    method: Method,
-    number: int,
-    policy: Policy,
-    learner: Learner,
-    lesson: Lesson,
-) -> None:
-    """Inspection, then reflection."""
-
-    def log(phase: str, metrics: Metrics) -> None:
-        run.log(stage=method, round=number, phase=phase, **metrics)
-
-    if isinstance(learner, MoreSFT):
-        learner.learn(policy, lesson, seed=config.seed * 1000 + number, log=log)
-        return
-    lesson = _inspect_and_measure(config, run, method, number, policy, learner, lesson)
-    rewards = learner.learn(policy, lesson, seed=config.seed * 1000 + number, log=log)
-    trees = lesson.held_out_trees
-    judged = with_rewards(lesson.held_out_practised, trees, rewards or [])
-    write_jsonl(run.folder / "practice" / f"{method}-round{number}.jsonl", judged)
 
 
 def _dev(

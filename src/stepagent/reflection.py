@@ -20,6 +20,7 @@ from torch import Tensor
 
 from stepagent.algorithms.discriminator import (
     Discriminator,
+    DiscriminatorAtChance,
     DiscriminatorConfig,
     HeldOut,
     expert_logits,
@@ -60,10 +61,6 @@ class InverseConfig:
     """Policy updates on the discriminator's step rewards."""
 
 
-class DiscriminatorAtChance(RuntimeError):
-    """The discriminator is no better than chance on held-out steps: its reward is noise."""
-
-
 @dataclass(frozen=True)
 class Lesson:
     """What a learner works with in one round."""
@@ -90,6 +87,11 @@ Log = Callable[[str, Metrics], None]
 
 class Learner(Protocol):
     """One way to learn from practised steps."""
+
+    practises: bool
+    """Whether a lesson has to be practised before it is learnt."""
+    measures: bool
+    """Whether `measure` finds anything."""
 
     def learn(self, policy: Policy, lesson: Lesson, *, seed: int, log: Log) -> list[Tensor] | None:
         """Improves the policy in place; step rewards of the held-out trees' paths, if any."""
@@ -129,6 +131,9 @@ def inspect_demonstrations(
 class _Stateless:
     """A learner that carries nothing from round to round and cannot measure the agent."""
 
+    practises = True
+    measures = False
+
     def measure(self, lesson: Lesson, *, seed: int, log: Log) -> HeldOut | None:
         """Nothing."""
         return None
@@ -142,6 +147,8 @@ class _Stateless:
 
 class MoreSFT(_Stateless):
     """The control: more behavioural cloning of the same demonstrations, no reflection."""
+
+    practises = False
 
     def __init__(self, config: SFTConfig) -> None:
         """`config.epochs` passes in each round."""
@@ -171,6 +178,9 @@ class Implicit(_Stateless):
 
 class Inverse:
     """Inverse reflection: a discriminator's output rewards PPO."""
+
+    practises = True
+    measures = True
 
     def __init__(self, config: InverseConfig, policy: Policy) -> None:
         """The discriminator starts as a copy of the policy's layers, the value head at zero."""

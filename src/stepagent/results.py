@@ -62,6 +62,8 @@ def summary(run: Run, episodes: dict[str, Sequence[Trajectory]]) -> str:
         )
     lines.append("")
     for method in ("sft_more", "implicit", "inverse"):
+        if stopped := run.config["data"].get(method, {}).get("stopped"):
+            lines.append(f"{_capital(METHODS[method])} was stopped: {stopped}.")
         if chosen.get(method) == 0:
             name = _capital(METHODS[method])
             lines.append(f"{name}: no round beat the novice on dev, so this is the novice itself.")

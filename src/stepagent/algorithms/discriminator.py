@@ -136,7 +136,9 @@ def train_discriminator(
     per_epoch = num_batches(len(trees), config.batch_size)
     updater = Updater(discriminator.parameters(), config.optimizer, epochs * per_epoch)
     for epoch in range(epochs):
-        for batch in shuffled_batches(len(trees), config.batch_size, seed=seed, epoch=epoch):
+        for batch in shuffled_batches(
+            len(trees), config.batch_size, "Discriminator", seed=seed, epoch=epoch
+        ):
             log(updater.update(_losses(discriminator, practised, batch, config)))
         if enough():
             break
@@ -167,6 +169,10 @@ def expert_logits(
 ) -> list[Tensor]:
     """For each tree f(s, a) of all its paths, (paths,)."""
     return read_paths([p.tree for p in practised], discriminator.expert_logits, token_budget)
+
+
+class DiscriminatorAtChance(RuntimeError):
+    """The discriminator is no better than chance on held-out steps: its reward is noise."""
 
 
 @dataclass(frozen=True)

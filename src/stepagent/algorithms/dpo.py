@@ -83,7 +83,9 @@ def dpo(
     per_epoch = num_batches(len(trees), config.batch_size)
     updater = Updater(policy.model.parameters(), config.optimizer, config.epochs * per_epoch)
     for epoch in range(config.epochs):
-        for batch in shuffled_batches(len(trees), config.batch_size, seed=seed, epoch=epoch):
+        for batch in shuffled_batches(
+            len(trees), config.batch_size, "Step-wise DPO", seed=seed, epoch=epoch
+        ):
             log(updater.update(_losses(policy, practised, reference, batch, config)))
 
 

@@ -156,7 +156,9 @@ def ppo(
     parameters = [*policy.model.parameters(), *value_head.parameters()]
     updater = Updater(parameters, config.optimizer, config.epochs * per_epoch)
     for epoch in range(config.epochs):
-        for batch in shuffled_batches(len(practised), config.batch_size, seed=seed, epoch=epoch):
+        for batch in shuffled_batches(
+            len(practised), config.batch_size, "PPO", seed=seed, epoch=epoch
+        ):
             log(updater.update(_losses(policy, value_head, practised, fixed, batch, config)))
 
 

@@ -56,7 +56,7 @@ def sft(
     per_epoch = num_batches(len(trees), config.batch_size)
     updater = Updater(policy.model.parameters(), config.optimizer, config.epochs * per_epoch)
     for epoch in range(config.epochs):
-        for batch in shuffled_batches(len(trees), config.batch_size, seed=seed, epoch=epoch):
+        for batch in shuffled_batches(len(trees), config.batch_size, "SFT", seed=seed, epoch=epoch):
             total = sum(len(path) for i in batch for path in trees[i].paths)
 
             def losses(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import get_linear_schedule_with_warmup
 
 from stepagent.prefix_tree import Pack, PrefixTree, pack
+from stepagent.progress import track
 
 Metrics = dict[str, float]
 
@@ -66,10 +67,13 @@ def num_batches(count: int, batch_size: int) -> int:
     return -(-count // batch_size)
 
 
-def shuffled_batches(count: int, batch_size: int, *, seed: int, epoch: int) -> Iterator[list[int]]:
+def shuffled_batches(
+    count: int, batch_size: int, description: str, *, seed: int, epoch: int
+) -> Iterator[list[int]]:
     """The items 0 to count - 1 in batches; the order depends on the seed and the epoch alone."""
     order = np.random.default_rng([seed, epoch]).permutation(count).tolist()
-    for start in range(0, count, batch_size):
+    starts = range(0, count, batch_size)
+    for start in track(starts, f"{description}, pass {epoch + 1}"):
         yield order[start : start + batch_size]
 
 

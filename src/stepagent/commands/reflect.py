@@ -1,14 +1,13 @@
 """`stepagent reflect`: rounds of inspection and reflection on files, without an environment."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import tyro
 
 from stepagent.algorithms.dpo import DPOConfig
-from stepagent.backends.training import Metrics
 from stepagent.commands.models import load_policy, prepare
 from stepagent.commands.parsing import CONFIG
 from stepagent.evaluation import likeness
@@ -20,11 +19,10 @@ from stepagent.reflection import (
     InverseConfig,
     Learner,
     Lesson,
-    inspect_demonstrations,
-    with_rewards,
 )
+from stepagent.rounds import Rounds
 from stepagent.run import Run, file_hash, to_json
-from stepagent.trajectories import read_trajectories, write_jsonl
+from stepagent.trajectories import read_trajectories
 
 SHOWN = {
     "agreement": "agreement",
@@ -40,7 +38,8 @@ class Arguments:
 
     Reads POLICY and trajectories, one per line of JSON; writes the folder OUT: config.json,
     metrics.jsonl, practised steps of the held-out trajectories with their rewards (practice/), and
-    the policy of each round (units/round1, ...), with inverse reflection its discriminator too.
+    the policy of each round (units/implicit-round1, ...), with inverse reflection its
+    discriminator too.
     Prints how close each round's policy is to the expert on the held-out trajectories. What was
     stopped goes on with --resume.
 
@@ -86,7 +85,7 @@ def main(args: Sequence[str]) -> None:
     with Run(found.out, _settings(found), resume=found.resume) as run:
         _reflect(found, run, policy, lesson)
         print(_table(run))
-    print(f"Policies: {found.out}/units/round1 to round{found.rounds}")
+    print(f"Policies: {found.out}/units/{found.method}-round1 to {found.rounds}")
 
 
 def _rendered(policy: Policy, file: Path) -> list[Any]:
@@ -107,77 +106,40 @@ def _settings(args: Arguments) -> dict[str, Any]:
 
 
 def _reflect(args: Arguments, run: Run, policy: Policy, lesson: Lesson) -> None:
+    def dev(policy: Policy, number: int) -> dict[str, float | None]:
+        return _log_likeness(args, run, policy, lesson, number)
+
+    if not run.is_done("round0"):
+        with run.unit("round0"):
+            dev(policy, 0)
     learner: Learner = (
         Implicit(args.implicit) if args.method == "implicit" else Inverse(args.inverse, policy)
     )
-    if not run.is_done("round0"):
-        with run.unit("round0"):
-            _log_likeness(args, run, policy, lesson, 0)
-    for number in range(1, args.rounds + 1):
-        unit = f"round{number}"
-        if run.is_done(unit):
-            policy = load_policy(run.unit_folder(unit))
-            learner.load(run.unit_folder(unit))
-            continue
-        with run.unit(unit) as folder:
-            practised = _practise_and_measure(args, run, policy, learner, lesson, number)
-
-            def log(phase: str, metrics: Metrics, number: int = number) -> None:
-                run.log(stage=args.method, round=number, phase=phase, **metrics)
-
-            rewards = learner.learn(policy, practised, seed=args.seed * 1000 + number, log=log)
-            judged = with_rewards(
-                practised.held_out_practised, practised.held_out_trees, rewards or []
-            )
-            write_jsonl(run.folder / "practice" / f"{args.method}-{unit}.jsonl", judged)
-            _log_likeness(args, run, policy, lesson, number)
-            policy.save(folder)
-            learner.save(folder)
-    if isinstance(learner, Inverse) and not run.is_done("measure"):
-        with run.unit("measure"):
-            _practise_and_measure(args, run, policy, learner, lesson, args.rounds + 1)
+    Rounds(
+        run=run,
+        method=args.method,
+        learner=learner,
+        lesson=lesson,
+        inspection=args.inspection,
+        seed=args.seed,
+        evaluate=dev,
+    ).go(policy, args.rounds)
+    if stopped := run.config["data"].get(args.method, {}).get("stopped"):
+        print(f"Stopped: {stopped}")
 
 
-def _practise_and_measure(
-    args: Arguments, run: Run, policy: Policy, learner: Learner, lesson: Lesson, number: int
-) -> Lesson:
-    """The lesson of a round; what the learner measures on it belongs to the round before."""
-    seed = args.seed * 1000 + number
-    own, held = (
-        inspect_demonstrations(policy, trajectories, args.inspection, seed=seed)
-        for trajectories in (lesson.demonstrations, lesson.held_out)
-    )
-    lesson = replace(lesson, practised=own, held_out_practised=held)
-
-    def log(phase: str, metrics: Metrics) -> None:
-        run.log(stage=args.method, round=number, phase=phase, **metrics)
-
-    measured = learner.measure(lesson, seed=seed, log=log)
-    if measured is not None:
-        run.log(
-            stage=args.method,
-            round=number - 1,
-            phase="dev",
-            js_divergence=measured.js_divergence,
-            discriminator_accuracy=measured.accuracy,
-        )
-    return lesson
-
-
-def _log_likeness(args: Arguments, run: Run, policy: Policy, lesson: Lesson, number: int) -> None:
+def _log_likeness(
+    args: Arguments, run: Run, policy: Policy, lesson: Lesson, number: int
+) -> dict[str, float | None]:
     found = likeness(
         policy,
         lesson.held_out,
         max_new_tokens=args.inspection.decoding.max_new_tokens,
         token_budget=args.inspection.token_budget,
     )
-    run.log(
-        stage=args.method,
-        round=number,
-        phase="dev",
-        agreement=found.agreement,
-        expert_logprob=found.expert_logprob,
-    )
+    metrics = {"agreement": found.agreement, "expert_logprob": found.expert_logprob}
+    run.log(stage=args.method, round=number, phase="dev", **metrics)
+    return {**metrics}
 
 
 def _table(run: Run) -> str:

@@ -12,13 +12,13 @@ Split = Literal["train", "dev", "test"]
 TextEnv = gym.Env[str, str]
 """An environment whose observations and actions are plain text.
 
-`reset(seed=..., options={"item": ID})` returns the first observation and an info with `instruction`;
-`step` returns an info with `score` (0 to 100, the best so far) and `success` (bool).
+`reset(seed=..., options={"item": ID})` returns the first observation and an info with
+`instruction`; `step` returns an info with `score` (0 to 100, the best so far) and `success` (bool).
 """
 
 
 class EnvironmentLost(RuntimeError):
-    """The engine behind an environment died or hangs: the episode has no score and must be repeated."""
+    """The engine died or hangs: the episode has no score and must be repeated."""
 
 
 class Task(Protocol):
@@ -35,7 +35,7 @@ class Task(Protocol):
         ...
 
     def make_env(self) -> TextEnv:
-        """A fresh environment; any item can be chosen at `reset`. Safe to use from one thread each."""
+        """A fresh environment for one thread; any item can be chosen at `reset`."""
         ...
 
     def expert(self, item: str) -> Trajectory:
@@ -43,7 +43,7 @@ class Task(Protocol):
         ...
 
     def facts(self) -> dict[str, Any]:
-        """The protocol in words and numbers, for reports: engine version, step limits, simplifications."""
+        """The protocol for reports: engine version, step limits, simplifications."""
         ...
 
     def close(self) -> None:

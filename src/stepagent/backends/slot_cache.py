@@ -1,0 +1,114 @@
+"""A key-value cache in which the caller chooses the slot of every token.
+
+Practised branches and the turns of many episodes need no padding to the left, no moving and no
+second forward pass of what was seen: keys and values are written once, where they stay.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import Cache, PreTrainedModel
+from transformers.cache_utils import CacheLayerMixin
+
+from stepagent.backends.forward import decoder
+
+
+@dataclass
+class _Slots:
+    """Where the tokens of the running forward pass go; shared by all layers of a cache."""
+
+    num_rows: int
+    """Rows of the cache."""
+    rows: Tensor
+    """(batch,) those that take part."""
+    columns: Tensor
+    """(batch, new)"""
+    used: int = 0
+    """Slots up to the highest one used."""
+
+
+class _SlotLayer(CacheLayerMixin):
+    """Keys and values of one layer, (batch, heads, capacity, width), written at given slots."""
+
+    def __init__(self, slots: _Slots) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.slots = slots
+
+    keys: Tensor
+    values: Tensor
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        rows, (_, heads, _, width) = self.slots.num_rows, key_states.shape
+        self.keys = key_states.new_zeros(rows, heads, 0, width)
+        self.values = value_states.new_zeros(rows, heads, 0, value_states.shape[-1])
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *_: object, **__: object
+    ) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        slots = self.slots
+        missing = slots.used - self.keys.shape[2]
+        if missing > 0:
+            grown = (0, 0, 0, max(missing, self.keys.shape[2]))
+            self.keys = torch.nn.functional.pad(self.keys, grown)
+            self.values = torch.nn.functional.pad(self.values, grown)
+        # Indices on both sides of a slice put the indexed axes first: (batch, new, heads, width).
+        rows = slots.rows[:, None]
+        self.keys[rows, :, slots.columns] = key_states.transpose(1, 2)
+        self.values[rows, :, slots.columns] = value_states.transpose(1, 2)
+        keys, values = self.keys[:, :, : slots.used], self.values[:, :, : slots.used]
+        if len(slots.rows) == len(keys):
+            return keys, values
+        return keys[slots.rows], values[slots.rows]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.slots.used, 0
+
+    def get_seq_length(self) -> int:
+        return self.slots.used
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+class SlotCache:
+    """A key-value cache whose tokens go to slots of the caller's choice."""
+
+    def __init__(self, model: PreTrainedModel, num_rows: int) -> None:
+        """Starts empty; grows as higher slots are used."""
+        self.decoder = decoder(model)
+        self.slots = _Slots(num_rows, torch.empty(0), torch.empty(0))
+        count = model.config.get_text_config().num_hidden_layers
+        self.layers = [_SlotLayer(self.slots) for _ in range(count)]
+        self.cache = Cache(layers=list(self.layers))
+
+    def forward(
+        self, token_ids: Tensor, positions: Tensor, columns: Tensor, mask: Tensor, rows: Tensor
+    ) -> Tensor:
+        """Hidden states (batch, new, width) of new tokens, which go to slots `columns` of `rows`.
+
+        `token_ids`, `positions` and `columns` are (batch, new), `rows` (batch,) in rising order;
+        `mask` is bool (batch, new, slots) over all slots up to the highest one used.
+        """
+        self.slots.rows, self.slots.columns = rows, columns
+        self.slots.used = mask.shape[-1]
+        output = self.decoder(
+            input_ids=token_ids,
+            position_ids=positions,
+            attention_mask=mask[:, None],
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        hidden: Tensor = output.last_hidden_state
+        return hidden
+
+    def keep_rows(self, rows: Sequence[int]) -> None:
+        """Drops every row that is not listed."""
+        self.slots.num_rows = len(rows)
+        for layer in self.layers:
+            if layer.is_initialized:
+                layer.keys, layer.values = layer.keys[list(rows)], layer.values[list(rows)]

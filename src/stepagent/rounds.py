@@ -1,0 +1,102 @@
+"""Rounds of inspection and reflection, each a unit of the run folder.
+
+A round inspects the demonstrations and the held-out trajectories with its starting policy, lets the
+learner measure that policy where it can, and then improves it. What is measured at the start of a
+round therefore belongs to the round before; after the last one the final policy is measured too.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from stepagent.algorithms.discriminator import DiscriminatorAtChance
+from stepagent.backends.training import Metrics
+from stepagent.policy import Policy
+from stepagent.reflection import (
+    InspectionConfig,
+    Learner,
+    Lesson,
+    inspect_demonstrations,
+    with_rewards,
+)
+from stepagent.run import Run, write_json
+from stepagent.trajectories import write_jsonl
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rounds:
+    """One learner's rounds in a run folder."""
+
+    run: Run
+    method: str
+    """Names units, files and rows of metrics."""
+    learner: Learner
+    lesson: Lesson
+    """Demonstrations and held-out trajectories, not practised yet."""
+    inspection: InspectionConfig
+    seed: int
+    evaluate: Callable[[Policy, int], Mapping[str, float | None]]
+    """Logs and returns how the policy of a round does on dev."""
+
+    def unit(self, number: int) -> str:
+        """Name of a round's unit; its folder holds the policy after the round."""
+        return f"{self.method}-round{number}"
+
+    def go(self, policy: Policy, num_rounds: int) -> None:
+        """All rounds that are not finished yet, from the policy of round 0.
+
+        A discriminator at chance ends the rounds; why is recorded in config.json.
+        """
+        try:
+            for number in range(1, num_rounds + 1):
+                if self.run.is_done(self.unit(number)):
+                    folder = self.run.unit_folder(self.unit(number))
+                    policy = Policy.load(folder)
+                    self.learner.load(folder)
+                else:
+                    self._round(policy, number)
+            last = f"{self.method}-measure"
+            if self.learner.measures and not self.run.is_done(last):
+                with self.run.unit(last):
+                    self._inspect(policy, num_rounds + 1)
+        except DiscriminatorAtChance as error:
+            self.run.record_data(self.method, {"stopped": str(error)})
+
+    def _round(self, policy: Policy, number: int) -> None:
+        with self.run.unit(self.unit(number)) as folder:
+            lesson = self._inspect(policy, number) if self.learner.practises else self.lesson
+            rewards = self.learner.learn(
+                policy, lesson, seed=self._seed(number), log=self._log(number)
+            )
+            if rewards is not None:
+                judged = with_rewards(lesson.held_out_practised, lesson.held_out_trees, rewards)
+                write_jsonl(self.run.folder / "practice" / f"{self.unit(number)}.jsonl", judged)
+            write_json(folder / "dev.json", self.evaluate(policy, number))
+            policy.save(folder)
+            self.learner.save(folder)
+
+    def _inspect(self, policy: Policy, number: int) -> Lesson:
+        """The practised lesson of a round, after the learner has measured on it what it can."""
+        own, held = (
+            inspect_demonstrations(policy, trajectories, self.inspection, seed=self._seed(number))
+            for trajectories in (self.lesson.demonstrations, self.lesson.held_out)
+        )
+        lesson = replace(self.lesson, practised=own, held_out_practised=held)
+        found = self.learner.measure(lesson, seed=self._seed(number), log=self._log(number))
+        if found is not None:
+            self.run.log(
+                stage=self.method,
+                round=number - 1,
+                phase="dev",
+                js_divergence=found.js_divergence,
+                discriminator_accuracy=found.accuracy,
+            )
+        return lesson
+
+    def _seed(self, number: int) -> int:
+        return self.seed * 1000 + number
+
+    def _log(self, number: int) -> Callable[[str, Metrics], None]:
+        def log(phase: str, metrics: Metrics) -> None:
+            self.run.log(stage=self.method, round=number, phase=phase, **metrics)
+
+        return log
