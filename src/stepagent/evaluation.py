@@ -24,7 +24,7 @@ class EvaluationConfig:
 
     decoding: Decoding = Decoding(temperature=0.0)
     """Greedy by default."""
-    num_parallel: int = 32
+    num_parallel: int = 8
     """Episodes that run at the same time."""
 
 

@@ -6,12 +6,12 @@
 Every step is a unit of the run folder: finished ones are skipped when a run is resumed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from stepagent.algorithms.dpo import DPOConfig
-from stepagent.algorithms.sft import SFTConfig, sft
+from stepagent.algorithms.sft import SFTConfig, pretrain, sft
 from stepagent.backends.training import Metrics
 from stepagent.demonstrations import collect
 from stepagent.evaluation import (
@@ -79,6 +79,8 @@ class TrainConfig:
     """Sizes of the splits."""
     model: TinyConfig | str = TinyConfig()
     """A model to build from scratch, or the folder of one."""
+    pretrain: SFTConfig = SFTConfig()
+    """Language modelling of the novice's demonstrations, if the model is built from scratch."""
     sft: SFTConfig = SFTConfig()
     """The novice."""
     methods: tuple[Method, ...] = ("sft_more", "implicit", "inverse")
@@ -112,7 +114,7 @@ def train(config: TrainConfig, run: Run, task: Task) -> None:
     """Runs everything that is not finished yet in the run folder."""
     demonstrations, held_out = _data(config, run, task)
     if not run.is_done("sft"):
-        _novice(config, run, demonstrations)
+        _novice(config, run, task, demonstrations)
     novice = Policy.load(run.unit_folder("sft"))
     lesson = Lesson(
         demonstrations=[novice.render(t) for t in demonstrations],
@@ -174,12 +176,14 @@ def _data(
     return read_trajectories(train_file).trajectories, read_trajectories(dev_file).trajectories
 
 
-def _novice(config: TrainConfig, run: Run, demonstrations: Sequence[Trajectory]) -> None:
+def _novice(
+    config: TrainConfig, run: Run, task: Task, demonstrations: Sequence[Trajectory]
+) -> None:
     """Behavioural cloning of the first demonstrations of each group."""
     count: dict[str, int] = {}
     chosen = []
     for t in demonstrations:
-        group = t.id.rpartition("/")[0]
+        group = task.group(t.id)
         count[group] = count.get(group, 0) + 1
         if count[group] <= config.data.sft:
             chosen.append(t)
@@ -189,10 +193,12 @@ def _novice(config: TrainConfig, run: Run, demonstrations: Sequence[Trajectory])
         policy = Policy.load(config.model if isinstance(config.model, str) else folder)
         rendered = [policy.render(t) for t in chosen]
 
-        def log(metrics: Metrics) -> None:
-            run.log(stage="sft", round=0, phase="train", **metrics)
+        def log(phase: str) -> Callable[[Metrics], None]:
+            return lambda metrics: run.log(stage="sft", round=0, phase=phase, **metrics)
 
-        sft(policy, rendered, config.sft, seed=config.seed, log=log)
+        if isinstance(config.model, TinyConfig):
+            pretrain(policy, rendered, config.pretrain, seed=config.seed, log=log("pretrain"))
+        sft(policy, rendered, config.sft, seed=config.seed, log=log("train"))
         policy.save(folder)
 
 

@@ -5,22 +5,40 @@ stepagent train scienceworld-demo --out runs/seed-1 --seed 1 --rounds 3
 """
 
 from stepagent.algorithms.discriminator import DiscriminatorConfig
+from stepagent.algorithms.dpo import DPOConfig
+from stepagent.algorithms.ppo import PPOConfig
 from stepagent.algorithms.sft import SFTConfig
+from stepagent.backends.generation import Decoding
 from stepagent.backends.training import OptimizerConfig
+from stepagent.evaluation import EvaluationConfig
 from stepagent.pipeline import DataConfig, TaskConfig, TrainConfig
-from stepagent.reflection import InverseConfig
+from stepagent.reflection import InspectionConfig, InverseConfig
 from stepagent.tiny import TinyConfig
+
+_ADAM = OptimizerConfig(learning_rate=5e-4)
 
 SCIENCEWORLD_DEMO = TrainConfig(
     task=TaskConfig(
         task_types=(
             "find-animal",
             "find-living-thing",
+            "find-non-living-thing",
             "find-plant",
             "lifespan-longest-lived-then-shortest-lived",
-            "use-thermometer",
-        )
-    )
+        ),
+        step_limit=25,
+    ),
+    data=DataConfig(sft=12, reflection=28, dev=5, test=12),
+    model=TinyConfig(hidden_size=192),
+    pretrain=SFTConfig(epochs=5, batch_size=1, optimizer=OptimizerConfig(learning_rate=2e-3)),
+    sft=SFTConfig(epochs=3, batch_size=1, optimizer=OptimizerConfig(learning_rate=1e-3)),
+    rounds=2,
+    inspection=InspectionConfig(decoding=Decoding(max_new_tokens=24)),
+    # One pass of every learner over the same trajectories: the same number of updates for all.
+    sft_more=SFTConfig(epochs=1, batch_size=2, optimizer=_ADAM),
+    implicit=DPOConfig(epochs=1, batch_size=2, optimizer=_ADAM),
+    inverse=InverseConfig(ppo=PPOConfig(epochs=1, batch_size=2, optimizer=_ADAM)),
+    evaluation=EvaluationConfig(decoding=Decoding(max_new_tokens=24, temperature=0.0)),
 )
 """From novice to expert on five task types, with a small model made from scratch."""
 
@@ -33,6 +51,7 @@ SMOKE = TrainConfig(
     ),
     data=DataConfig(sft=2, reflection=2, dev=2, test=1),
     model=TinyConfig(vocab_size=512, hidden_size=64, num_layers=2, num_heads=2),
+    pretrain=_ONE_EPOCH,
     sft=_ONE_EPOCH,
     sft_more=_ONE_EPOCH,
     rounds=1,

@@ -47,7 +47,7 @@ class InspectionConfig:
     """Agent actions in each expert state."""
     decoding: Decoding = Decoding()
     """How they are sampled."""
-    token_budget: int = 2048
+    token_budget: int = 1024
     """Trunk tokens that are forwarded together."""
 
 

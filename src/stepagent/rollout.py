@@ -67,7 +67,7 @@ def rollout(
     decoding: Decoding,
     *,
     seed: int,
-    num_parallel: int = 32,
+    num_parallel: int = 8,
     description: str = "Rollout",
 ) -> list[Episode]:
     """One episode for each item, in the order of the items.

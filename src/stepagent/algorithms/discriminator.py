@@ -55,7 +55,7 @@ class DiscriminatorConfig:
     """Which function of D is the step reward."""
     batch_size: int = 8
     """Trajectories in one update."""
-    token_budget: int = 1024
+    token_budget: int = 512
     """Tokens forwarded together."""
 
 

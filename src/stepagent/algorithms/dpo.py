@@ -47,7 +47,7 @@ class DPOConfig:
     """Passes over the practised steps."""
     batch_size: int = 8
     """Trajectories in one update, each with all its steps."""
-    token_budget: int = 1024
+    token_budget: int = 512
     """Tokens forwarded together."""
 
 

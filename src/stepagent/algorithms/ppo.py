@@ -57,7 +57,7 @@ class PPOConfig:
     """Scale the round's advantages to mean 0 and standard deviation 1."""
     batch_size: int = 8
     """Trajectories in one update."""
-    token_budget: int = 1024
+    token_budget: int = 512
     """Tokens forwarded together."""
 
 

@@ -21,6 +21,7 @@ from stepagent.backends.training import (
 )
 from stepagent.inspection import step_tree
 from stepagent.policy import Policy
+from stepagent.prefix_tree import ROOT, PrefixTree
 from stepagent.renderer import RenderedTrajectory
 
 
@@ -34,7 +35,7 @@ class SFTConfig:
     """Passes over the demonstrations."""
     batch_size: int = 8
     """Trajectories in one update."""
-    token_budget: int = 1024
+    token_budget: int = 512
     """Tokens forwarded together."""
 
 
@@ -53,17 +54,56 @@ def sft(
 ) -> None:
     """Trains the policy in place; calls `log` after every update."""
     trees = [step_tree(d).tree for d in demonstrations]
+    _maximize_likelihood(policy, trees, config, "SFT", seed=seed, log=log)
+
+
+def pretrain(
+    policy: Policy,
+    demonstrations: Sequence[RenderedTrajectory],
+    config: SFTConfig,
+    *,
+    seed: int,
+    log: Callable[[Metrics], None],
+) -> None:
+    """Language modelling of the whole demonstrations, observations included, in place.
+
+    For models made from scratch: what a pretrained one brings along, above all copying a name from
+    an observation into an action, is not learnt from the few action tokens alone.
+    """
+    trees = []
+    for d in demonstrations:
+        first, *rest = (
+            i for turn in zip(d.observations, d.actions, strict=True) for part in turn for i in part
+        )
+        tree = PrefixTree()
+        tree.add_path(tree.add(ROOT, [first])[-1], rest)
+        trees.append(tree)
+    _maximize_likelihood(policy, trees, config, "Pretraining", seed=seed, log=log)
+
+
+def _maximize_likelihood(
+    policy: Policy,
+    trees: Sequence[PrefixTree],
+    config: SFTConfig,
+    description: str,
+    *,
+    seed: int,
+    log: Callable[[Metrics], None],
+) -> None:
+    """The likelihood of all paths of the trees, a mean over the tokens of each batch."""
     per_epoch = num_batches(len(trees), config.batch_size)
     updater = Updater(policy.model.parameters(), config.optimizer, config.epochs * per_epoch)
     for epoch in range(config.epochs):
-        for batch in shuffled_batches(len(trees), config.batch_size, "SFT", seed=seed, epoch=epoch):
-            total = sum(len(path) for i in batch for path in trees[i].paths)
+        for batch in shuffled_batches(
+            len(trees), config.batch_size, description, seed=seed, epoch=epoch
+        ):
+            log(updater.update(_losses(policy, trees, batch, config.token_budget)))
 
-            def losses(
-                batch: list[int] = batch, total: int = total
-            ) -> Iterator[tuple[Tensor, Metrics]]:
-                for packed, _ in batch_packs(trees, batch, config.token_budget):
-                    loss = sft_loss(policy.read(packed).logprobs, total)
-                    yield loss, {"loss": loss.item()}
 
-            log(updater.update(losses()))
+def _losses(
+    policy: Policy, trees: Sequence[PrefixTree], batch: Sequence[int], token_budget: int
+) -> Iterator[tuple[Tensor, Metrics]]:
+    total = sum(len(path) for i in batch for path in trees[i].paths)
+    for packed, _ in batch_packs(trees, batch, token_budget):
+        loss = sft_loss(policy.read(packed).logprobs, total)
+        yield loss, {"loss": loss.item()}
