@@ -28,16 +28,19 @@ SCIENCEWORLD_DEMO = TrainConfig(
         ),
         step_limit=25,
     ),
-    data=DataConfig(sft=12, reflection=28, dev=5, test=12),
+    data=DataConfig(sft=10, reflection=28, dev=5, test=12),
     model=TinyConfig(hidden_size=192),
-    pretrain=SFTConfig(epochs=5, batch_size=1, optimizer=OptimizerConfig(learning_rate=2e-3)),
+    pretrain=SFTConfig(epochs=3, batch_size=1, optimizer=OptimizerConfig(learning_rate=2e-3)),
     sft=SFTConfig(epochs=3, batch_size=1, optimizer=OptimizerConfig(learning_rate=1e-3)),
     rounds=2,
     inspection=InspectionConfig(decoding=Decoding(max_new_tokens=24)),
     # One pass of every learner over the same trajectories: the same number of updates for all.
-    sft_more=SFTConfig(epochs=1, batch_size=2, optimizer=_ADAM),
-    implicit=DPOConfig(epochs=1, batch_size=2, optimizer=_ADAM),
-    inverse=InverseConfig(ppo=PPOConfig(epochs=1, batch_size=2, optimizer=_ADAM)),
+    sft_more=SFTConfig(epochs=1, batch_size=1, optimizer=_ADAM),
+    implicit=DPOConfig(epochs=1, batch_size=1, optimizer=_ADAM),
+    inverse=InverseConfig(
+        discriminator=DiscriminatorConfig(warmup_epochs=3, batch_size=4),
+        ppo=PPOConfig(epochs=1, batch_size=1, optimizer=_ADAM),
+    ),
     evaluation=EvaluationConfig(decoding=Decoding(max_new_tokens=24, temperature=0.0)),
 )
 """From novice to expert on five task types, with a small model made from scratch."""
