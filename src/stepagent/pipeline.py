@@ -12,7 +12,7 @@ from typing import Literal
 
 from stepagent.algorithms.dpo import DPOConfig
 from stepagent.algorithms.sft import SFTConfig, pretrain, sft
-from stepagent.backends.training import Metrics
+from stepagent.backends.training import Metrics, OptimizerConfig
 from stepagent.demonstrations import collect
 from stepagent.evaluation import (
     EvaluationConfig,
@@ -89,8 +89,8 @@ class TrainConfig:
     """Rounds of each learner."""
     inspection: InspectionConfig = InspectionConfig()
     """How the agent practises."""
-    sft_more: SFTConfig = SFTConfig()
-    """One round of the control; the same number of updates as one round of reflection is fair."""
+    sft_more: SFTConfig = SFTConfig(epochs=2, optimizer=OptimizerConfig(learning_rate=2e-4))
+    """One round of the control; as many updates as one round of reflection is fair."""
     implicit: DPOConfig = DPOConfig()
     """One round of implicit reflection."""
     inverse: InverseConfig = InverseConfig()

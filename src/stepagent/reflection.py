@@ -5,7 +5,7 @@
         learn     = step-wise DPO (implicit), or discriminator and then PPO (inverse)
 
 A learner improves a policy in place from practised steps, and says what reward it gave them.
-`MoreSFT` is the control: the same number of updates of plain behavioural cloning.
+`MoreSFT` is the control: plain behavioural cloning for as many updates as its settings say.
 """
 
 from collections.abc import Callable, Sequence
@@ -225,8 +225,6 @@ class Inverse:
         budget, form = self.config.discriminator.token_budget, self.config.discriminator.reward
         trees = lesson.trees
         rewards = [step_rewards(f, form) for f in expert_logits(self.discriminator, trees, budget)]
-        by_agent = torch.cat([r[~t.is_expert] for r, t in zip(rewards, trees, strict=True)])
-        log("ppo", {"reward_mean": float(by_agent.mean()), "reward_std": float(by_agent.std())})
         ppo(
             policy, self.value_head, trees, rewards, self.config.ppo, seed=seed,
             log=lambda m: log("ppo", m),

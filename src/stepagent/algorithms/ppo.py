@@ -3,7 +3,7 @@
     ratio  = pi(token) / pi_old(token)
     L_clip = -mean min(ratio * A, clip(ratio, 1 - clip_range, 1 + clip_range) * A)
     L      = L_clip + vf_coef * mean (V(s) - R)^2 - ent_coef * mean entropy
-             + kl_coef * mean KL(pi || reference) + sft_coef * NLL(expert action)
+             + kl_coef * mean KL(start || pi) + sft_coef * NLL(expert action)
 
 Schulman et al. 2017 (arXiv 1707.06347, eq. 7 and 9); entropy is that of the next-token
 distributions along the action, whose sum is the causal entropy of the step (Ziebart et al. 2010).
@@ -47,8 +47,8 @@ class PPOConfig:
     """How far a token's probability ratio may move before its gradient is cut."""
     vf_coef: float = 0.5
     """Weight of the value loss."""
-    ent_coef: float = 0.0
-    """Weight of the entropy bonus."""
+    ent_coef: float = 0.01
+    """Weight of the causal-entropy bonus."""
     kl_coef: float = 0.0
     """Weight of the divergence from the round's starting policy."""
     sft_coef: float = 1.0
@@ -151,7 +151,8 @@ def ppo(
 
     Expert paths take part in the anchor only.
     """
-    fixed = _advantages(policy, value_head, practised, rewards, config)
+    fixed, metrics = _advantages(policy, value_head, practised, rewards, config)
+    log(metrics)
     per_epoch = num_batches(len(practised), config.batch_size)
     parameters = [*policy.model.parameters(), *value_head.parameters()]
     updater = Updater(parameters, config.optimizer, config.epochs * per_epoch)
@@ -168,7 +169,9 @@ def _advantages(
     practised: Sequence[StepTree],
     rewards: Sequence[Tensor],
     config: PPOConfig,
-) -> _Practice:
+) -> tuple[_Practice, Metrics]:
+    """What the round is made of, and how well the value head foresaw it."""
+
     def read(packed: Pack) -> tuple[Tensor, Tensor]:
         reading = policy.read(packed)
         return reading.logprobs, value_head.values(reading)
@@ -179,6 +182,11 @@ def _advantages(
     is_agent = ~torch.cat([p.is_expert for p in practised])
     returns = torch.cat(list(rewards))
     every_step_ends = torch.ones_like(returns, dtype=torch.bool)
+    metrics = {
+        "reward_mean": float(returns[is_agent].mean()),
+        "reward_std": float(returns[is_agent].std(correction=0)),
+        "explained_variance": explained_variance(torch.cat(values)[is_agent], returns[is_agent]),
+    }
     advantages = gae(returns, torch.cat(values), every_step_ends)
     if config.whiten:
         own = advantages[is_agent]
@@ -186,7 +194,7 @@ def _advantages(
     advantages = torch.where(is_agent, advantages, 0.0)
     return _Practice(
         old_logprobs, list(torch.split(advantages, sizes)), list(torch.split(returns, sizes))
-    )
+    ), metrics
 
 
 def _losses(
