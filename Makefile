@@ -7,6 +7,7 @@ TORCH := $(shell grep ^torch== constraints.txt)
 
 BIN := .venv/bin
 READY := .venv/.ready
+TOOLS := .venv/.tools
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 
 .DEFAULT_GOAL := help
@@ -19,10 +20,10 @@ help:
 	@echo "make check   lint, format, types and house rules"
 	@echo "make clean   remove caches and build output; .venv and runs stay"
 
-setup: $(READY)
+setup: $(READY) $(TOOLS)
 	@echo "Ready. Next: make demo"
 
-# One stamp: repeats are instant until a requirement changes.
+# Stamps make repeats instant until a requirement changes. The demo needs no tools for development.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "StepAgent needs Python 3.11 or newer, '$(PYTHON)' is not: make setup PYTHON=python3.12" >&2; exit 1; }
@@ -30,7 +31,12 @@ $(READY): pyproject.toml constraints.txt
 	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv
 	@$(install_torch)
 	@echo "Installing the other packages."
-	@$(PIP) install --constraint constraints.txt --editable '.[dev,parity]'
+	@$(PIP) install --no-compile --constraint constraints.txt --editable .
+	@touch $@
+
+$(TOOLS): $(READY)
+	@echo "Installing the tools for tests and checks."
+	@$(PIP) install --no-compile --constraint constraints.txt --editable '.[dev,parity]'
 	@touch $@
 
 # The default torch for Linux carries gigabytes of CUDA libraries, useless without an NVIDIA GPU. A
@@ -41,7 +47,7 @@ wanted=$(TORCH); \
 if [ "$$(uname -s)" = Linux ] && ! [ -e /dev/nvidia0 ] && ! command -v nvidia-smi >/dev/null; \
   then wanted=$(TORCH)+cpu; fi; \
 $(BIN)/python -m pip freeze | grep -q '^$(TORCH)' || \
-$(PIP) install --constraint constraints.txt \
+$(PIP) install --no-compile --constraint constraints.txt \
   $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) $$wanted || { \
   echo "Could not install $$wanted. If your package index has no such build, name one that has" >&2; \
   echo "(see PyTorch's install page): make setup TORCH_INDEX=URL" >&2; \
@@ -52,10 +58,10 @@ endef
 demo: $(READY)
 	@$(BIN)/stepagent train scienceworld-demo --out runs/demo --resume
 
-test: $(READY)
+test: $(TOOLS)
 	@$(BIN)/pytest
 
-check: $(READY)
+check: $(TOOLS)
 	@$(BIN)/ruff check --quiet
 	@$(BIN)/ruff format --check --quiet
 	@$(BIN)/mypy

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 
 from fakes import BoxWorld
-from stepagent.algorithms.discriminator import DiscriminatorConfig
+from stepagent.algorithms.discriminator import DiscriminatorAtChance, DiscriminatorConfig
 from stepagent.algorithms.sft import SFTConfig
 from stepagent.backends.generation import Decoding
 from stepagent.backends.training import OptimizerConfig
 from stepagent.evaluation import EvaluationConfig
 from stepagent.pipeline import DataConfig, TaskConfig, TrainConfig, train
-from stepagent.reflection import InspectionConfig, InverseConfig
+from stepagent.reflection import InspectionConfig, Inverse, InverseConfig
 from stepagent.report import write_report
 from stepagent.run import Run, to_json
 from stepagent.tiny import TinyConfig
@@ -29,6 +29,7 @@ CONFIG = TrainConfig(
     task=TaskConfig(task_types=("near", "far")),
     data=DataConfig(sft=4, reflection=6, dev=2, test=3),
     model=TinyConfig(vocab_size=320, hidden_size=32, num_layers=2, num_heads=2, context=512),
+    pretrain=SFTConfig(epochs=1, optimizer=FAST),
     sft=SFTConfig(epochs=4, optimizer=FAST),
     sft_more=SFTConfig(epochs=1, optimizer=FAST),
     rounds=2,
@@ -184,3 +185,19 @@ def test_a_killed_process_leaves_a_run_that_resumes_to_the_same_files(
     assert list((tmp_path / "run" / "units").glob(".stepagent-*.tmp"))
     assert_same(finish(tmp_path / "run", resume=True), whole)
     assert not list((tmp_path / "run").rglob(".stepagent-*.tmp"))
+
+
+def test_a_discriminator_at_chance_stops_its_method_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def at_chance(*_: object, **__: object) -> None:
+        raise DiscriminatorAtChance("no better than chance")
+
+    monkeypatch.setattr(Inverse, "measure", at_chance)
+    folder = finish(tmp_path / "run", replace(CONFIG, rounds=1))
+    results = json.loads((folder / "results.json").read_text())
+    means = {(r["method"], r["metric"]): r["mean"] for r in results}
+    assert means["inverse", "score"] == means["sft", "score"]
+    assert {m for m, _ in means} == {"sft", "sft_more", "implicit", "inverse"}
+    summary = (folder / "summary.md").read_text()
+    assert "Inverse reflection was stopped: no better than chance." in summary

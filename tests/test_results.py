@@ -73,7 +73,7 @@ def test_the_summary_compares_with_the_control_too(tmp_path: Path) -> None:
     scores = {"sft": [0.0, 10, 0, 10], "sft_more": [90.0, 100, 90, 100], "inverse": [50.0] * 4}
     text = summary_of(tmp_path, scores)
     assert "Inverse reflection ends clearly above SFT (" in text
-    assert "Inverse reflection does NOT beat SFT, more updates (-45.0 points" in text
+    assert "Inverse reflection does NOT beat SFT, continued (-45.0 points" in text
 
 
 def test_items_are_paired_by_their_names_not_by_their_order(tmp_path: Path) -> None:

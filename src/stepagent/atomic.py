@@ -22,7 +22,7 @@ def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        _put(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -39,9 +39,19 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             if inner.is_file():
                 with open(inner, "rb") as file:
                     os.fsync(file.fileno())
-        os.replace(temporary, path)
+        _put(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _put(temporary: Path, path: Path) -> None:
+    """The rename itself, made to last through a power cut by writing the folder out too."""
+    os.replace(temporary, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def _temporary(path: Path) -> Path:

@@ -37,10 +37,23 @@ class Policy:
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
-        """Opens a Hugging Face model folder (weights, config, tokenizer with chat template)."""
+        """Opens a Hugging Face model folder (weights, config, tokenizer with chat template).
+
+        Raises ValueError if a layer has anything but full attention, `TemplateError` if the chat
+        template does not let dialogues grow by appending.
+        """
         name = os.fspath(folder)
         tokenizer = AutoTokenizer.from_pretrained(name)
         model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
+        config = model.config.get_text_config()
+        kinds = set(getattr(config, "layer_types", None) or ())
+        if getattr(config, "sliding_window", None) is not None:
+            kinds.add("sliding_attention")
+        if unfit := sorted(kinds - {"full_attention"}):
+            raise ValueError(
+                f"{name}: has layers of kind {', '.join(unfit)}; expected full attention only, "
+                "since other layers cannot follow the mask of a tree"
+            )
         return cls(cast(PreTrainedModel, model.eval()), Renderer(tokenizer))
 
     def save(self, folder: Path) -> None:

@@ -23,7 +23,6 @@ from stepagent.atomic import atomic_write
 from stepagent.report_runs import ReportError, RunView, read_run, visible
 from stepagent.report_scores import (
     CURVES,
-    METHODS,
     final_episodes,
     histograms,
     labels,
@@ -34,7 +33,7 @@ from stepagent.report_scores import (
     step_rewards,
     training_curves,
 )
-from stepagent.types import PracticedStep, Trajectory
+from stepagent.types import METHODS, PracticedStep, Trajectory
 
 __all__ = ["ReportError", "RunView", "read_run", "write_report"]
 

@@ -8,14 +8,8 @@ from markupsafe import Markup
 from stepagent.report_plots import IntervalRow, Line, interval_plot, line_plot, reward_histogram
 from stepagent.report_runs import Episodes, Result, RunView, visible
 from stepagent.statistics import PairedDifference, paired_difference
-from stepagent.types import PracticedStep
+from stepagent.types import METHODS, PracticedStep
 
-METHODS = {
-    "sft": "SFT (start)",
-    "sft_more": "SFT, continued",
-    "implicit": "Implicit reward (step DPO)",
-    "inverse": "Inverse RL (discriminator, PPO)",
-}
 CURVES = {
     "score": ("Score", "dev score (0 to 100)"),
     "agreement": ("Agreement with the expert", "share of held-out steps"),

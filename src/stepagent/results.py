@@ -7,15 +7,7 @@ from stepagent.evaluation import summarize
 from stepagent.run import Run, read_json, write_json
 from stepagent.statistics import Interval, paired_difference
 from stepagent.trajectories import read_jsonl
-from stepagent.types import Trajectory
-
-METHODS = {
-    "sft": "SFT",
-    "sft_more": "SFT, more updates",
-    "implicit": "implicit reflection",
-    "inverse": "inverse reflection",
-}
-"""Names for people, in the order of tables."""
+from stepagent.types import METHODS, Trajectory
 
 
 def write_results(seed: int, run: Run) -> None:
@@ -63,9 +55,9 @@ def summary(run: Run, episodes: dict[str, Sequence[Trajectory]]) -> str:
     lines.append("")
     for method in ("sft_more", "implicit", "inverse"):
         if stopped := run.config["data"].get(method, {}).get("stopped"):
-            lines.append(f"{_capital(METHODS[method])} was stopped: {stopped}.")
+            lines.append(f"{METHODS[method]} was stopped: {stopped}.")
         if chosen.get(method) == 0:
-            name = _capital(METHODS[method])
+            name = METHODS[method]
             lines.append(f"{name}: no round beat the novice on dev, so this is the novice itself.")
     for method in ("implicit", "inverse"):
         for other in ("sft", "sft_more"):
@@ -90,7 +82,7 @@ def _compared(method: str, other: str, episodes: dict[str, Sequence[Trajectory]]
     theirs = {t.id: t.score or 0.0 for t in episodes[other]}
     pairs = [(t.score or 0.0, theirs[t.id]) for t in episodes[method] if t.id in theirs]
     difference = paired_difference([a for a, _ in pairs], [b for _, b in pairs])
-    name, against = _capital(METHODS[method]), METHODS[other]
+    name, against = METHODS[method], METHODS[other]
     if difference.mean is None:
         return f"{name} and {against} share no items to compare."
     if difference.low is None or difference.high is None:
@@ -107,7 +99,3 @@ def _compared(method: str, other: str, episodes: dict[str, Sequence[Trajectory]]
     if is_clear:
         return f"{name} ends clearly above {against} ({figures})."
     return f"{name} ends above {against}, but this may be chance ({figures})."
-
-
-def _capital(name: str) -> str:
-    return name[:1].upper() + name[1:]

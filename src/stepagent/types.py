@@ -8,6 +8,14 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints
 
+METHODS = {
+    "sft": "SFT (start)",
+    "sft_more": "SFT, continued",
+    "implicit": "Implicit reflection",
+    "inverse": "Inverse reflection",
+}
+"""The methods a run compares, in the order of tables, with their names for people."""
+
 NonEmpty = Annotated[str, StringConstraints(strip_whitespace=False, min_length=1, pattern=r"\S")]
 
 
