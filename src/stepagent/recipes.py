@@ -28,7 +28,7 @@ SCIENCEWORLD_DEMO = TrainConfig(
         ),
         step_limit=25,
     ),
-    data=DataConfig(sft=10, reflection=28, dev=5, test=12),
+    data=DataConfig(sft=10, reflection=22, dev=4, test=10),
     model=TinyConfig(hidden_size=192),
     pretrain=SFTConfig(epochs=3, batch_size=1, optimizer=OptimizerConfig(learning_rate=2e-3)),
     sft=SFTConfig(epochs=3, batch_size=1, optimizer=OptimizerConfig(learning_rate=1e-3)),
@@ -36,9 +36,9 @@ SCIENCEWORLD_DEMO = TrainConfig(
     inspection=InspectionConfig(decoding=Decoding(max_new_tokens=24)),
     # One pass of every learner over the same trajectories: the same number of updates for all.
     sft_more=SFTConfig(epochs=1, batch_size=1, optimizer=_ADAM),
-    implicit=DPOConfig(epochs=1, batch_size=1, optimizer=_ADAM),
+    implicit=DPOConfig(beta=0.1, epochs=1, batch_size=1, optimizer=_ADAM),
     inverse=InverseConfig(
-        discriminator=DiscriminatorConfig(warmup_epochs=3, batch_size=4),
+        discriminator=DiscriminatorConfig(warmup_epochs=2, batch_size=4),
         ppo=PPOConfig(epochs=1, batch_size=1, optimizer=_ADAM),
     ),
     evaluation=EvaluationConfig(decoding=Decoding(max_new_tokens=24, temperature=0.0)),
