@@ -238,7 +238,7 @@ def test_reflection_on_files_writes_a_policy_for_each_round_and_resumes(
     assert [row[0] for row in table] == ["0", "1", "2"]
     assert ("-" in table[0]) == (method == "implicit")  # only a discriminator measures divergence
     before = (work / "novice" / "model.safetensors").read_bytes()
-    for unit in ("round1", "round2"):
+    for unit in (f"{method}-round1", f"{method}-round2"):
         folder = tmp_path / "out" / "units" / unit
         load_policy(folder)
         after = (folder / "model.safetensors").read_bytes()
