@@ -154,7 +154,7 @@ def test_numbers_in_the_score_table_are_those_of_the_results(written: tuple[Page
     ]
     assert rows[0] == ["Method", "Score", "Success", "n"]
     assert rows[1] == ["●SFT (start)", "41.3 [30.0, 52.5]", "25.0 % [11.2 %, 46.9 %]", "20"]
-    assert rows[2] == ["■Inverse RL (discriminator, PPO)", "63.9 [50.0, 77.8]", "55.0 %", "20"]
+    assert rows[2] == ["■Inverse reflection", "63.9 [50.0, 77.8]", "55.0 %", "20"]
     exact = [float(data["attrs"]["value"]) for data in page.find("data", inside=table)]
     assert exact == [row[2] for row in RESULTS]
 

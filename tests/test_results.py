@@ -57,10 +57,16 @@ def test_results_hold_mean_interval_and_count_of_each_method_and_metric(tmp_path
 @pytest.mark.parametrize(
     ("implicit", "sentence"),
     [
-        ([0, 0, 50, 0, 0, 0], "Implicit reflection does NOT beat SFT (-33.3 points"),
-        ([0, 50, 50, 50, 50, 50], "Implicit reflection does NOT beat SFT (+0.0 points"),
-        ([100, 90, 100, 90, 100, 90], "Implicit reflection ends clearly above SFT (+53.3 points"),
-        ([0, 50, 50, 50, 50, 90], "Implicit reflection ends above SFT, but this may be chance"),
+        ([0, 0, 50, 0, 0, 0], "Implicit reflection does NOT beat SFT (start) (-33.3 points"),
+        ([0, 50, 50, 50, 50, 50], "Implicit reflection does NOT beat SFT (start) (+0.0 points"),
+        (
+            [100, 90, 100, 90, 100, 90],
+            "Implicit reflection ends clearly above SFT (start) (+53.3 points",
+        ),
+        (
+            [0, 50, 50, 50, 50, 90],
+            "Implicit reflection ends above SFT (start), but this may be chance",
+        ),
     ],
 )
 def test_the_summary_says_plainly_whether_reflection_beats_sft(
@@ -72,7 +78,7 @@ def test_the_summary_says_plainly_whether_reflection_beats_sft(
 def test_the_summary_compares_with_the_control_too(tmp_path: Path) -> None:
     scores = {"sft": [0.0, 10, 0, 10], "sft_more": [90.0, 100, 90, 100], "inverse": [50.0] * 4}
     text = summary_of(tmp_path, scores)
-    assert "Inverse reflection ends clearly above SFT (" in text
+    assert "Inverse reflection ends clearly above SFT (start) (" in text
     assert "Inverse reflection does NOT beat SFT, continued (-45.0 points" in text
 
 

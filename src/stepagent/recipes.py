@@ -38,7 +38,9 @@ SCIENCEWORLD_DEMO = TrainConfig(
     sft_more=SFTConfig(epochs=1, batch_size=1, optimizer=_ADAM),
     implicit=DPOConfig(beta=0.1, epochs=1, batch_size=1, optimizer=_ADAM),
     inverse=InverseConfig(
-        discriminator=DiscriminatorConfig(warmup_epochs=2, batch_size=4),
+        discriminator=DiscriminatorConfig(
+            warmup_epochs=12, batch_size=2, optimizer=OptimizerConfig(learning_rate=1e-3)
+        ),
         ppo=PPOConfig(epochs=1, batch_size=1, optimizer=_ADAM),
     ),
     evaluation=EvaluationConfig(decoding=Decoding(max_new_tokens=24, temperature=0.0)),

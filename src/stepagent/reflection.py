@@ -224,10 +224,11 @@ class Inverse:
         budget, form = self.config.discriminator.token_budget, self.config.discriminator.reward
         trees = lesson.trees
         rewards = [step_rewards(f, form) for f in expert_logits(self.discriminator, trees, budget)]
-        ppo(
+        facts = ppo(
             policy, self.value_head, trees, rewards, self.config.ppo, seed=seed,
             log=lambda m: log("ppo", m),
         )  # fmt: skip
+        log("ppo", facts)
         held = expert_logits(self.discriminator, lesson.held_out_trees, budget)
         return [step_rewards(f, form) for f in held]
 

@@ -184,8 +184,8 @@ class HeldOut:
     accuracy: float
     """0 to 1; falls towards one half."""
     beats_chance: bool
-    """Whether it prefers the expert's action in more than half of the pairs that differ,
-    by a one-sided 95 % interval over trajectories."""
+    """Whether its loss is below a coin's, and it prefers the expert's action in more than half of
+    the pairs that differ, by a one-sided 95 % interval over trajectories."""
 
 
 def held_out(logits: Sequence[Tensor], practised: Sequence[StepTree]) -> HeldOut:
@@ -198,7 +198,7 @@ def held_out(logits: Sequence[Tensor], practised: Sequence[StepTree]) -> HeldOut
     return HeldOut(
         js_divergence=js_divergence(loss.item()),
         accuracy=accuracy.item(),
-        beats_chance=_beats_chance(logits, practised),
+        beats_chance=loss.item() < 2 * ln(2) and _beats_chance(logits, practised),
     )
 
 

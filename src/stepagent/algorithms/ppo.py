@@ -146,13 +146,13 @@ def ppo(
     *,
     seed: int,
     log: Callable[[Metrics], None],
-) -> None:
-    """One round in place. `rewards` holds for each tree the step rewards of its paths (paths,).
+) -> Metrics:
+    """One round in place; returns facts about its rewards and values.
 
-    Expert paths take part in the anchor only.
+    `rewards` holds for each tree the step rewards of its paths (paths,). Expert paths take part in
+    the anchor only.
     """
-    fixed, metrics = _advantages(policy, value_head, practised, rewards, config)
-    log(metrics)
+    fixed, facts = _advantages(policy, value_head, practised, rewards, config)
     per_epoch = num_batches(len(practised), config.batch_size)
     parameters = [*policy.model.parameters(), *value_head.parameters()]
     updater = Updater(parameters, config.optimizer, config.epochs * per_epoch)
@@ -161,6 +161,7 @@ def ppo(
             len(practised), config.batch_size, "PPO", seed=seed, epoch=epoch
         ):
             log(updater.update(_losses(policy, value_head, practised, fixed, batch, config)))
+    return facts
 
 
 def _advantages(
