@@ -39,7 +39,7 @@ SCIENCEWORLD_DEMO = TrainConfig(
     implicit=DPOConfig(beta=0.1, epochs=1, batch_size=1, optimizer=_ADAM),
     inverse=InverseConfig(
         discriminator=DiscriminatorConfig(
-            warmup_epochs=12, batch_size=2, optimizer=OptimizerConfig(learning_rate=1e-3)
+            warmup_epochs=24, batch_size=2, optimizer=OptimizerConfig(learning_rate=2e-3)
         ),
         ppo=PPOConfig(epochs=1, batch_size=1, optimizer=_ADAM),
     ),
