@@ -179,8 +179,8 @@ DEEP = "[" * 100_000
             "steps[0].action: missing; expected at least observation, action",
         ),
         (
-            line(steps=[*GOOD["steps"], {"observation": "", "action": "x", "thought": "y"}]),
-            "steps[1].thought: unknown field; expected only observation, action, reward",
+            line(steps=[*GOOD["steps"], {"observation": "", "action": "x", "mood": "y"}]),
+            "steps[1].mood: unknown field; expected only observation, action, thought, reward",
         ),
         (line(instruction=["x"]), "instruction: expected text, got a list"),
         (line(truncated=1), "truncated: expected true or false, got 1"),

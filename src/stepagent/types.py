@@ -30,6 +30,8 @@ class Step(Record):
 
     observation: str
     action: NonEmpty
+    thought: str = ""
+    """What was thought before the action (ReAct); empty if nothing was said."""
     reward: float | None = None
     """Environment reward of the action, if the environment gave one."""
 
@@ -42,6 +44,9 @@ class Trajectory(Record):
     task: NonEmpty
     instruction: NonEmpty
     steps: Annotated[tuple[Step, ...], Field(min_length=1)]
+    tools: tuple[dict[str, JsonValue], ...] = ()
+    """Function schemas (`{"type": "function", "function": ...}`), if actions may call tools; such
+    an action is the call as compact JSON, `{"name":...,"arguments":{...}}`."""
     final_observation: str = ""
     score: Annotated[float, Field(ge=0, le=100)] | None = None
     success: bool | None = None
