@@ -109,7 +109,6 @@ def update_tree(folder: Path) -> dict[str, Any]:
         sft_coef=0.0,
         epochs=UPDATES,
         batch_size=len(trees),
-        token_budget=512,
     )
     losses: list[float] = []
     with measured() as found:

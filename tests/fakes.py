@@ -7,7 +7,7 @@ that say what they hold. The expert goes on until it sees the object and opens i
 import string
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Lock
@@ -21,12 +21,13 @@ from gymnasium import spaces
 from transformers import PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from stepagent.algorithms.discriminator import Discriminator
 from stepagent.algorithms.sft import SFTConfig, sft
-from stepagent.backends import training
+from stepagent.backends import forward
+from stepagent.backends.forward import Layers
 from stepagent.backends.training import Metrics, OptimizerConfig
 from stepagent.inspection import StepTree, step_trees
 from stepagent.policy import Policy
-from stepagent.prefix_tree import pack
 from stepagent.renderer import RenderedTrajectory
 from stepagent.tasks.base import EnvironmentLost, ExpertFailed, Split, Task, TextEnv
 from stepagent.tiny import TinyConfig, build_tiny_model
@@ -191,7 +192,7 @@ def _random_policy(seed: int, hidden_size: int, scale: float) -> Policy:
 
 def copy_of(policy: Policy) -> Policy:
     """The same policy with weights of its own."""
-    return Policy(deepcopy(policy.model), policy.renderer)
+    return Policy(Layers(deepcopy(policy.model)), policy.renderer)
 
 
 def random_policy(seed: int = 0, *, hidden_size: int = 64, scale: float = 1.0) -> Policy:
@@ -223,7 +224,12 @@ def in_float64(policy: Policy) -> Policy:
                 norm = torch.nn.RMSNorm(child.weight.shape, eps=1e-6, dtype=torch.float64)
                 norm.load_state_dict(child.state_dict())
                 setattr(module, name, norm)
-    return Policy(model, policy.renderer)
+    return Policy(Layers(model), policy.renderer)
+
+
+def with_budget(policy: Policy, token_budget: int) -> Policy:
+    """The policy itself, forwarding so many tokens together."""
+    return Policy(Layers(policy.model, token_budget=token_budget), policy.renderer)
 
 
 def rendered(policy: Policy, trajectories: Sequence[Trajectory]) -> list[RenderedTrajectory]:
@@ -270,19 +276,15 @@ def plain_logprobs(
 
 def states_of(demonstration: RenderedTrajectory) -> list[tuple[int, ...]]:
     """All ids before each action of a demonstration."""
-    states, ids = [], tuple[int, ...]()
-    for observation, action in zip(demonstration.observations, demonstration.actions, strict=True):
-        ids = (*ids, *observation)
-        states.append(ids)
-        ids = (*ids, *action)
-    return states
+    return [tuple(state) for state in demonstration.states]
 
 
 Log = Callable[[Metrics], None]
 
 
 def assert_packing_changes_nothing(
-    train: Callable[[int, Log], Sequence[torch.nn.Module]], monkeypatch: pytest.MonkeyPatch
+    train: Callable[[int, Log], Sequence[torch.nn.Module | Discriminator]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """`train(token_budget, log)` has to log the same and give equal weights however rows are made.
 
@@ -297,7 +299,7 @@ def assert_packing_changes_nothing(
     expected, weights = run(1)
     assert len(expected) > 2 and any(row["grad_norm"] > 1e-3 for row in expected)
     others = [run(10_000)]
-    monkeypatch.setattr(training, "pack", partial(pack, shared=False))
+    monkeypatch.setattr(forward, "follows_trees", lambda model: False)
     others += [run(1), run(10_000)]
     for logged, found in others:
         for row, wanted in zip(logged, expected, strict=True):

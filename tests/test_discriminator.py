@@ -1,7 +1,6 @@
 """The discriminator: by hand, against divergences that are known, and on held-out steps."""
 
 from collections.abc import Sequence
-from copy import deepcopy
 from math import log
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from fakes import (
     random_policy,
     rendered,
     states_of,
+    with_budget,
 )
 from stepagent.algorithms.discriminator import (
     Discriminator,
@@ -50,19 +50,17 @@ OWN = [*demonstrations()[:4], *demonstrations()[40:44]]
 
 def discriminator(policy: Policy) -> Discriminator:
     """A copy of the policy's layers with a head that is not zero."""
-    found = Discriminator(deepcopy(policy.layers), policy.width).to(policy.model.dtype)
+    found = Discriminator(policy.layers.copy("discriminator"))
     with torch.no_grad():
-        found.head.weight.copy_(torch.linspace(-1, 1, policy.width)[None])
-        found.head.bias.fill_(0.3)
+        found.head.weight.copy_(torch.linspace(-1, 1, policy.layers.width)[None])
     return found
 
 
-def config(token_budget: int = 1024, warmup_epochs: int = 4) -> DiscriminatorConfig:
+def config(warmup_epochs: int = 4) -> DiscriminatorConfig:
     return DiscriminatorConfig(
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup_share=0.0),
         warmup_epochs=warmup_epochs,
         batch_size=3,
-        token_budget=token_budget,
     )
 
 
@@ -187,13 +185,14 @@ def test_logits_are_read_at_the_actions_last_token_as_by_plain_calls() -> None:
             steps = [p for p in practised if p.trajectory_id == d.trajectory.id]
             for state, action, step in zip(states_of(d), d.actions, steps, strict=True):
                 for ids in (action, *(a.token_ids for a in step.agent_actions)):
-                    hidden = found.layers(
+                    hidden = found.layers.model(
                         input_ids=torch.tensor([[*state, *ids]])
                     ).last_hidden_state
                     expected.append(found.head(hidden[0, -1])[0])
     trees = step_trees(own, practised)
     for token_budget in (1, 10_000):
-        logits = expert_logits(found, trees, token_budget)
+        found.layers.token_budget = token_budget
+        logits = expert_logits(found, trees)
         torch.testing.assert_close(torch.cat(logits), torch.stack(expected), rtol=1e-8, atol=1e-10)
 
 
@@ -202,8 +201,8 @@ def test_packing_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     practised = practised_trees(policy)
 
     def train(token_budget: int, log: Log) -> list[torch.nn.Module]:
-        found = discriminator(policy)
-        train_discriminator(found, practised, config(token_budget), epochs=2, seed=5, log=log)
+        found = discriminator(with_budget(policy, token_budget))
+        train_discriminator(found, practised, config(), epochs=2, seed=5, log=log)
         return [found]
 
     assert_packing_changes_nothing(train, monkeypatch)
@@ -297,7 +296,7 @@ def test_inverse_reflection_is_the_same_after_saving_and_loading(tmp_path: Path)
     learner.save(tmp_path)
     again.load(tmp_path)
     assert again.is_warm
-    found = [expert_logits(x.discriminator, own.held_out_trees, 10_000) for x in (learner, again)]
+    found = [expert_logits(x.discriminator, own.held_out_trees) for x in (learner, again)]
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
     assert held_out(found[1], own.held_out_trees) == measured
 
@@ -311,7 +310,7 @@ def test_inverse_reflection_rewards_practice_by_the_discriminator_and_moves_the_
     learner.measure(own, seed=0, log=lambda *_: None)
     found = learner.learn(policy, own, seed=0, log=lambda *row: logged.append(row))
     assert found is not None
-    expected = expert_logits(learner.discriminator, own.held_out_trees, 10_000)  # the form "logit"
+    expected = expert_logits(learner.discriminator, own.held_out_trees)  # the form "logit"
     torch.testing.assert_close(torch.cat(found), torch.cat(expected))
     # The lesson's steps are held out too, so the agent's mean reward is that of the same numbers.
     is_expert = torch.cat([t.is_expert for t in own.trees])

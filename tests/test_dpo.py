@@ -23,8 +23,9 @@ from fakes import (
     random_policy,
     rendered,
     states_of,
+    with_budget,
 )
-from stepagent.algorithms.dpo import DPOConfig, dpo, dpo_loss, implicit_rewards
+from stepagent.algorithms.dpo import DPOConfig, dpo, dpo_loss, implicit_rewards, path_logprobs
 from stepagent.backends.training import Metrics, OptimizerConfig
 from stepagent.inspection import StepTree, expert_path_of_step, step_trees
 from stepagent.policy import Policy
@@ -39,12 +40,11 @@ def config(
     sft_coef: float = 0.0,
     epochs: int = 1,
     batch_size: int = 100,
-    token_budget: int = 1024,
 ) -> DPOConfig:
     optimizer = OptimizerConfig(learning_rate=1e-3, warmup_share=0.0, weight_decay=0.0)
     return DPOConfig(
         optimizer=optimizer, beta=0.3, sft_coef=sft_coef, epochs=epochs,
-        batch_size=batch_size, token_budget=token_budget,
+        batch_size=batch_size,
     )  # fmt: skip
 
 
@@ -193,8 +193,8 @@ def test_packing_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     start = in_float64(random_policy(scale=4.0))
 
     def train(token_budget: int, log: Log) -> list[torch.nn.Module]:
-        policy = copy_of(start)
-        settings = config(sft_coef=0.5, epochs=2, batch_size=3, token_budget=token_budget)
+        policy = with_budget(copy_of(start), token_budget)
+        settings = config(sft_coef=0.5, epochs=2, batch_size=3)
         dpo(policy, practised_trees(policy), settings, seed=1, log=log)
         return [policy.model]
 
@@ -245,7 +245,10 @@ def test_implicit_rewards_are_the_log_ratios_of_plain_calls() -> None:
     with torch.no_grad():
         ratio = plain_pair_logprobs(policy) - plain_pair_logprobs(start)
     for token_budget in (1, 10_000):
-        rewards = implicit_rewards(policy, start, practised, 0.3, token_budget)
+        now, then = (
+            path_logprobs(with_budget(p, token_budget), practised) for p in (policy, start)
+        )
+        rewards = implicit_rewards(now, then, 0.3)
         assert [len(r) for r in rewards] == [len(p.is_expert) for p in practised]
         is_expert = torch.cat([p.is_expert for p in practised])
         differs = (~torch.cat([p.is_same for p in practised])).nonzero()[:, 0]

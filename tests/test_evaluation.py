@@ -16,6 +16,7 @@ from fakes import (
     random_policy,
     rendered,
     states_of,
+    with_budget,
 )
 from stepagent.backends.generation import Decoding
 from stepagent.evaluation import (
@@ -87,7 +88,7 @@ def test_an_episode_without_a_score_counts_for_success_only() -> None:
 def test_likeness_is_that_of_plain_calls(token_budget: int) -> None:
     policy = in_float64(novice())
     own = rendered(policy, OWN)
-    found = likeness(policy, own, max_new_tokens=6, token_budget=token_budget)
+    found = likeness(with_budget(policy, token_budget), own, max_new_tokens=6)
     logprobs, same = [], []
     greedy = practise(policy, own, Decoding(max_new_tokens=6, temperature=0.0), seed=9)
     actions = iter(greedy)
@@ -104,7 +105,7 @@ def test_likeness_is_that_of_plain_calls(token_budget: int) -> None:
 def test_likeness_of_an_even_policy_is_known() -> None:
     policy = in_float64(random_policy(scale=0.0))
     own = rendered(policy, OWN)
-    found = likeness(policy, own, max_new_tokens=6, token_budget=1000)
+    found = likeness(policy, own, max_new_tokens=6)
     lengths = [len(action) for d in own for action in d.actions]
     # Each token has one chance in as many as there are; the first of them is always the greedy one.
     even = -torch.tensor(float(len(policy.renderer.tokenizer))).log() * sum(lengths) / len(lengths)

@@ -20,12 +20,14 @@ from fakes import (
     random_policy,
     rendered,
     states_of,
+    with_budget,
 )
 from stepagent import rollout as rollout_module
 from stepagent.backends.generation import Decoding, RunningEpisodes, choose, random_numbers
 from stepagent.inspection import agreement, practise
 from stepagent.policy import Policy
-from stepagent.rollout import Episode, rollout
+from stepagent.renderer import RenderedTrajectory
+from stepagent.rollout import rollout
 from stepagent.tasks.base import EnvironmentLost
 from stepagent.types import Step
 
@@ -60,7 +62,7 @@ def test_greedy_practice_equals_plain_generate_from_every_history(max_new_tokens
     own = rendered(policy, OWN)
     expected = [generate(policy, state, decoding) for d in own for state in states_of(d)]
     for token_budget in (1, 100, 10_000):
-        found = practise(policy, own, decoding, seed=0, num_actions=2, token_budget=token_budget)
+        found = practise(with_budget(policy, token_budget), own, decoding, seed=0, num_actions=2)
         assert [(p.trajectory_id, p.step_index) for p in found] == [
             (t.id, step) for t in OWN for step in range(len(t.steps))
         ]
@@ -94,7 +96,7 @@ def test_logprobs_of_practice_are_those_of_a_plain_forward_pass_at_temperature_o
                 for action in step.agent_actions:
                     plain = plain_logprobs(policy.model, state, action.token_ids)
                     assert action.logprob == pytest.approx(float(plain.sum()), rel=1e-9)
-                    assert action.text == policy.renderer.action_text(action.token_ids)
+                    assert action.text == policy.renderer.parse(action.token_ids).action
 
 
 def test_the_seed_alone_decides_what_is_sampled() -> None:
@@ -104,7 +106,7 @@ def test_the_seed_alone_decides_what_is_sampled() -> None:
 
     def sample(seed: int, token_budget: int = 2048, start: int = 0) -> list[tuple[int, ...]]:
         found = practise(
-            policy, own[start:], decoding, seed=seed, num_actions=3, token_budget=token_budget
+            with_budget(policy, token_budget), own[start:], decoding, seed=seed, num_actions=3
         )
         return [a.token_ids for p in found for a in p.agent_actions]
 
@@ -173,48 +175,46 @@ def test_random_numbers_belong_to_one_decision() -> None:
 def test_logprobs_of_running_episodes_are_those_of_plain_calls_turn_after_turn() -> None:
     policy, decoding = actor(), Decoding(max_new_tokens=5, temperature=1.5)
     demos = rendered(policy, [OWN[0], OWN[3], OWN[4]])
-    cache, end_id = RunningEpisodes(policy.model, 3), policy.renderer.end_id
+    cache, end_id = RunningEpisodes(policy.layers, 3), policy.renderer.end_id
     histories: list[list[int]] = [[] for _ in demos]
-    carried: list[tuple[int, ...]] = [() for _ in demos]
     lengths = set[int]()
     for turn in range(2):
-        fed = [(*carry, *d.observations[turn]) for carry, d in zip(carried, demos, strict=True)]
+        # What was sampled stays, though it is not what the demonstration goes on with.
+        for history, d in zip(histories, demos, strict=True):
+            history += d.additions[turn]
         uniform = torch.stack([random_numbers(0, str(i), turn, count=5) for i in range(3)])
-        actions = cache.act(fed, decoding, end_id, uniform)
-        for row, (ids, action) in enumerate(zip(fed, actions, strict=True)):
-            histories[row] += ids
+        actions = cache.act(histories, decoding, end_id, uniform)
+        for row, action in enumerate(actions):
             with torch.no_grad():
                 plain = plain_logprobs(policy.model, histories[row], action.token_ids)
             assert action.logprob == pytest.approx(float(plain.sum()), rel=1e-9)
-            # The last token is fed with the next turn.
-            histories[row] += action.token_ids[:-1]
-            carried[row] = action.token_ids[-1:]
+            histories[row] += action.token_ids
             lengths.add(len(action.token_ids))
     assert len(lengths) > 1
 
 
-def naive_episode(policy: Policy, item: str, decoding: Decoding) -> Episode:
+def naive_episode(policy: Policy, item: str, decoding: Decoding) -> RenderedTrajectory:
     """A greedy episode that feeds the whole history again at every step."""
     env = BoxWorld().make_env()
     observation, info = env.reset(options={"item": item})
     fed = [policy.renderer.opening(info["instruction"], observation)]
     sampled, steps, is_over = list[tuple[int, ...]](), list[Step](), False
-    history = list(fed[0])
+    history, ask = list(fed[0]), policy.renderer.ask
     instruction = info["instruction"]
     while not is_over:
-        ids = generate(policy, history, decoding)
+        ids = generate(policy, [*history, *ask], decoding)
         sampled.append(ids)
-        text = policy.renderer.action_text(ids)
+        text = policy.renderer.parse(ids).action
         after, reward, terminated, truncated, info = env.step(text)
         is_over = terminated or truncated
         steps.append(
             Step(observation=observation, action=text or "(nothing)", reward=float(reward))
         )
         observation = after
-        fed.append(policy.renderer.observation(after))
         # A turn that was cut off is closed before the next one.
         end = () if ids[-1] == policy.renderer.end_id else (policy.renderer.end_id,)
-        history += [*ids, *end, *fed[-1]]
+        fed.append((*ask, *ids, *end, *policy.renderer.observation(after)))
+        history += fed[-1]
     trajectory = OWN[0].model_copy(
         update={
             "id": item, "instruction": instruction, "steps": tuple(steps),
@@ -222,7 +222,7 @@ def naive_episode(policy: Policy, item: str, decoding: Decoding) -> Episode:
             "success": info["success"], "truncated": truncated,
         }
     )  # fmt: skip
-    return Episode(trajectory, tuple(fed[:-1]), tuple(sampled))
+    return RenderedTrajectory(trajectory, tuple(fed[:-1]), ask, tuple(sampled))
 
 
 @pytest.mark.parametrize("max_new_tokens", [3, 6])
@@ -236,9 +236,7 @@ def test_greedy_rollouts_equal_a_loop_that_feeds_the_whole_history_each_time(
         world = BoxWorld()
         found = rollout(policy, world, ITEMS, decoding, seed=0, num_parallel=num_parallel)
         for episode, wanted in zip(found, expected, strict=True):
-            assert episode.actions == wanted.actions
-            assert episode.trajectory == wanted.trajectory
-            assert episode.observations[0] == wanted.observations[0]
+            assert episode == wanted
         assert len(world.envs) == min(num_parallel, len(ITEMS))
         assert all(env.is_closed for env in world.envs)
 
@@ -256,20 +254,17 @@ def test_the_ids_of_an_episode_are_what_its_actions_were_sampled_from() -> None:
     policy = actor()
     for episode in rollout(policy, BoxWorld(), ITEMS, GREEDY, seed=0, num_parallel=3):
         assert all(ids[-1] == policy.renderer.end_id for ids in episode.actions)
-        history: list[int] = []
-        for fed, action in zip(episode.observations, episode.actions, strict=True):
-            history += fed
+        for history, action in zip(episode.states, episode.actions, strict=True):
             with torch.no_grad():
                 ids = torch.tensor([[*history, *action]])
                 greedy = policy.model(input_ids=ids).logits[0, len(history) - 1 : -1].argmax(-1)
             assert tuple(greedy.tolist()) == action
-            history += action
         # Nothing was decoded and encoded again, and here that would have given the same.
         (again,) = rendered(policy, [episode.trajectory])
-        assert again.observations == episode.observations
+        assert again == episode
 
 
-def longest(episodes: list[Episode]) -> Episode:
+def longest(episodes: list[RenderedTrajectory]) -> RenderedTrajectory:
     return max(episodes, key=lambda e: len(e.actions))
 
 
@@ -309,9 +304,8 @@ def test_an_episode_that_outgrows_the_context_ends_truncated() -> None:
     policy = actor()
     whole = longest(rollout(policy, BoxWorld(), ITEMS, GREEDY, seed=0))
     item = whole.trajectory.id
-    turns = [len(o) + len(a) for o, a in zip(whole.observations, whole.actions, strict=True)]
-    # The third action and the end of its turn still fit behind two turns and an observation.
-    enough = sum(turns[:2]) + len(whole.observations[2]) + GREEDY.max_new_tokens + 1
+    # The third action and the end of its turn still fit behind the third state.
+    enough = len(list(whole.states)[2]) + GREEDY.max_new_tokens + 1
     for context, num_steps in ((enough, 3), (enough - 1, 2)):
         narrow = copy_of(policy)
         narrow.model.config.max_position_embeddings = context

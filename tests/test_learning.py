@@ -67,7 +67,7 @@ def successes(policy: Policy) -> list[float]:
 def expert_logprobs(policy: Policy) -> list[float]:
     """Mean log-probability of the expert's actions in each held-out trajectory."""
     trees = [step_tree(d).tree for d in rendered(policy, HELD_OUT)]
-    found = read_paths(trees, lambda p: p.sum_by_path(policy.read(p).logprobs), 4000)
+    found = read_paths(policy.layers, trees, lambda p: p.sum_by_path(policy.read(p).logprobs))
     return [float(values.mean()) for values in found]
 
 
@@ -84,7 +84,7 @@ def test_sft_solves_more_than_a_random_policy() -> None:
 def test_implicit_reflection_makes_the_policy_more_like_the_expert() -> None:
     policy = novice()
     start = expert_logprobs(policy), likeness(
-        policy, rendered(policy, HELD_OUT), max_new_tokens=6, token_budget=4000
+        policy, rendered(policy, HELD_OUT), max_new_tokens=6
     )  # fmt: skip
     settings = DPOConfig(optimizer=OptimizerConfig(learning_rate=1e-3), epochs=3)
     for number in range(2):
@@ -94,7 +94,7 @@ def test_implicit_reflection_makes_the_policy_more_like_the_expert() -> None:
         )  # fmt: skip
         rewards = Implicit(settings).learn(policy, lesson, seed=number, log=lambda *_: None)
         assert rewards is not None
-    end = likeness(policy, rendered(policy, HELD_OUT), max_new_tokens=6, token_budget=4000)
+    end = likeness(policy, rendered(policy, HELD_OUT), max_new_tokens=6)
     assert is_greater(expert_logprobs(policy), start[0], paired=True) < 0.05
     assert end.expert_logprob > start[1].expert_logprob
     assert end.agreement >= start[1].agreement
@@ -134,7 +134,7 @@ def word_rewards(
 
 def test_ppo_raises_a_reward_that_is_known() -> None:
     policy = novice()
-    value_head = ValueHead(policy.width)
+    value_head = ValueHead(policy.layers)
     settings = PPOConfig(optimizer=OptimizerConfig(learning_rate=3e-4), sft_coef=0.0)
 
     def opened() -> list[float]:
@@ -155,7 +155,7 @@ def test_ppo_raises_a_reward_that_is_known() -> None:
 
 
 def trained_discriminator(policy: Policy, practised: Sequence[PracticedStep]) -> Discriminator:
-    found = Discriminator(random_policy(5).layers, policy.width)
+    found = Discriminator(random_policy(5).layers.copy("discriminator"))
     settings = DiscriminatorConfig(optimizer=OptimizerConfig(learning_rate=1e-3), label_smoothing=0)
     trees = step_trees(rendered(policy, TRAIN), practised)
     logged = list[Metrics]()
@@ -167,7 +167,7 @@ def test_the_discriminator_tells_a_bad_agent_on_held_out_steps() -> None:
     policy = novice(2)
     found = trained_discriminator(policy, sample(policy, TRAIN, 0))
     trees = step_trees(rendered(policy, HELD_OUT), sample(policy, HELD_OUT, 0))
-    logits = expert_logits(found, trees, 4000)
+    logits = expert_logits(found, trees)
     measured = held_out(logits, trees)
     assert measured.beats_chance
     assert measured.accuracy > 0.7 and measured.js_divergence > 0.1
@@ -183,7 +183,7 @@ def test_the_discriminator_finds_no_divergence_in_a_copy_of_the_expert() -> None
     copies = [[[s.action] for t in own for s in t.steps] for own in (TRAIN, HELD_OUT)]
     found = trained_discriminator(policy, practised_with(policy, TRAIN, copies[0]))
     trees = step_trees(rendered(policy, HELD_OUT), practised_with(policy, HELD_OUT, copies[1]))
-    measured = held_out(expert_logits(found, trees, 4000), trees)
+    measured = held_out(expert_logits(found, trees), trees)
     assert measured.js_divergence == pytest.approx(0, abs=1e-6)
     assert measured.accuracy == pytest.approx(0.5)
     assert not measured.beats_chance

@@ -23,6 +23,7 @@ from fakes import (
     random_policy,
     rendered,
     states_of,
+    with_budget,
 )
 from stepagent.algorithms.ppo import (
     PPOConfig,
@@ -61,9 +62,9 @@ def rewards(practised: list[StepTree]) -> list[Tensor]:
 
 def head(policy: Policy) -> ValueHead:
     """A value head that is not zero."""
-    found = ValueHead(policy.width).to(policy.model.dtype)
+    found = ValueHead(policy.layers)
     with torch.no_grad():
-        found.weight.copy_(torch.linspace(-0.2, 0.2, policy.width)[None])
+        found.weight.copy_(torch.linspace(-0.2, 0.2, policy.layers.width)[None])
         found.bias.fill_(0.1)
     return found
 
@@ -180,7 +181,9 @@ def plain(policy: Policy) -> tuple[Tensor, Tensor, Tensor, Tensor, list[int]]:
                 whole = torch.tensor([[*state, *ids]])
                 logits = policy.model(input_ids=whole).logits[0, len(state) - 1 : -1]
                 entropies.append(categorical_entropy(logits))
-                hidden.append(policy.layers(input_ids=whole).last_hidden_state[0, len(state) - 1])
+                hidden.append(
+                    policy.model.model(input_ids=whole).last_hidden_state[0, len(state) - 1]
+                )
                 lengths.append(len(ids))
     return (
         torch.cat(logprobs), torch.cat(entropies), torch.cat(expert), torch.stack(hidden), lengths
@@ -197,7 +200,7 @@ def test_loss_and_gradient_are_those_of_plain_calls(whiten: bool) -> None:
 
     def note(row: Metrics) -> None:
         logged.append(row)
-        now = ValueHead(policy.width).double()
+        now = ValueHead(policy.layers)
         now.load_state_dict(value_head.state_dict())
         snapshots.append((copy_of(policy), now))
 
@@ -265,7 +268,7 @@ def test_entropy_is_that_of_the_categorical_distribution() -> None:
 
 def test_the_gradient_of_the_value_does_not_reach_the_policy() -> None:
     policy = in_float64(random_policy(scale=4.0))
-    value_head, practised = ValueHead(policy.width).double(), trees(policy)
+    value_head, practised = ValueHead(policy.layers), trees(policy)
     before = [p.detach().clone() for p in policy.model.parameters()]
     same = [torch.ones(len(p.is_expert), dtype=torch.float64) for p in practised]
     logged = list[Metrics]()
@@ -282,7 +285,7 @@ def test_values_come_to_be_the_rewards() -> None:
     policy, logged = in_float64(random_policy()), list[Metrics]()
     practised = trees(policy)
     same = [torch.full((len(p.is_expert),), 0.2, dtype=torch.float64) for p in practised]
-    value_head = ValueHead(policy.width).double()
+    value_head = ValueHead(policy.layers)
     ppo(policy, value_head, practised, same, config(epochs=60), seed=0, log=logged.append)
     assert logged[0]["value_loss"] == pytest.approx(0.04)
     assert logged[-1]["value_loss"] < 0.004
@@ -316,9 +319,9 @@ def test_packing_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     own = rewards(practised)
 
     def train(token_budget: int, log: Log) -> list[torch.nn.Module]:
-        policy, value_head = copy_of(start), head(start)
+        policy, value_head = with_budget(copy_of(start), token_budget), head(start)
         coefs = {"ent_coef": 0.1, "kl_coef": 0.1, "sft_coef": 0.5}
-        settings = config(epochs=2, batch_size=3, token_budget=token_budget, **coefs)
+        settings = config(epochs=2, batch_size=3, **coefs)
         ppo(policy, value_head, practised, own, settings, seed=4, log=log)
         return [policy.model, value_head]
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from stepagent.backends.forward import decoder, head_logits, pack_hidden
+from stepagent.backends.forward import Layers
 from stepagent.prefix_tree import ROOT, Pack, PrefixTree, fill_rows, pack
 
 VOCAB = 11
@@ -30,8 +30,9 @@ def model() -> LlamaForCausalLM:
 
 
 def read(net: LlamaForCausalLM, packed: Pack) -> Tensor:
-    _, predictors = pack_hidden(decoder(net), packed)
-    logits = head_logits(net, predictors)
+    layers = Layers(net)
+    _, predictors = layers.hidden(packed)
+    logits = layers.logits(predictors)
     return torch.log_softmax(logits, -1)[packed.target_predictor, packed.target_ids]
 
 
@@ -149,8 +150,8 @@ def test_separate_rows_are_plain_sequences_with_the_same_values_in_the_same_orde
 def test_state_and_end_of_each_path_point_at_the_same_hidden_states_packed_and_separate() -> None:
     net, trees = model(), [comb(3, 2), comb(2)]
     shared, separate = pack(trees, 1000)[0], pack(trees, 1000, shared=False)[0]
-    hidden, _ = pack_hidden(decoder(net), shared)
-    alone, _ = pack_hidden(decoder(net), separate)
+    hidden, _ = Layers(net).hidden(shared)
+    alone, _ = Layers(net).hidden(separate)
     torch.testing.assert_close(hidden[shared.path_state], alone[separate.path_state])
     torch.testing.assert_close(hidden[shared.path_end], alone[separate.path_end])
 

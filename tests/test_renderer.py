@@ -41,16 +41,6 @@ def messages(own: Trajectory) -> list[dict[str, str]]:
     return found
 
 
-def history(rendered: RenderedTrajectory, step: int) -> tuple[int, ...]:
-    """All ids before the action of a step."""
-    found = rendered.observations[0]
-    for action, observation in zip(
-        rendered.actions[:step], rendered.observations[1:], strict=False
-    ):
-        found = (*found, *action, *observation)
-    return found
-
-
 def template_ids(renderer: Renderer, own: Trajectory, step: int) -> tuple[int, ...]:
     """The same by the tokenizer's own template."""
     found = renderer.tokenizer.apply_chat_template(
@@ -63,7 +53,7 @@ def test_ids_are_those_of_the_tokenizers_own_template_and_histories_are_prefixes
     for own in (*demonstrations()[:5], *demonstrations()[40:45]):
         rendered = RENDERER.render(own)
         expected = [template_ids(RENDERER, own, step) for step in range(len(own.steps))]
-        assert [history(rendered, step) for step in range(len(own.steps))] == expected
+        assert [tuple(state) for state in rendered.states] == expected
         for before, after in pairwise(expected):
             assert after[: len(before)] == before
         assert rendered.num_tokens == len(expected[-1]) + len(rendered.actions[-1])
@@ -87,17 +77,46 @@ def test_other_templates_give_their_own_ids_too(shape: str) -> None:
     assert renderer.end_id == renderer.tokenizer.convert_tokens_to_ids(END)
     own = demonstrations()[40]
     rendered = renderer.render(own)
-    for step in range(len(own.steps)):
-        assert history(rendered, step) == template_ids(renderer, own, step)
+    for step, state in enumerate(rendered.states):
+        assert tuple(state) == template_ids(renderer, own, step)
+
+
+REWRITING = {
+    "thinking dropped": "{% for m in messages %}<|{{ m['role'] }}|>"
+    "{% if loop.last and m['role'] == 'assistant' %}[thought]{% endif %}{{ m['content'] }}<|end|>"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>[thought]{% endif %}",
+    "a word in the last user turn": "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}"
+    "{% if loop.last and m['role'] == 'user' %} Now!{% endif %}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}",
+}
+"""Templates whose earlier turns are not what they were."""
+
+
+@pytest.mark.parametrize("shape", REWRITING)
+def test_states_of_templates_that_rewrite_earlier_turns_share_their_histories(shape: str) -> None:
+    renderer = Renderer(tokenizer(REWRITING[shape]))
+    assert not renderer.is_stable and RENDERER.is_stable
+    own = max(demonstrations(), key=lambda t: len(t.steps))
+    rendered = renderer.render(own)
+    states = [template_ids(renderer, own, step) for step in range(len(own.steps))]
+    assert [tuple(state) for state in rendered.states] == states
+    for before, after in pairwise(states):
+        kept = before[: len(before) - len(renderer.ask)]
+        assert after[: len(before)] != before
+        assert after[: len(kept)] == kept
 
 
 def test_an_observation_continues_a_history_that_was_sampled() -> None:
     rendered = RENDERER.render(demonstrations()[0])
     steps = demonstrations()[0].steps
     opening = RENDERER.opening(demonstrations()[0].instruction, steps[0].observation)
-    later = tuple(RENDERER.observation(s.observation) for s in steps[1:])
-    assert rendered.observations == (opening, *later)
-    assert rendered.actions == tuple(RENDERER.action(s.action) for s in steps)
+    actions = tuple(RENDERER.action(s.action) for s in steps)
+    later = (
+        (*RENDERER.past(action), *RENDERER.observation(step.observation))
+        for action, step in zip(actions, steps[1:], strict=False)
+    )
+    assert rendered.additions == (opening, *later)
+    assert rendered.actions == actions
 
 
 @pytest.mark.parametrize("control", CONTROL)
@@ -107,19 +126,19 @@ def test_text_cannot_write_control_tokens(control: str) -> None:
     evil = RENDERER.render(trajectory(spiked, [(spiked, spiked), (control, control)]))
 
     def control_ids(rendered: RenderedTrajectory) -> list[list[int]]:
-        turns = (*rendered.observations, *rendered.actions)
+        turns = (*rendered.additions, *rendered.actions)
         return [[i for i in turn if i in CONTROL_IDS] for turn in turns]
 
     assert control_ids(evil) == control_ids(plain)
     # The text is all there, as text.
-    assert RENDERER.action_text(evil.actions[0]) == spiked
-    assert control in RENDERER.tokenizer.decode(list(evil.observations[1]))
+    assert RENDERER.parse(evil.actions[0]).action == spiked
+    assert control in RENDERER.tokenizer.decode(list(evil.additions[1]))
 
 
 @given(st.text(max_size=30), st.text(max_size=30).filter(str.strip))
 def test_any_text_has_only_the_templates_control_tokens(observation: str, action: str) -> None:
     rendered = RENDERER.render(trajectory("go", [(observation, action)]))
-    ids = (*rendered.observations[0], *rendered.actions[0])
+    ids = (*next(rendered.states), *rendered.actions[0])
     user, assistant, end = (
         RENDERER.tokenizer.convert_tokens_to_ids(t) for t in (USER, ASSISTANT, END)
     )
@@ -135,8 +154,8 @@ def test_any_text_has_only_the_templates_control_tokens(observation: str, action
 def test_an_action_comes_back_as_it_went_in(action: str) -> None:
     ids = RENDERER.action(action)
     assert ids[-1] == RENDERER.end_id and RENDERER.end_id not in ids[:-1]
-    assert RENDERER.action_text(ids) == action.strip()
-    assert RENDERER.action_text(ids[:-1]) == action.strip()
+    assert RENDERER.parse(ids).action == action.strip()
+    assert RENDERER.parse(ids[:-1]).action == action.strip()
 
 
 @pytest.mark.parametrize(
@@ -148,20 +167,13 @@ def test_an_action_comes_back_as_it_went_in(action: str) -> None:
             "{% for m in messages %}<|{{ m['role'] }}|>{% if m['role'] == 'user' or loop.last %}"
             "{{ m['content'] }}{% endif %}<|end|>{% endfor %}"
             "{% if add_generation_prompt %}<|assistant|>{% endif %}",
-            "rewrites earlier turns",
-        ),
-        # Puts something into the last user turn only.
-        (
-            "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}"
-            "{% if loop.last and m['role'] == 'user' %} Now!{% endif %}<|end|>{% endfor %}"
-            "{% if add_generation_prompt %}<|assistant|>{% endif %}",
-            "rewrites earlier turns|marked differently",
+            "leaves out or reorders messages",
         ),
         # Cuts text off.
         (
             "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'][:3] }}<|end|>{% endfor %}"
             "{% if add_generation_prompt %}<|assistant|>{% endif %}",
-            "rewrites earlier turns",
+            "leaves out or reorders messages",
         ),
         # Nothing ends a turn.
         (
@@ -169,7 +181,7 @@ def test_an_action_comes_back_as_it_went_in(action: str) -> None:
             "nothing marks the end",
         ),
     ],
-    ids=["none", "forgets", "last user turn", "cuts", "no end"],
+    ids=["none", "forgets", "cuts", "no end"],
 )
 def test_unfit_templates_are_refused(template: str | None, message: str) -> None:
     with pytest.raises(TemplateError, match=message):

@@ -16,6 +16,7 @@ from fakes import (
     random_policy,
     rendered,
     states_of,
+    with_budget,
 )
 from stepagent.algorithms.sft import SFTConfig, pretrain, sft, sft_loss
 from stepagent.backends.training import Metrics, OptimizerConfig
@@ -25,11 +26,9 @@ OWN = [*demonstrations()[:3], *demonstrations()[40:43]]
 """Demonstrations of one to four steps."""
 
 
-def config(epochs: int = 1, batch_size: int = 8, token_budget: int = 1024) -> SFTConfig:
+def config(epochs: int = 1, batch_size: int = 8) -> SFTConfig:
     optimizer = OptimizerConfig(learning_rate=1e-3, warmup_share=0.0)
-    return SFTConfig(
-        optimizer=optimizer, epochs=epochs, batch_size=batch_size, token_budget=token_budget
-    )
+    return SFTConfig(optimizer=optimizer, epochs=epochs, batch_size=batch_size)
 
 
 def weights(policy: Policy) -> list[torch.Tensor]:
@@ -68,8 +67,8 @@ def test_packing_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     start = in_float64(random_policy(scale=4.0))
 
     def train(token_budget: int, log: Log) -> list[torch.nn.Module]:
-        policy = copy_of(start)
-        settings = config(epochs=2, batch_size=4, token_budget=token_budget)
+        policy = with_budget(copy_of(start), token_budget)
+        settings = config(epochs=2, batch_size=4)
         sft(policy, rendered(policy, OWN), settings, seed=3, log=log)
         return [policy.model]
 
@@ -106,9 +105,6 @@ def test_pretraining_models_every_token_after_the_first() -> None:
     log: list[Metrics] = []
     pretrain(policy, own, config(), seed=0, log=log.append)
     before = in_float64(random_policy())
-    histories = [
-        [i for turn in zip(d.observations, d.actions, strict=True) for part in turn for i in part]
-        for d in own
-    ]
+    histories = [(*list(d.states)[-1], *d.actions[-1]) for d in own]
     logprobs = torch.cat([plain_logprobs(before.model, ids[:1], ids[1:]) for ids in histories])
     assert log[0]["loss"] == pytest.approx(-logprobs.mean().item(), abs=1e-9)

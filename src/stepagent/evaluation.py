@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from stepagent.algorithms.dpo import path_logprobs
 from stepagent.backends.generation import Decoding
-from stepagent.backends.training import read_paths
 from stepagent.inspection import agreement, practise, step_tree
 from stepagent.policy import Policy
 from stepagent.renderer import RenderedTrajectory
@@ -104,12 +104,10 @@ def likeness(
     held_out: Sequence[RenderedTrajectory],
     *,
     max_new_tokens: int,
-    token_budget: int,
 ) -> Likeness:
     """Measures the policy on held-out expert trajectories."""
     greedy = Decoding(max_new_tokens=max_new_tokens, temperature=0.0)
-    trees = [step_tree(d).tree for d in held_out]
-    logprobs = read_paths(trees, policy.path_logprobs, token_budget)
+    logprobs = path_logprobs(policy, [step_tree(d) for d in held_out])
     return Likeness(
         agreement=agreement(practise(policy, held_out, greedy, seed=0)),
         expert_logprob=float(torch.cat(logprobs).mean()),

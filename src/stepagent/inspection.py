@@ -14,14 +14,18 @@ from stepagent.backends.generation import (
     Branch,
     Decoding,
     Generated,
+    decode_alone,
     decode_branches,
     random_numbers,
 )
 from stepagent.policy import Policy
-from stepagent.prefix_tree import ROOT, PrefixTree, fill_rows
+from stepagent.prefix_tree import ROOT, PrefixTree, fill_rows, lay_out
 from stepagent.progress import track
 from stepagent.renderer import RenderedTrajectory
 from stepagent.types import AgentAction, PracticedStep
+
+DECODING_ROWS = 2
+"""Practice forwards this many times the token budget at once: it keeps nothing for gradients."""
 
 
 def practise(
@@ -31,70 +35,71 @@ def practise(
     *,
     seed: int,
     num_actions: int = 1,
-    token_budget: int = 2048,
 ) -> list[PracticedStep]:
     """The agent's actions at every step of every demonstration, in the order of the demonstrations.
 
-    `token_budget` bounds the trunk tokens that are forwarded together. `num_actions` actions are
-    sampled in each state; the same seed gives the same actions.
+    `num_actions` actions are sampled in each state; the same seed gives the same actions.
     """
-    states = [len(d.actions) for d in demonstrations]
     generated: list[list[Generated]] = [[] for _ in demonstrations]
-    trunks = [_trunk(d) for d in demonstrations]
-    groups = fill_rows([len(t) for t in trunks], token_budget)
+    trees, states = zip(*(_state_tree(d) for d in demonstrations), strict=True)
+    groups = fill_rows([len(tree) for tree in trees], policy.layers.token_budget * DECODING_ROWS)
     for group in track(groups, "Inspection"):
-        branches = [
-            Branch(
-                place, length, random_numbers(seed, name, step, k, count=decoding.max_new_tokens)
-            )
-            for place, i in enumerate(group)
-            for name in (demonstrations[i].trajectory.id,)
-            for step, length in enumerate(_prefix_lengths(demonstrations[i]))
+        row, places = lay_out([trees[i] for i in group], [states[i] for i in group])
+        decisions = [
+            (i, step, place, k)
+            for i, nodes in zip(group, places, strict=True)
+            for step, place in enumerate(nodes[states[i]].tolist())
             for k in range(num_actions)
         ]
-        actions = iter(
-            decode_branches(
-                policy.model, [trunks[i] for i in group], branches, decoding, policy.renderer.end_id
+        uniforms = [
+            random_numbers(
+                seed, demonstrations[i].trajectory.id, step, k, count=decoding.max_new_tokens
             )
-        )
-        for i in group:
-            generated[i] = [next(actions) for _ in range(states[i] * num_actions)]
+            for i, step, _, k in decisions
+        ]
+        end_id = policy.renderer.end_id
+        if policy.layers.shares_prefixes:
+            branches = [Branch(d[2], u) for d, u in zip(decisions, uniforms, strict=True)]
+            actions = decode_branches(policy.layers, row, branches, decoding, end_id)
+        else:
+            prefixes = {i: list(demonstrations[i].states) for i in group}
+            actions = [
+                decode_alone(policy.layers, prefixes[i][step], uniform, decoding, end_id)
+                for (i, step, _, _), uniform in zip(decisions, uniforms, strict=True)
+            ]
+        for (i, *_), action in zip(decisions, actions, strict=True):
+            generated[i].append(action)
     return [
         PracticedStep(
             trajectory_id=d.trajectory.id,
             step_index=step,
             expert_action=d.trajectory.steps[step].action,
             agent_actions=tuple(
-                AgentAction(
-                    text=policy.renderer.action_text(g.token_ids),
-                    token_ids=g.token_ids,
-                    logprob=g.logprob,
-                )
-                for g in own[step * num_actions : (step + 1) * num_actions]
+                _agent_action(policy, g) for g in own[step * num_actions : (step + 1) * num_actions]
             ),
         )
-        for d, own, count in zip(demonstrations, generated, states, strict=True)
-        for step in range(count)
+        for d, own in zip(demonstrations, generated, strict=True)
+        for step in range(len(d.actions))
     ]
 
 
-def _trunk(demonstration: RenderedTrajectory) -> list[int]:
-    """Ids up to the last state; nobody acts after the last action."""
-    ids = [*demonstration.observations[0]]
-    for action, observation in zip(
-        demonstration.actions[:-1], demonstration.observations[1:], strict=True
-    ):
-        ids += [*action, *observation]
-    return ids
+def _agent_action(policy: Policy, generated: Generated) -> AgentAction:
+    said = policy.renderer.parse(generated.token_ids)
+    return AgentAction(
+        text=said.action,
+        thought=said.thought,
+        token_ids=generated.token_ids,
+        logprob=generated.logprob,
+    )
 
 
-def _prefix_lengths(demonstration: RenderedTrajectory) -> list[int]:
-    """Length of every state on the trunk."""
-    lengths, total = [], 0
-    for observation, action in zip(demonstration.observations, demonstration.actions, strict=True):
-        lengths.append(total + len(observation))
-        total = lengths[-1] + len(action)
-    return lengths
+def _state_tree(demonstration: RenderedTrajectory) -> tuple[PrefixTree, list[int]]:
+    """The tree of all states of a demonstration, and the node that each ends with."""
+    tree, node, states = PrefixTree(), ROOT, []
+    for addition in demonstration.additions:
+        node = tree.add(node, addition)[-1]
+        states.append(tree.add(node, demonstration.ask)[-1] if demonstration.ask else node)
+    return tree, states
 
 
 @dataclass(frozen=True)
@@ -112,16 +117,14 @@ def step_tree(
     demonstration: RenderedTrajectory, practised: Sequence[PracticedStep] = ()
 ) -> StepTree:
     """The tree of one demonstration, with the actions that were practised on its steps, if any."""
-    if practised and [p.step_index for p in practised] != list(range(len(demonstration.actions))):
+    steps = len(demonstration.actions)
+    if practised and [p.step_index for p in practised] != list(range(steps)):
         name = demonstration.trajectory.id
         raise ValueError(f"{name}: expected one practised step for each of its steps, in order")
-    tree, node = PrefixTree(), ROOT
+    tree, states = _state_tree(demonstration)
     is_expert, is_same = [], []
-    for step, (observation, action) in enumerate(
-        zip(demonstration.observations, demonstration.actions, strict=True)
-    ):
-        state = tree.add(node, observation)[-1]
-        node = tree.add_path(state, action)[-1]
+    for step, (state, action) in enumerate(zip(states, demonstration.actions, strict=True)):
+        tree.add_path(state, action)
         is_expert.append(True)
         is_same.append(True)
         for own in practised[step].agent_actions if practised else ():

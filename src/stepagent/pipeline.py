@@ -12,6 +12,8 @@ from typing import Literal
 
 from stepagent.algorithms.dpo import DPOConfig
 from stepagent.algorithms.sft import SFTConfig, pretrain, sft
+from stepagent.backends.adapters import LoRAConfig
+from stepagent.backends.device import ComputeConfig
 from stepagent.backends.training import Metrics, OptimizerConfig
 from stepagent.demonstrations import collect
 from stepagent.evaluation import (
@@ -78,7 +80,11 @@ class TrainConfig:
     data: DataConfig = DataConfig()
     """Sizes of the splits."""
     model: TinyConfig | str = TinyConfig()
-    """A model to build from scratch, or the folder of one."""
+    """A model to build from scratch; or the id of one on the hub, or its folder."""
+    lora: LoRAConfig | None = None
+    """Train low-rank adapters on the model instead of the model itself."""
+    compute: ComputeConfig = ComputeConfig()
+    """Device, precision and memory."""
     pretrain: SFTConfig = SFTConfig()
     """Language modelling of the novice's demonstrations, if the model is built from scratch."""
     sft: SFTConfig = SFTConfig()
@@ -115,7 +121,7 @@ def train(config: TrainConfig, run: Run, task: Task) -> None:
     demonstrations, held_out = _data(config, run, task)
     if not run.is_done("sft"):
         _novice(config, run, task, demonstrations)
-    novice = Policy.load(run.unit_folder("sft"))
+    novice = Policy.load(run.unit_folder("sft"), config.compute)
     lesson = Lesson(
         demonstrations=[novice.render(t) for t in demonstrations],
         practised=(),
@@ -131,7 +137,7 @@ def train(config: TrainConfig, run: Run, task: Task) -> None:
         def dev(policy: Policy, number: int, method: str = method) -> dict[str, float | None]:
             return _dev(config, run, task, policy, lesson, method, number)
 
-        policy = Policy.load(run.unit_folder("sft"))
+        policy = Policy.load(run.unit_folder("sft"), config.compute)
         Rounds(
             run=run,
             method=method,
@@ -190,7 +196,9 @@ def _novice(
     with run.unit("sft") as folder:
         if isinstance(config.model, TinyConfig):
             build_tiny_model(chosen, config.model, seed=config.seed, folder=folder)
-        policy = Policy.load(config.model if isinstance(config.model, str) else folder)
+        policy = Policy.load(
+            config.model if isinstance(config.model, str) else folder, config.compute, config.lora
+        )
         rendered = [policy.render(t) for t in chosen]
 
         def log(phase: str) -> Callable[[Metrics], None]:
@@ -231,7 +239,6 @@ def _dev(
         policy,
         lesson.held_out,
         max_new_tokens=config.evaluation.decoding.max_new_tokens,
-        token_budget=config.inspection.token_budget,
     )
     metrics = {
         "score": result.score.mean,
@@ -263,7 +270,8 @@ def _test(config: TrainConfig, run: Run, task: Task, method: str) -> None:
         if method != "sft" and number == 0:
             episodes = read_jsonl(run.folder / "episodes" / "sft-test.jsonl", Trajectory)
         else:
-            policy = Policy.load(run.unit_folder(f"{method}-round{number}" if number else "sft"))
+            unit = run.unit_folder(f"{method}-round{number}" if number else "sft")
+            policy = Policy.load(unit, config.compute)
             panel = read_json(run.unit_folder("data") / "panels.json")["test"]
             result = evaluate(
                 policy,

@@ -1,18 +1,26 @@
 """A policy: a causal language model with its renderer, read through the prefix tree."""
 
-import os
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from stepagent.backends.forward import decoder, head_logits, pack_hidden
-from stepagent.prefix_tree import Pack
+from stepagent.backends.adapters import Adapter, LoRAConfig
+from stepagent.backends.device import CPU_TOKEN_BUDGET, ComputeConfig, fitting_tokens
+from stepagent.backends.forward import Layers, layer_kinds
+from stepagent.prefix_tree import ROOT, Pack, PrefixTree
 from stepagent.renderer import RenderedTrajectory, Renderer
 from stepagent.types import Trajectory
+
+logger = logging.getLogger(__name__)
+
+MAX_LOGITS = 2**26
+"""Logits that are made at once, 256 MB in float32, however many tokens are read."""
 
 
 @dataclass(frozen=True)
@@ -30,36 +38,89 @@ class Reading:
 class Policy:
     """A language model that acts."""
 
-    def __init__(self, model: PreTrainedModel, renderer: Renderer) -> None:
-        """Takes a model and the renderer of its own tokenizer."""
-        self.model = model
+    def __init__(self, layers: Layers, renderer: Renderer) -> None:
+        """Takes the layers of a causal language model and the renderer of its own tokenizer."""
+        self.model = layers.model
+        self.layers = layers
         self.renderer = renderer
 
     @classmethod
-    def load(cls, folder: str | Path) -> Self:
-        """Opens a Hugging Face model folder (weights, config, tokenizer with chat template).
+    def load(
+        cls,
+        name: str | Path,
+        compute: ComputeConfig = ComputeConfig(),  # noqa: B008, it is frozen
+        lora: LoRAConfig | None = None,
+    ) -> Self:
+        """Opens a Hugging Face model: the id of one on the hub, a model folder, an adapter folder.
 
-        Raises ValueError if a layer has anything but full attention, `TemplateError` if the chat
-        template does not let dialogues grow by appending.
+        With `lora` the model is frozen and gets a new adapter, unless the folder is one already.
+        Raises `TemplateError` if the chat template cannot be taken apart.
         """
-        name = os.fspath(folder)
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
-        config = model.config.get_text_config()
-        kinds = set(getattr(config, "layer_types", None) or ())
-        if getattr(config, "sliding_window", None) is not None:
-            kinds.add("sliding_attention")
-        if unfit := sorted(kinds - {"full_attention"}):
-            raise ValueError(
-                f"{name}: has layers of kind {', '.join(unfit)}; expected full attention only, "
-                "since other layers cannot follow the mask of a tree"
-            )
-        return cls(cast(PreTrainedModel, model.eval()), Renderer(tokenizer))
+        is_local = Path(name).is_dir()
+        adapted = lora is not None or (Path(name) / "adapter_config.json").is_file()
+        tokenizer = AutoTokenizer.from_pretrained(str(name), local_files_only=is_local)
+        model = cast(
+            PreTrainedModel,
+            AutoModelForCausalLM.from_pretrained(
+                str(name),
+                dtype=torch.bfloat16 if adapted and compute.is_half else torch.float32,
+                local_files_only=is_local,
+            ),
+        ).eval()
+        device = compute.torch_device
+        if device.type == "cuda" and model._supports_flex_attn:
+            model.set_attn_implementation("flex_attention")
+        adapter = None
+        if model._hf_peft_config_loaded:
+            adapter = Adapter.of(model)
+        elif lora is not None:
+            adapter = Adapter.add(model, "default", lora)
+        if compute.gradient_checkpointing:
+            model.gradient_checkpointing_enable()
+            model.train()
+        layers = Layers(
+            cast(PreTrainedModel, model.to(device)),
+            token_budget=compute.token_budget or CPU_TOKEN_BUDGET,
+            is_half=compute.is_half,
+            adapter=adapter,
+        )
+        policy = cls(layers, Renderer(tokenizer))
+        if not layers.shares_prefixes:
+            kinds = ", ".join(sorted(layer_kinds(layers.config)))
+            logger.info("%s: %s layers cannot share prefixes: slower, same results", name, kinds)
+        if not policy.renderer.is_stable:
+            logger.info("%s: its chat template rewrites earlier turns; states share less", name)
+        if compute.token_budget is None and device.type == "cuda":
+            layers.token_budget = policy._fitting_tokens()
+        return policy
+
+    def _fitting_tokens(self) -> int:
+        """The token budget for training that the free memory of the GPU allows, by trying 1,024."""
+        tokens = 1024
+        tree = PrefixTree()
+        tree.add_path(tree.add(ROOT, [0])[-1], [i % 100 for i in range(1, tokens)])
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        self.read(next(self.layers.packs([tree]))).logprobs.sum().backward()  # type: ignore[no-untyped-call]
+        per_token = (torch.cuda.max_memory_allocated() - before) / tokens
+        parameters = self.layers.parameters()
+        for parameter in parameters:
+            parameter.grad = None
+        torch.cuda.empty_cache()
+        reserved = 12 * sum(p.numel() for p in parameters)  # gradient and AdamW's two moments
+        return fitting_tokens(torch.cuda.mem_get_info()[0], reserved, per_token)
 
     def save(self, folder: Path) -> None:
-        """Writes a Hugging Face model folder."""
+        """Writes a Hugging Face model folder, or an adapter folder if there is an adapter."""
+        if self.layers.adapter is not None:
+            self.layers.adapter.activate(self.model)
         self.model.save_pretrained(folder)
         self.renderer.tokenizer.save_pretrained(folder)
+
+    def restore(self, folder: Path) -> None:
+        """Takes over the weights that `save` wrote, in place."""
+        saved = type(self).load(folder, ComputeConfig(device="cpu", precision="float32"))
+        self.layers.load_state(saved.layers.state())
 
     def render(self, trajectory: Trajectory) -> RenderedTrajectory:
         """The trajectory as token ids; raises ValueError if it is longer than the context."""
@@ -73,30 +134,43 @@ class Policy:
 
     def read(self, pack: Pack) -> Reading:
         """Log-probabilities of all paths of a pack, one forward pass for each row."""
-        hidden, at_predictors = pack_hidden(decoder(self.model), pack)
-        logprobs = torch.log_softmax(head_logits(self.model, at_predictors), dim=-1)
+        hidden, at_predictors = self.layers.hidden(pack)
+        order = torch.argsort(pack.target_predictor, stable=True)
+        predictor, ids = pack.target_predictor[order], pack.target_ids[order]
+        size = max(1, MAX_LOGITS // self.layers.config.vocab_size)
+        parts = []
+        for start in range(0, len(at_predictors), size):
+            first, last = torch.searchsorted(
+                predictor, predictor.new_tensor([start, start + size])
+            ).tolist()
+            arguments = (
+                at_predictors[start : start + size], predictor[first:last] - start, ids[first:last],
+            )  # fmt: skip
+            if len(at_predictors) <= size:
+                parts.append(self._read_targets(*arguments))
+            else:
+                # Each part's logits are made again for its gradient, so only one is held at a time.
+                parts.append(checkpoint(self._read_targets, *arguments, use_reentrant=False))
+        back = torch.argsort(order)
+        logprobs, entropies = (torch.cat(part)[back] for part in zip(*parts, strict=True))
+        return Reading(logprobs, entropies, hidden[pack.path_state].to(self.layers.dtype))
+
+    def _read_targets(
+        self, hidden: Tensor, predictor: Tensor, ids: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        logprobs = torch.log_softmax(self.layers.logits(hidden), dim=-1)
         entropies = -(logprobs.exp() * logprobs).sum(-1)
-        return Reading(
-            logprobs=logprobs[pack.target_predictor, pack.target_ids],
-            entropies=entropies[pack.target_predictor],
-            state_hidden=hidden[pack.path_state],
-        )
+        return logprobs[predictor, ids], entropies[predictor]
 
     def path_logprobs(self, pack: Pack) -> Tensor:
         """(paths,) log-probability of each whole path, in nats."""
         return pack.sum_by_path(self.read(pack).logprobs)
 
-    @property
-    def width(self) -> int:
-        """Size of a hidden state."""
-        return cast(int, self.model.config.get_text_config().hidden_size)
+    def parameters(self) -> list[nn.Parameter]:
+        """What training updates: the adapter if there is one, else the whole model."""
+        return self.layers.parameters()
 
     @property
     def context(self) -> int:
         """Longest sequence that the model can see, in tokens."""
-        return cast(int, self.model.config.get_text_config().max_position_embeddings)
-
-    @property
-    def layers(self) -> nn.Module:
-        """The model below its output head."""
-        return decoder(self.model)
+        return cast(int, self.layers.config.max_position_embeddings)

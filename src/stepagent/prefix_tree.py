@@ -14,7 +14,7 @@ gradient-equivalent).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -98,11 +98,22 @@ class Row:
         """True if nothing branches: plain causal attention is the same, and any model can do it."""
         return bool((self.subtree_end == len(self.subtree_end)).all())
 
-    def mask(self) -> Tensor:
-        """(1, 1, length, length) bool, true where a query (second to last) may see a key (last)."""
+    def mask(self, window: int | None = None) -> Tensor:
+        """(1, 1, length, length) bool, true where a query (second to last) may see a key (last).
+
+        With a window a query sees its `window` nearest ancestors only, itself included. Depths
+        tell how near they are, so layers with a sliding window follow the tree exactly as well.
+        """
         index = torch.arange(len(self.token_ids), device=self.token_ids.device)
         query, key = index[:, None], index[None, :]
-        return ((key <= query) & (query < self.subtree_end[None, :]))[None, None]
+        seen = (key <= query) & (query < self.subtree_end[None, :])
+        if window is not None:
+            seen &= self.positions[:, None] - self.positions[None, :] < window
+        return seen[None, None]
+
+    def to(self, device: torch.device) -> "Row":
+        """The row on a device."""
+        return Row(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
 
 @dataclass(frozen=True)
@@ -140,6 +151,18 @@ class Pack:
     def sum_by_path(self, values: Tensor) -> Tensor:
         """(targets,) -> (paths,), the sum over each path's tokens."""
         return values.new_zeros(self.num_paths).index_add(0, self.target_path, values)
+
+    def to(self, device: torch.device) -> "Pack":
+        """The pack on a device."""
+        return replace(
+            self,
+            rows=tuple(row.to(device) for row in self.rows),
+            target_predictor=self.target_predictor.to(device),
+            target_ids=self.target_ids.to(device),
+            target_path=self.target_path.to(device),
+            path_state=self.path_state.to(device),
+            path_end=self.path_end.to(device),
+        )
 
     def by_path(self, values: Sequence[Tensor]) -> Tensor:
         """(paths,) from one tensor for each tree that was given to `pack`, (its paths,)."""
@@ -204,42 +227,53 @@ def pack(trees: Sequence[PrefixTree], token_budget: int, *, shared: bool = True)
     return [_lay_out([[tree] for i in group for tree in forests[i]], group) for group in groups]
 
 
+def lay_out(
+    forest: Sequence[PrefixTree], reads: Sequence[Sequence[int]]
+) -> tuple[Row, list[np.ndarray]]:
+    """A row of trees, whose predictors are the nodes to be read in each tree.
+
+    Also returns for each tree the index in the row of each of its nodes.
+    """
+    tokens, depths, ends, places = [], [], [], []
+    offset = 0
+    for tree in forest:
+        index, size, depth = _preorder(tree)
+        order = np.argsort(index)
+        tokens.append(np.array(tree.tokens)[order])
+        depths.append(depth[order])
+        ends.append((index + size)[order] + offset)
+        places.append(index + offset)
+        offset += len(tree)
+    needed = [place[np.array(nodes)] for place, nodes in zip(places, reads, strict=True)]
+    row = Row(
+        token_ids=torch.from_numpy(np.concatenate(tokens)),
+        positions=torch.from_numpy(np.concatenate(depths)),
+        subtree_end=torch.from_numpy(np.concatenate(ends)),
+        predictors=torch.from_numpy(np.unique(np.concatenate(needed))),
+    )
+    return row, places
+
+
 def _lay_out(row_trees: Sequence[Sequence[PrefixTree]], names: Sequence[int]) -> Pack:
     """A pack with one row for each group of trees; `names` are the trees the paths belong to."""
     rows = []
     predictor, ids, path_of, state, end = [], [], [], [], []
     base = num_paths = num_predictors = 0
     for forest in row_trees:
-        tokens, depths, ends, reads = [], [], [], []
-        offset = 0
-        for tree in forest:
-            index, size, depth = _preorder(tree)
-            order = np.argsort(index)
-            tokens.append(np.array(tree.tokens)[order])
-            depths.append(depth[order])
-            ends.append((index + size)[order] + offset)
-            parents = np.array(tree.parents)
+        reads = [[tree.parents[node] for path in tree.paths for node in path] for tree in forest]
+        row, places = lay_out(forest, reads)
+        needed = row.predictors.numpy()
+        for tree, place, nodes in zip(forest, places, reads, strict=True):
+            predictor.append(np.searchsorted(needed, place[np.array(nodes)]) + num_predictors)
             for path in tree.paths:
-                nodes = np.array(path)
-                reads.append(index[parents[nodes]] + offset)
-                ids.append(np.array(tree.tokens)[nodes])
-                path_of.append(np.full(len(nodes), num_paths))
-                state.append(base + reads[-1][0])
-                end.append(base + offset + index[nodes[-1]])
+                ids.append(np.array(tree.tokens)[np.array(path)])
+                path_of.append(np.full(len(path), num_paths))
+                state.append(base + int(place[tree.parents[path[0]]]))
+                end.append(base + int(place[path[-1]]))
                 num_paths += 1
-            offset += len(tree)
-        needed, where = np.unique(np.concatenate(reads), return_inverse=True)
-        predictor.append(where + num_predictors)
+        rows.append(row)
         num_predictors += len(needed)
-        rows.append(
-            Row(
-                token_ids=torch.from_numpy(np.concatenate(tokens)),
-                positions=torch.from_numpy(np.concatenate(depths)),
-                subtree_end=torch.from_numpy(np.concatenate(ends)),
-                predictors=torch.from_numpy(needed),
-            )
-        )
-        base += offset
+        base += len(row.token_ids)
     return Pack(
         rows=tuple(rows),
         target_predictor=torch.from_numpy(np.concatenate(predictor)),

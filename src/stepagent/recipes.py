@@ -15,7 +15,7 @@ from stepagent.pipeline import DataConfig, TaskConfig, TrainConfig
 from stepagent.reflection import InspectionConfig, InverseConfig
 from stepagent.tiny import TinyConfig
 
-_ADAM = OptimizerConfig(learning_rate=5e-4)
+_ADAM = OptimizerConfig(learning_rate=3e-4)
 
 SCIENCEWORLD_DEMO = TrainConfig(
     task=TaskConfig(
@@ -28,7 +28,7 @@ SCIENCEWORLD_DEMO = TrainConfig(
         ),
         step_limit=25,
     ),
-    data=DataConfig(sft=10, reflection=22, dev=4, test=10),
+    data=DataConfig(sft=10, reflection=26, dev=4, test=10),
     model=TinyConfig(hidden_size=192),
     pretrain=SFTConfig(epochs=3, batch_size=1, optimizer=OptimizerConfig(learning_rate=2e-3)),
     sft=SFTConfig(epochs=3, batch_size=1, optimizer=OptimizerConfig(learning_rate=1e-3)),
@@ -39,7 +39,7 @@ SCIENCEWORLD_DEMO = TrainConfig(
     implicit=DPOConfig(beta=0.1, epochs=1, batch_size=1, optimizer=_ADAM),
     inverse=InverseConfig(
         discriminator=DiscriminatorConfig(
-            warmup_epochs=24, batch_size=2, optimizer=OptimizerConfig(learning_rate=2e-3)
+            warmup_epochs=8, batch_size=2, optimizer=OptimizerConfig(learning_rate=2e-3)
         ),
         ppo=PPOConfig(epochs=1, batch_size=1, optimizer=_ADAM),
     ),

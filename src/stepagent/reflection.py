@@ -9,7 +9,6 @@ A learner improves a policy in place from practised steps, and says what reward 
 """
 
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -27,7 +26,7 @@ from stepagent.algorithms.discriminator import (
     step_rewards,
     train_discriminator,
 )
-from stepagent.algorithms.dpo import DPOConfig, dpo, implicit_rewards
+from stepagent.algorithms.dpo import DPOConfig, dpo, implicit_rewards, path_logprobs
 from stepagent.algorithms.ppo import PPOConfig, ValueHead, ppo
 from stepagent.algorithms.sft import SFTConfig, sft
 from stepagent.backends.generation import Decoding
@@ -46,8 +45,6 @@ class InspectionConfig:
     """Agent actions in each expert state."""
     decoding: Decoding = Decoding()
     """How they are sampled."""
-    token_budget: int = 1024
-    """Trunk tokens that are forwarded together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +120,6 @@ def inspect_demonstrations(
         config.decoding,
         seed=seed,
         num_actions=config.num_actions,
-        token_budget=config.token_budget,
     )
 
 
@@ -168,11 +164,10 @@ class Implicit(_Stateless):
 
     def learn(self, policy: Policy, lesson: Lesson, *, seed: int, log: Log) -> list[Tensor] | None:
         """Prefers the expert's actions; returns the implicit rewards of the held-out paths."""
-        reference = Policy(deepcopy(policy.model), policy.renderer)
+        held_out = lesson.held_out_trees
+        reference = path_logprobs(policy, held_out)
         dpo(policy, lesson.trees, self.config, seed=seed, log=lambda m: log("train", m))
-        return implicit_rewards(
-            policy, reference, lesson.held_out_trees, self.config.beta, self.config.token_budget
-        )
+        return implicit_rewards(path_logprobs(policy, held_out), reference, self.config.beta)
 
 
 class Inverse:
@@ -184,8 +179,8 @@ class Inverse:
     def __init__(self, config: InverseConfig, policy: Policy) -> None:
         """The discriminator starts as a copy of the policy's layers, the value head at zero."""
         self.config = config
-        self.discriminator = Discriminator(deepcopy(policy.layers), policy.width)
-        self.value_head = ValueHead(policy.width)
+        self.discriminator = Discriminator(policy.layers.copy("discriminator"))
+        self.value_head = ValueHead(policy.layers)
         self.is_warm = False
 
     def measure(self, lesson: Lesson, *, seed: int, log: Log) -> HeldOut:
@@ -198,7 +193,7 @@ class Inverse:
         found: list[HeldOut] = []
 
         def beats_chance() -> bool:
-            logits = expert_logits(self.discriminator, practised, config.token_budget)
+            logits = expert_logits(self.discriminator, practised)
             found.append(held_out(logits, practised))
             return found[-1].beats_chance and not self.is_warm
 
@@ -221,25 +216,24 @@ class Inverse:
 
     def learn(self, policy: Policy, lesson: Lesson, *, seed: int, log: Log) -> list[Tensor] | None:
         """PPO on the step rewards; returns those of the held-out paths. `measure` comes first."""
-        budget, form = self.config.discriminator.token_budget, self.config.discriminator.reward
-        trees = lesson.trees
-        rewards = [step_rewards(f, form) for f in expert_logits(self.discriminator, trees, budget)]
+        trees, form = lesson.trees, self.config.discriminator.reward
+        rewards = [step_rewards(f, form) for f in expert_logits(self.discriminator, trees)]
         facts = ppo(
             policy, self.value_head, trees, rewards, self.config.ppo, seed=seed,
             log=lambda m: log("ppo", m),
         )  # fmt: skip
         log("ppo", facts)
-        held = expert_logits(self.discriminator, lesson.held_out_trees, budget)
+        held = expert_logits(self.discriminator, lesson.held_out_trees)
         return [step_rewards(f, form) for f in held]
 
     def save(self, folder: Path) -> None:
         """Discriminator and value head as safetensors."""
-        save_file(self.discriminator.state_dict(), folder / "discriminator.safetensors")
+        save_file(self.discriminator.state(), folder / "discriminator.safetensors")
         save_file(self.value_head.state_dict(), folder / "value_head.safetensors")
 
     def load(self, folder: Path) -> None:
         """A saved learner has been warmed up."""
-        self.discriminator.load_state_dict(load_file(folder / "discriminator.safetensors"))
+        self.discriminator.load_state(load_file(folder / "discriminator.safetensors"))
         self.value_head.load_state_dict(load_file(folder / "value_head.safetensors"))
         self.is_warm = True
 

@@ -16,6 +16,7 @@ import torch
 from stepagent.backends.generation import Decoding, RunningEpisodes, random_numbers
 from stepagent.policy import Policy
 from stepagent.progress import track
+from stepagent.renderer import RenderedTrajectory
 from stepagent.tasks.base import EnvironmentLost, Task, TextEnv
 from stepagent.types import Step, Trajectory
 
@@ -23,17 +24,6 @@ logger = logging.getLogger(__name__)
 
 MAX_TRIES = 3
 """How often an episode is begun before a lost environment ends the rollout."""
-
-
-@dataclass(frozen=True)
-class Episode:
-    """One finished episode, with the token ids it consisted of."""
-
-    trajectory: Trajectory
-    observations: tuple[tuple[int, ...], ...]
-    """Ids fed before each action."""
-    actions: tuple[tuple[int, ...], ...]
-    """Ids sampled for each action."""
 
 
 @dataclass
@@ -45,12 +35,11 @@ class _Running:
     instruction: str = ""
     observation: str = ""
     steps: list[Step] = field(default_factory=list)
-    fed: list[tuple[int, ...]] = field(default_factory=list)
-    sampled: list[tuple[int, ...]] = field(default_factory=list)
+    additions: list[tuple[int, ...]] = field(default_factory=list)
+    """As in `RenderedTrajectory`, up to the state to act in."""
+    actions: list[tuple[int, ...]] = field(default_factory=list)
+    """Ids sampled for each action."""
     info: dict[str, Any] = field(default_factory=dict)
-    unread: tuple[int, ...] = ()
-    """The last token of the last action, which the cache has not seen yet."""
-    num_tokens: int = 0
     tries: int = 0
     terminated: bool = False
     truncated: bool = False
@@ -58,6 +47,10 @@ class _Running:
     @property
     def is_over(self) -> bool:
         return self.terminated or self.truncated
+
+    def state(self, ask: tuple[int, ...]) -> list[int]:
+        """All that is read before the next action."""
+        return [*(token for addition in self.additions for token in addition), *ask]
 
 
 def rollout(
@@ -69,19 +62,19 @@ def rollout(
     seed: int,
     num_parallel: int = 8,
     description: str = "Rollout",
-) -> list[Episode]:
+) -> list[RenderedTrajectory]:
     """One episode for each item, in the order of the items.
 
     An environment that is lost has its episode repeated; `EnvironmentLost` is raised only after
     `MAX_TRIES` of them. An episode that outgrows the policy's context ends truncated.
     """
-    finished: dict[str, Episode] = {}
+    finished: dict[str, RenderedTrajectory] = {}
     room = policy.context - decoding.max_new_tokens - 1  # an action and the token that closes it
     waiting = list(reversed(items))
     running = [
         _Running(waiting.pop(), task.make_env()) for _ in range(min(num_parallel, len(items)))
     ]
-    cache = RunningEpisodes(policy.model, len(running))
+    cache = RunningEpisodes(policy.layers, len(running))
     bar = track(range(len(items)), description)
     with ThreadPoolExecutor(max_workers=8) as threads:
         try:
@@ -91,18 +84,15 @@ def rollout(
                 keep = []
                 for row, episode in enumerate(running):
                     if episode.is_over:
-                        finished[episode.item] = _finish(episode, task.name)
+                        finished[episode.item] = _finish(episode, task.name, policy)
                         next(bar)
                         if waiting:
                             running[row] = _Running(waiting.pop(), episode.env)
                             _begin(running[row], policy, room)
-                            cache.restart(row)
                             keep.append(row)
                         else:
                             episode.env.close()
                     else:
-                        if not episode.steps:  # begun again after its environment was lost
-                            cache.restart(row)
                         keep.append(row)
                 if len(keep) < len(running):
                     running = [running[row] for row in keep]
@@ -126,14 +116,13 @@ def _begin(episode: _Running, policy: Policy, room: int) -> None:
                 raise
             logger.warning("%s: environment lost at reset; trying again", episode.item)
     episode.instruction = episode.info["instruction"]
-    ids = policy.renderer.opening(episode.instruction, episode.observation)
-    if len(ids) > room:
+    opening = policy.renderer.opening(episode.instruction, episode.observation)
+    episode.steps, episode.actions, episode.additions = [], [], [opening]
+    if (length := len(episode.state(policy.renderer.ask))) > room:
         raise ValueError(
-            f"{episode.item}: its first state has {len(ids)} tokens, the policy's context of "
+            f"{episode.item}: its first state has {length} tokens, the policy's context of "
             f"{policy.context} leaves room for {room}"
         )
-    episode.steps, episode.sampled, episode.fed = [], [], [ids]
-    episode.unread, episode.num_tokens = (), len(ids)
 
 
 def _turn(
@@ -149,18 +138,15 @@ def _turn(
     uniform = torch.stack(
         [random_numbers(seed, e.item, len(e.steps), count=decoding.max_new_tokens) for e in running]
     )
-    fed = [(*e.unread, *e.fed[-1]) for e in running]
-    end_id = policy.renderer.end_id
-    actions = cache.act(fed, decoding, end_id, uniform)
+    states = [episode.state(policy.renderer.ask) for episode in running]
+    actions = cache.act(states, decoding, policy.renderer.end_id, uniform)
     for episode, action in zip(running, actions, strict=True):
-        episode.sampled.append(action.token_ids)
-        episode.num_tokens += len(action.token_ids)
-        episode.unread = action.token_ids[-1:]
+        episode.actions.append(action.token_ids)
     list(threads.map(lambda episode: _act(episode, policy, room), running))
 
 
 def _act(episode: _Running, policy: Policy, room: int) -> None:
-    text = policy.renderer.action_text(episode.sampled[-1])
+    thought, text = policy.renderer.parse(episode.actions[-1])
     try:
         after, reward, episode.terminated, episode.truncated, episode.info = episode.env.step(text)
     except EnvironmentLost:
@@ -170,22 +156,19 @@ def _act(episode: _Running, policy: Policy, room: int) -> None:
         _begin(episode, policy, room)
         return
     # An empty action is a real one to the environment, but no record may have it.
+    action = text or "(nothing)"
     episode.steps.append(
-        Step(observation=episode.observation, action=text or "(nothing)", reward=float(reward))
+        Step(observation=episode.observation, action=action, thought=thought, reward=float(reward))
     )
     episode.observation = after
-    ids = policy.renderer.observation(after)
-    if episode.unread != (policy.renderer.end_id,):
-        # The length limit cut the action off: its turn is closed for it.
-        ids = (policy.renderer.end_id, *ids)
-    episode.fed.append(ids)
-    episode.num_tokens += len(ids)
-    if not episode.is_over and episode.num_tokens > room:
+    past = policy.renderer.past(episode.actions[-1])
+    episode.additions.append((*past, *policy.renderer.observation(after)))
+    if not episode.is_over and len(episode.state(policy.renderer.ask)) > room:
         episode.truncated = True
 
 
-def _finish(episode: _Running, task_name: str) -> Episode:
-    return Episode(
+def _finish(episode: _Running, task_name: str, policy: Policy) -> RenderedTrajectory:
+    return RenderedTrajectory(
         trajectory=Trajectory(
             id=episode.item,
             task=task_name,
@@ -196,6 +179,7 @@ def _finish(episode: _Running, task_name: str) -> Episode:
             success=bool(episode.info["success"]),
             truncated=episode.truncated,
         ),
-        observations=tuple(episode.fed[:-1]),
-        actions=tuple(episode.sampled),
+        additions=tuple(episode.additions[:-1]),
+        ask=policy.renderer.ask,
+        actions=tuple(episode.actions),
     )

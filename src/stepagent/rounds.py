@@ -50,7 +50,7 @@ class Rounds:
             for number in range(1, num_rounds + 1):
                 if self.run.is_done(self.unit(number)):
                     folder = self.run.unit_folder(self.unit(number))
-                    policy = Policy.load(folder)
+                    policy.restore(folder)
                     self.learner.load(folder)
                 else:
                     self._round(policy, number)

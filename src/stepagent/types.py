@@ -70,6 +70,7 @@ class AgentAction(Record):
     """An action that the agent practised in an expert state, as text and as sampled tokens."""
 
     text: str
+    thought: str = ""
     token_ids: Annotated[tuple[int, ...], Field(min_length=1)]
     logprob: Annotated[float, Field(le=0)]
     """Log-probability of `token_ids` under the policy that sampled them, at temperature 1."""

@@ -16,6 +16,7 @@ step reward is one of
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import log as ln
 from typing import Literal, NamedTuple
 
@@ -23,12 +24,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stepagent.backends.forward import pack_hidden
+from stepagent.backends.forward import Layers
 from stepagent.backends.training import (
     Metrics,
     OptimizerConfig,
     Updater,
     batch_packs,
+    gather,
     num_batches,
     read_paths,
     shuffled_batches,
@@ -55,26 +57,44 @@ class DiscriminatorConfig:
     """Which function of D is the step reward."""
     batch_size: int = 8
     """Trajectories in one update."""
-    token_budget: int = 512
-    """Tokens forwarded together."""
 
 
-class Discriminator(nn.Module):
-    """A language model's layers with one output: how much an action looks like the expert's."""
+class Discriminator:
+    """A language model's layers with one output: how much an action looks like the expert's.
 
-    def __init__(self, layers: nn.Module, width: int) -> None:
-        """`layers` is trained along: it must not be shared with the policy."""
-        super().__init__()
+    The head has no bias, like that of transformers' classifiers with one label, as which it is
+    exported.
+    """
+
+    def __init__(self, layers: Layers) -> None:
+        """`layers` are trained along: they must not be the policy's own."""
         self.layers = layers
-        self.head = nn.Linear(width, 1)
+        device = layers.model.device
+        self.head = nn.Linear(layers.width, 1, bias=False, device=device, dtype=layers.dtype)
         nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
 
     def expert_logits(self, pack: Pack) -> Tensor:
         """(paths,) f(s, a) for each path; high = expert."""
-        hidden, _ = pack_hidden(self.layers, pack)
-        logits: Tensor = self.head(hidden[pack.path_end])[:, 0]
+        hidden, _ = self.layers.hidden(pack)
+        logits: Tensor = self.head(hidden[pack.path_end].to(self.layers.dtype))[:, 0]
         return logits
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What training updates."""
+        return [*self.layers.parameters(), *self.head.parameters()]
+
+    def state(self) -> dict[str, Tensor]:
+        """All that training changed, by name."""
+        layers = {f"layers.{name}": value for name, value in self.layers.state().items()}
+        return {**layers, "head": self.head.weight.detach()}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Takes over what `state` returned."""
+        prefix = "layers."
+        self.layers.load_state(
+            {n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)}
+        )
+        self.head.load_state_dict({"weight": state["head"]})
 
 
 class DiscriminatorLoss(NamedTuple):
@@ -139,7 +159,8 @@ def train_discriminator(
         for batch in shuffled_batches(
             len(trees), config.batch_size, "Discriminator", seed=seed, epoch=epoch
         ):
-            log(updater.update(_losses(discriminator, practised, batch, config)))
+            losses = partial(_losses, discriminator, practised, batch, config)
+            log(updater.update(discriminator.layers, losses))
         if enough():
             break
 
@@ -152,8 +173,9 @@ def _losses(
 ) -> Iterator[tuple[Tensor, Metrics]]:
     num_expert = sum(int(practised[i].is_expert.sum()) for i in batch)
     num_agent = sum(len(practised[i].is_expert) for i in batch) - num_expert
-    for packed, trees in batch_packs([p.tree for p in practised], batch, config.token_budget):
-        is_expert = torch.cat([practised[i].is_expert for i in trees])
+    layers = discriminator.layers
+    for packed, trees in batch_packs(layers, [p.tree for p in practised], batch):
+        is_expert = gather([p.is_expert for p in practised], trees, layers.model.device)
         loss, accuracy = discriminator_loss(
             discriminator.expert_logits(packed),
             is_expert,
@@ -164,11 +186,10 @@ def _losses(
         yield loss, {"loss": loss.item(), "discriminator_accuracy": accuracy.item()}
 
 
-def expert_logits(
-    discriminator: Discriminator, practised: Sequence[StepTree], token_budget: int
-) -> list[Tensor]:
+def expert_logits(discriminator: Discriminator, practised: Sequence[StepTree]) -> list[Tensor]:
     """For each tree f(s, a) of all its paths, (paths,)."""
-    return read_paths([p.tree for p in practised], discriminator.expert_logits, token_budget)
+    trees = [p.tree for p in practised]
+    return read_paths(discriminator.layers, trees, discriminator.expert_logits)
 
 
 class DiscriminatorAtChance(RuntimeError):

@@ -13,9 +13,9 @@ Command: `stepagent reflect`.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -25,6 +25,7 @@ from stepagent.backends.training import (
     OptimizerConfig,
     Updater,
     batch_packs,
+    gather,
     num_batches,
     read_paths,
     shuffled_batches,
@@ -47,8 +48,6 @@ class DPOConfig:
     """Passes over the practised steps."""
     batch_size: int = 8
     """Trajectories in one update, each with all its steps."""
-    token_budget: int = 512
-    """Tokens forwarded together."""
 
 
 class DPOLoss(NamedTuple):
@@ -79,14 +78,15 @@ def dpo(
 ) -> None:
     """One round of updates in place; the reference is the policy as it comes in."""
     trees = [p.tree for p in practised]
-    reference = read_paths(trees, policy.path_logprobs, config.token_budget)
+    reference = path_logprobs(policy, practised)
     per_epoch = num_batches(len(trees), config.batch_size)
-    updater = Updater(policy.model.parameters(), config.optimizer, config.epochs * per_epoch)
+    updater = Updater(policy.parameters(), config.optimizer, config.epochs * per_epoch)
     for epoch in range(config.epochs):
         for batch in shuffled_batches(
             len(trees), config.batch_size, "Step-wise DPO", seed=seed, epoch=epoch
         ):
-            log(updater.update(_losses(policy, practised, reference, batch, config)))
+            losses = partial(_losses, policy, practised, reference, batch, config)
+            log(updater.update(policy.layers, losses))
 
 
 def _losses(
@@ -104,11 +104,12 @@ def _losses(
         for path, expert in zip(practised[i].tree.paths, practised[i].is_expert, strict=True)
         if expert
     )
-    for packed, trees in batch_packs([p.tree for p in practised], batch, config.token_budget):
-        is_expert = torch.cat([practised[i].is_expert for i in trees])
-        rejected = (~torch.cat([practised[i].is_same for i in trees])).nonzero()[:, 0]
+    device = policy.model.device
+    for packed, trees in batch_packs(policy.layers, [p.tree for p in practised], batch):
+        is_expert = gather([p.is_expert for p in practised], trees, device)
+        rejected = (~gather([p.is_same for p in practised], trees, device)).nonzero()[:, 0]
         chosen = expert_path_of_step(is_expert)[rejected]
-        ref = torch.cat([reference[i] for i in trees])
+        ref = gather(reference, trees, device)
         token_logprobs = policy.read(packed).logprobs
         logprobs = packed.sum_by_path(token_logprobs)
         pairs = dpo_loss(
@@ -132,9 +133,12 @@ def _losses(
 
 
 def implicit_rewards(
-    policy: Policy, reference: Policy, practised: Sequence[StepTree], beta: float, token_budget: int
+    now: Sequence[Tensor], reference: Sequence[Tensor], beta: float
 ) -> list[Tensor]:
-    """For each tree r(s, a) = beta * log pi(a|s) / ref(a|s) of all its paths, (paths,)."""
-    trees = [p.tree for p in practised]
-    now, then = (read_paths(trees, who.path_logprobs, token_budget) for who in (policy, reference))
-    return [beta * (a - b) for a, b in zip(now, then, strict=True)]
+    """For each tree r(s, a) of its paths (paths,), from their log-probabilities then and now."""
+    return [beta * (a - b) for a, b in zip(now, reference, strict=True)]
+
+
+def path_logprobs(policy: Policy, practised: Sequence[StepTree]) -> list[Tensor]:
+    """For each tree the log-probabilities of its paths, (paths,)."""
+    return read_paths(policy.layers, [p.tree for p in practised], policy.path_logprobs)

@@ -15,17 +15,20 @@ practised step is a decision of its own: it is a GAE episode of length one, adva
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from stepagent.algorithms.sft import sft_loss
+from stepagent.backends.forward import Layers
 from stepagent.backends.training import (
     Metrics,
     OptimizerConfig,
     Updater,
     batch_packs,
+    gather,
     num_batches,
     read_trees,
     shuffled_batches,
@@ -57,16 +60,14 @@ class PPOConfig:
     """Scale the round's advantages to mean 0 and standard deviation 1."""
     batch_size: int = 8
     """Trajectories in one update."""
-    token_budget: int = 512
-    """Tokens forwarded together."""
 
 
 class ValueHead(nn.Linear):
     """V(s) from the policy's hidden state at the state's last token, which gets no gradient."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, layers: Layers) -> None:
         """Starts at zero everywhere."""
-        super().__init__(width, 1)
+        super().__init__(layers.width, 1, device=layers.model.device, dtype=layers.dtype)
         nn.init.zeros_(self.weight)
         nn.init.zeros_(self.bias)
 
@@ -154,13 +155,14 @@ def ppo(
     """
     fixed, facts = _advantages(policy, value_head, practised, rewards, config)
     per_epoch = num_batches(len(practised), config.batch_size)
-    parameters = [*policy.model.parameters(), *value_head.parameters()]
+    parameters = [*policy.parameters(), *value_head.parameters()]
     updater = Updater(parameters, config.optimizer, config.epochs * per_epoch)
     for epoch in range(config.epochs):
         for batch in shuffled_batches(
             len(practised), config.batch_size, "PPO", seed=seed, epoch=epoch
         ):
-            log(updater.update(_losses(policy, value_head, practised, fixed, batch, config)))
+            losses = partial(_losses, policy, value_head, practised, fixed, batch, config)
+            log(updater.update(policy.layers, losses))
     return facts
 
 
@@ -177,7 +179,7 @@ def _advantages(
         reading = policy.read(packed)
         return reading.logprobs, value_head.values(reading)
 
-    readings = read_trees([p.tree for p in practised], read, config.token_budget)
+    readings = read_trees(policy.layers, [p.tree for p in practised], read)
     old_logprobs, values = (list(part) for part in zip(*readings, strict=True))
     sizes = [len(r) for r in rewards]
     is_agent = ~torch.cat([p.is_expert for p in practised])
@@ -214,19 +216,20 @@ def _losses(
     )
     num_agent = sum(map(sum, lengths.values())) - num_expert
     num_actions = sum(len(e) - sum(e) for e in is_expert_by_tree.values())
-    for packed, trees in batch_packs([p.tree for p in practised], batch, config.token_budget):
-        is_expert = torch.cat([practised[i].is_expert for i in trees])
+    device = policy.model.device
+    for packed, trees in batch_packs(policy.layers, [p.tree for p in practised], batch):
+        is_expert = gather([p.is_expert for p in practised], trees, device)
         by_agent = ~is_expert[packed.target_path]
         reading = policy.read(packed)
-        advantages = torch.cat([fixed.advantages[i] for i in trees])[packed.target_path]
-        old_logprobs = torch.cat([fixed.old_logprobs[i] for i in trees])
+        advantages = gather(fixed.advantages, trees, device)[packed.target_path]
+        old_logprobs = gather(fixed.old_logprobs, trees, device)
         clip = ppo_loss(
             reading.logprobs[by_agent],
             old_logprobs[by_agent],
             advantages[by_agent],
             config.clip_range,
         )
-        returns = torch.cat([fixed.returns[i] for i in trees])
+        returns = gather(fixed.returns, trees, device)
         value_loss = (value_head.values(reading) - returns)[~is_expert].square().sum() / num_actions
         entropy = reading.entropies[by_agent].sum() / num_agent
         # The k3 estimate on tokens of the starting policy: unbiased for KL(start || now).

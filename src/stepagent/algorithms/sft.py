@@ -8,6 +8,7 @@ its prefix tree, so every token is forwarded once. Command: `stepagent sft`.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
@@ -35,8 +36,6 @@ class SFTConfig:
     """Passes over the demonstrations."""
     batch_size: int = 8
     """Trajectories in one update."""
-    token_budget: int = 512
-    """Tokens forwarded together."""
 
 
 def sft_loss(logprobs: Tensor, total: int) -> Tensor:
@@ -72,9 +71,8 @@ def pretrain(
     """
     trees = []
     for d in demonstrations:
-        first, *rest = (
-            i for turn in zip(d.observations, d.actions, strict=True) for part in turn for i in part
-        )
+        *_, last = d.states
+        first, *rest = (*last, *d.actions[-1])
         tree = PrefixTree()
         tree.add_path(tree.add(ROOT, [first])[-1], rest)
         trees.append(tree)
@@ -92,18 +90,18 @@ def _maximize_likelihood(
 ) -> None:
     """The likelihood of all paths of the trees, a mean over the tokens of each batch."""
     per_epoch = num_batches(len(trees), config.batch_size)
-    updater = Updater(policy.model.parameters(), config.optimizer, config.epochs * per_epoch)
+    updater = Updater(policy.parameters(), config.optimizer, config.epochs * per_epoch)
     for epoch in range(config.epochs):
         for batch in shuffled_batches(
             len(trees), config.batch_size, description, seed=seed, epoch=epoch
         ):
-            log(updater.update(_losses(policy, trees, batch, config.token_budget)))
+            log(updater.update(policy.layers, partial(_losses, policy, trees, batch)))
 
 
 def _losses(
-    policy: Policy, trees: Sequence[PrefixTree], batch: Sequence[int], token_budget: int
+    policy: Policy, trees: Sequence[PrefixTree], batch: Sequence[int]
 ) -> Iterator[tuple[Tensor, Metrics]]:
     total = sum(len(path) for i in batch for path in trees[i].paths)
-    for packed, _ in batch_packs(trees, batch, token_budget):
+    for packed, _ in batch_packs(policy.layers, trees, batch):
         loss = sft_loss(policy.read(packed).logprobs, total)
         yield loss, {"loss": loss.item()}

@@ -1,7 +1,8 @@
 """Generation with transformers: practised branches of trunks, and the turns of running episodes.
 
 Both keep keys and values in a `SlotCache`: the caller says into which slot each token goes and
-which slots it may see, so nothing is padded to the left, moved or computed again.
+which slots it may see, so nothing is padded to the left, moved or computed again. Models whose
+layers cannot follow trees act in one state after the other.
 """
 
 import zlib
@@ -11,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from stepagent.backends.forward import head_logits
+from stepagent.backends.forward import Layers
 from stepagent.backends.slot_cache import SlotCache
+from stepagent.prefix_tree import Row
 
 
 @dataclass(frozen=True)
@@ -64,55 +65,42 @@ def choose(logits: Tensor, temperature: float, uniform: Tensor) -> tuple[Tensor,
 
 @dataclass(frozen=True)
 class Branch:
-    """A state to act from, the first `prefix_length` tokens of a trunk, and its random numbers."""
+    """A state to act from, and its random numbers."""
 
-    trunk: int
-    prefix_length: int
+    state: int
+    """Index in the row of the state's last token."""
     uniform: Tensor
     """(max_new_tokens,) in [0, 1), one for each token to be sampled."""
 
 
 @torch.inference_mode()
 def decode_branches(
-    model: PreTrainedModel,
-    trunks: Sequence[Sequence[int]],
-    branches: Sequence[Branch],
-    decoding: Decoding,
-    end_id: int,
+    layers: Layers, row: Row, branches: Sequence[Branch], decoding: Decoding, end_id: int
 ) -> list[Generated]:
-    """One action for each branch: the trunks are forwarded once, then all branches decode together.
+    """One action for each branch: the row is forwarded once, then all branches decode together.
 
-    Every branch sees its own prefix of its trunk and its own tokens, nothing else.
+    Every branch sees its state's ancestors in the row's trees and its own tokens, nothing else.
     """
-    device = model.device
-    lengths = torch.tensor([len(t) for t in trunks])
-    ends = lengths.cumsum(0)
-    starts = ends - lengths
-    total = int(ends[-1])
-    start_of = torch.repeat_interleave(starts, lengths).to(device)
+    device = layers.model.device
+    row = row.to(device)
+    total = len(row.token_ids)
     index = torch.arange(total, device=device)
-    cache, only_row = SlotCache(model, 1), torch.zeros(1, dtype=torch.long, device=device)
+    cache, only_row = SlotCache(layers, 1), torch.zeros(1, dtype=torch.long, device=device)
     hidden = cache.forward(
-        torch.tensor([token for trunk in trunks for token in trunk], device=device)[None],
-        (index - start_of)[None],
-        index[None],
-        ((index <= index[:, None]) & (index >= start_of[:, None]))[None],
-        only_row,
+        row.token_ids[None], row.positions[None], index[None], row.mask()[0], only_row
     )
-    prefix_length = torch.tensor([b.prefix_length for b in branches], device=device)
-    first = torch.stack([starts[b.trunk] for b in branches]).to(device)
-    sees_trunk = (index >= first[:, None]) & (index < (first + prefix_length)[:, None])
+    state = torch.tensor([b.state for b in branches], device=device)
+    sees_row = (index <= state[:, None]) & (state[:, None] < row.subtree_end)
+    first_position = row.positions[state] + 1
     uniform = torch.stack([b.uniform for b in branches]).to(device)
 
     tokens: list[list[int]] = [[] for _ in branches]
     logprobs = torch.zeros(len(branches), dtype=torch.float64)
     active = torch.arange(len(branches), device=device)
     owner = torch.empty(0, dtype=torch.long, device=device)
-    latest = hidden[0, first + prefix_length - 1]
+    latest = hidden[0, state]
     for count in range(decoding.max_new_tokens):
-        ids, logprob = choose(
-            head_logits(model, latest), decoding.temperature, uniform[active, count]
-        )
+        ids, logprob = choose(layers.logits(latest), decoding.temperature, uniform[active, count])
         logprobs[active.cpu()] += logprob.double().cpu()
         for branch, token in zip(active.tolist(), ids.tolist(), strict=True):
             tokens[branch].append(token)
@@ -122,8 +110,8 @@ def decode_branches(
             break
         owner = torch.cat([owner, active])
         columns = torch.arange(total + len(owner) - len(active), total + len(owner), device=device)
-        mask = torch.cat([sees_trunk[active], owner == active[:, None]], dim=1)
-        positions = prefix_length[active] + count
+        mask = torch.cat([sees_row[active], owner == active[:, None]], dim=1)
+        positions = first_position[active] + count
         latest = cache.forward(ids[None], positions[None], columns[None], mask[None], only_row)[0]
     return [
         Generated(tuple(t), min(0.0, float(p)))
@@ -131,84 +119,116 @@ def decode_branches(
     ]
 
 
+@torch.inference_mode()
+def decode_alone(
+    layers: Layers, state: Sequence[int], uniform: Tensor, decoding: Decoding, end_id: int
+) -> Generated:
+    """One action after a state, by the model's own cache: for layers that cannot follow trees."""
+    fed = torch.tensor([list(state)], device=layers.model.device)
+    tokens: list[int] = []
+    total, cache = 0.0, None
+    for count in range(decoding.max_new_tokens):
+        latest, cache = layers.continue_sequence(fed, cache)
+        ids, logprob = choose(
+            layers.logits(latest), decoding.temperature, uniform[count : count + 1].to(fed.device)
+        )
+        total += float(logprob)
+        tokens.append(int(ids))
+        if tokens[-1] == end_id:
+            break
+        fed = ids[None]
+    return Generated(tuple(tokens), min(0.0, total))
+
+
 class RunningEpisodes:
     """The key-value cache of a batch of episodes, kept across their turns; a slot is a position."""
 
-    def __init__(self, model: PreTrainedModel, count: int) -> None:
+    def __init__(self, layers: Layers, count: int) -> None:
         """`count` episodes, none of which has seen anything yet."""
-        self.model = model
-        self.cache = SlotCache(model, count)
-        self.lengths = torch.zeros(count, dtype=torch.long, device=model.device)
-
-    def restart(self, row: int) -> None:
-        """Makes the row an episode that has seen nothing yet."""
-        kept = torch.arange(len(self.lengths), device=self.lengths.device) != row
-        self.lengths = torch.where(kept, self.lengths, 0)
+        self.layers = layers
+        self.cache = SlotCache(layers, count)
+        self.seen: list[list[int]] = [[] for _ in range(count)]
+        """The tokens in the cache."""
 
     def keep_rows(self, rows: Sequence[int]) -> None:
         """Drops every episode that is not listed."""
         self.cache.keep_rows(rows)
-        self.lengths = self.lengths[list(rows)]
+        self.seen = [self.seen[row] for row in rows]
 
-    def _feed(self, rows: Tensor, token_ids: Tensor, counts: Tensor) -> Tensor:
-        """Appends the first `counts[i]` of `token_ids[i]` to row `rows[i]`.
+    def _feed(self, rows: Sequence[int], new: Sequence[Sequence[int]]) -> Tensor:
+        """Appends new tokens to rows; hidden state (rows, width) of each row's last one, if any.
 
-        Returns the hidden state (batch, width) of the last one. What stands beyond the count goes
-        to slots that are overwritten before any query may see them.
+        Rows with fewer tokens are filled up: what stands there goes to slots that are overwritten
+        before any query may see them.
         """
-        new = torch.arange(token_ids.shape[1], device=token_ids.device)
-        positions = self.lengths[rows, None] + new
-        slots = torch.arange(int(positions.max()) + 1, device=token_ids.device)
+        device = self.layers.model.device
+        longest = max(map(len, new))
+        starts = torch.tensor([len(self.seen[row]) for row in rows], device=device)
+        token_ids = torch.tensor([[*n, *[0] * (longest - len(n))] for n in new], device=device)
+        positions = starts[:, None] + torch.arange(longest, device=device)
+        slots = torch.arange(int(positions.max()) + 1, device=device)
         visible = slots <= positions[:, :, None]
-        hidden = self.cache.forward(token_ids, positions, positions, visible, rows)
-        self.lengths = self.lengths.index_add(0, rows, counts)
-        return hidden[torch.arange(len(rows), device=rows.device), (counts - 1).clamp(min=0)]
+        row_ids = torch.tensor(rows, device=device)
+        hidden = self.cache.forward(token_ids, positions, positions, visible, row_ids)
+        for row, tokens in zip(rows, new, strict=True):
+            self.seen[row] += tokens
+        last = torch.tensor([max(len(n) - 1, 0) for n in new], device=device)
+        return hidden[torch.arange(len(rows), device=device), last]
 
-    def _read(self, fed: Sequence[Sequence[int]]) -> Tensor:
-        """Appends each episode's new tokens; hidden state (episodes, width) of the last ones.
+    def _read(self, states: Sequence[Sequence[int]]) -> Tensor:
+        """Makes the cache hold each episode's state; hidden state (episodes, width) of the ends.
 
-        Observations differ much in length: episodes with about as many new tokens go together, so
-        that at most half of what is forwarded is padding.
+        Only what comes after the tokens that a state shares with the cache is fed. Observations
+        differ much in length: episodes with about as many new tokens go together, so that at most
+        half of what is forwarded is padding.
         """
-        device = self.lengths.device
         groups: dict[int, list[int]] = {}
-        for row, tokens in enumerate(fed):
-            groups.setdefault(len(tokens).bit_length(), []).append(row)
-        found = []
-        for rows in groups.values():
-            counts = [len(fed[row]) for row in rows]
-            padded = [[*fed[row], *[0] * (max(counts) - len(fed[row]))] for row in rows]
-            parts = (torch.tensor(part, device=device) for part in (rows, padded, counts))
-            found.append(self._feed(*parts))
-        order = torch.tensor([row for rows in groups.values() for row in rows], device=device)
-        return torch.cat(found)[order.argsort()]
+        for row, state in enumerate(states):
+            # The last token is fed in any case, since its hidden state is what is wanted.
+            kept = min(_num_shared(self.seen[row], state), len(state) - 1)
+            del self.seen[row][kept:]
+            groups.setdefault((len(state) - kept).bit_length(), []).append(row)
+        found = [
+            self._feed(rows, [states[row][len(self.seen[row]) :] for row in rows])
+            for rows in groups.values()
+        ]
+        order = torch.tensor([row for rows in groups.values() for row in rows])
+        return torch.cat(found)[order.argsort().to(found[0].device)]
 
     @torch.inference_mode()
     def act(
-        self, fed: Sequence[Sequence[int]], decoding: Decoding, end_id: int, uniform: Tensor
+        self, states: Sequence[Sequence[int]], decoding: Decoding, end_id: int, uniform: Tensor
     ) -> list[Generated]:
-        """One action for each episode after it was fed new tokens; `uniform` as for a branch.
-
-        The last token of an action is not in the cache yet: the next turn's tokens have to begin
-        with it.
-        """
-        device = self.lengths.device
-        everyone = torch.arange(len(fed), device=device)
-        latest = self._read(fed)
-        sampled: list[list[int]] = [[] for _ in fed]
-        logprobs = torch.zeros(len(fed), dtype=torch.float64)
-        going = torch.ones(len(fed), dtype=torch.bool, device=device)
+        """One action for each episode after all that it has read; `uniform` as for a branch."""
+        if not self.layers.shares_prefixes:
+            return [
+                decode_alone(self.layers, state, own, decoding, end_id)
+                for state, own in zip(states, uniform, strict=True)
+            ]
+        latest = self._read(states)
+        sampled: list[list[int]] = [[] for _ in states]
+        logprobs = [0.0] * len(states)
+        everyone = range(len(states))
+        going = list(everyone)
         for count in range(decoding.max_new_tokens):
-            logits = head_logits(self.model, latest)
-            ids, logprob = choose(logits, decoding.temperature, uniform[:, count].to(device))
-            logprobs += torch.where(going, logprob.double(), 0.0).cpu()
-            for row in going.nonzero()[:, 0].tolist():
-                sampled[row].append(int(ids[row]))
-            going = going & (ids != end_id)
-            if not going.any() or count + 1 == decoding.max_new_tokens:
+            logits = self.layers.logits(latest)
+            draws = uniform[going, count].to(logits.device)
+            ids, logprob = choose(logits, decoding.temperature, draws)
+            for row, token, value in zip(going, ids.tolist(), logprob.tolist(), strict=True):
+                sampled[row].append(token)
+                logprobs[row] += value
+            going = [row for row in going if sampled[row][-1] != end_id]
+            if not going or count + 1 == decoding.max_new_tokens:
                 break
-            latest = self._feed(everyone, ids[:, None], going.long())
-        return [
-            Generated(tuple(t), min(0.0, p))
-            for t, p in zip(sampled, logprobs.tolist(), strict=True)
-        ]
+            # Episodes that are done go along without a token: dropping them copies the cache.
+            new = [sampled[row][-1:] if row in going else [] for row in everyone]
+            latest = self._feed(everyone, new)[going]
+        return [Generated(tuple(t), min(0.0, p)) for t, p in zip(sampled, logprobs, strict=True)]
+
+
+def _num_shared(first: Sequence[int], second: Sequence[int]) -> int:
+    """Length of the common beginning."""
+    for place, (a, b) in enumerate(zip(first, second, strict=False)):
+        if a != b:
+            return place
+    return min(len(first), len(second))

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import Cache, PreTrainedModel
+from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
-from stepagent.backends.forward import decoder
+from stepagent.backends.forward import Layers
 
 
 @dataclass
@@ -78,11 +78,13 @@ class _SlotLayer(CacheLayerMixin):
 class SlotCache:
     """A key-value cache whose tokens go to slots of the caller's choice."""
 
-    def __init__(self, model: PreTrainedModel, num_rows: int) -> None:
+    def __init__(self, layers: Layers, num_rows: int) -> None:
         """Starts empty; grows as higher slots are used."""
-        self.decoder = decoder(model)
+        self.language_model = layers
         self.slots = _Slots(num_rows, torch.empty(0), torch.empty(0))
-        count = model.config.get_text_config().num_hidden_layers
+        self.positions = torch.zeros(num_rows, 0, dtype=torch.long, device=layers.model.device)
+        """(rows, slots) position of the token in each slot."""
+        count = layers.config.num_hidden_layers
         self.layers = [_SlotLayer(self.slots) for _ in range(count)]
         self.cache = Cache(layers=list(self.layers))
 
@@ -96,19 +98,21 @@ class SlotCache:
         """
         self.slots.rows, self.slots.columns = rows, columns
         self.slots.used = mask.shape[-1]
-        output = self.decoder(
-            input_ids=token_ids,
-            position_ids=positions,
-            attention_mask=mask[:, None],
-            past_key_values=self.cache,
-            use_cache=True,
-        )
-        hidden: Tensor = output.last_hidden_state
-        return hidden
+        if (missing := mask.shape[-1] - self.positions.shape[1]) > 0:
+            self.positions = torch.nn.functional.pad(self.positions, (0, missing))
+        self.positions[rows[:, None], columns] = positions
+        seen = self.positions[rows, None, : mask.shape[-1]]
+
+        def visible(window: int | None) -> Tensor:
+            near = mask if window is None else mask & (positions[:, :, None] - seen < window)
+            return near[:, None]
+
+        return self.language_model.extend(token_ids, positions, self.cache, visible)
 
     def keep_rows(self, rows: Sequence[int]) -> None:
         """Drops every row that is not listed."""
         self.slots.num_rows = len(rows)
+        self.positions = self.positions[list(rows)]
         for layer in self.layers:
             if layer.is_initialized:
                 layer.keys, layer.values = layer.keys[list(rows)], layer.values[list(rows)]

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers import get_linear_schedule_with_warmup
 
-from stepagent.prefix_tree import Pack, PrefixTree, pack
+from stepagent.backends.forward import Layers
+from stepagent.prefix_tree import Pack, PrefixTree
 from stepagent.progress import track
 
 Metrics = dict[str, float]
@@ -44,21 +45,34 @@ class Updater:
             self.optimizer, int(config.warmup_share * num_updates), num_updates
         )
 
-    def update(self, losses: Iterable[tuple[Tensor, Metrics]]) -> Metrics:
+    def update(
+        self, layers: Layers, losses: Callable[[], Iterable[tuple[Tensor, Metrics]]]
+    ) -> Metrics:
         """One optimizer step on the sum of the losses, each freed before the next one is made.
 
         The metrics of the parts are summed as well, so each part has to weigh its own by its share.
+        Where memory runs out the layers' token budget is halved and the step is begun again.
         """
-        total: Metrics = {}
-        for loss, metrics in losses:
-            loss.backward()  # type: ignore[no-untyped-call]
-            for name, value in metrics.items():
-                total[name] = total.get(name, 0.0) + value
+        while True:
+            try:
+                total = self._gradient(losses())
+                break
+            except torch.OutOfMemoryError:
+                self.optimizer.zero_grad(set_to_none=True)
+                layers.halve_budget()
         norm = nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
         total |= {"learning_rate": self.schedule.get_last_lr()[0], "grad_norm": float(norm)}
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
+        return total
+
+    def _gradient(self, losses: Iterable[tuple[Tensor, Metrics]]) -> Metrics:
+        total: Metrics = {}
+        for loss, metrics in losses:
+            loss.backward()  # type: ignore[no-untyped-call]
+            for name, value in metrics.items():
+                total[name] = total.get(name, 0.0) + value
         return total
 
 
@@ -78,28 +92,45 @@ def shuffled_batches(
 
 
 def batch_packs(
-    trees: Sequence[PrefixTree], batch: Sequence[int], token_budget: int
+    layers: Layers, trees: Sequence[PrefixTree], batch: Sequence[int]
 ) -> Iterator[tuple[Pack, list[int]]]:
     """The packs of a batch of trees, each with its trees' numbers in the order of its paths."""
-    for packed in pack([trees[i] for i in batch], token_budget):
+    for packed in layers.packs([trees[i] for i in batch]):
         yield packed, [batch[i] for i in packed.trees]
+
+
+def gather(values: Sequence[Tensor], trees: Sequence[int], device: torch.device) -> Tensor:
+    """The values of some trees, one after another, on a device."""
+    return torch.cat([values[i] for i in trees]).to(device)
 
 
 @torch.no_grad()
 def read_trees(
-    trees: Sequence[PrefixTree], read: Callable[[Pack], tuple[Tensor, ...]], token_budget: int
+    layers: Layers, trees: Sequence[PrefixTree], read: Callable[[Pack], tuple[Tensor, ...]]
 ) -> list[tuple[Tensor, ...]]:
-    """For each tree what `read` says of it, without gradient.
+    """For each tree what `read` says of it, without gradient and on the CPU.
 
     `read` returns tensors of a pack that hold a value for each path or for each path token; each is
     cut up again by trees.
     """
+    while True:
+        try:
+            return _read(layers.packs(trees), trees, read)
+        except torch.OutOfMemoryError:
+            layers.halve_budget()
+
+
+def _read(
+    packs: Iterable[Pack],
+    trees: Sequence[PrefixTree],
+    read: Callable[[Pack], tuple[Tensor, ...]],
+) -> list[tuple[Tensor, ...]]:
     found: list[tuple[Tensor, ...]] = [()] * len(trees)
-    for packed in pack(trees, token_budget):
+    for packed in packs:
         num_paths = [len(trees[i].paths) for i in packed.trees]
         num_targets = [sum(map(len, trees[i].paths)) for i in packed.trees]
         parts = [
-            torch.split(values, num_paths if len(values) == packed.num_paths else num_targets)
+            torch.split(values.cpu(), num_paths if len(values) == packed.num_paths else num_targets)
             for values in read(packed)
         ]
         for place, tree in enumerate(packed.trees):
@@ -108,7 +139,7 @@ def read_trees(
 
 
 def read_paths(
-    trees: Sequence[PrefixTree], read: Callable[[Pack], Tensor], token_budget: int
+    layers: Layers, trees: Sequence[PrefixTree], read: Callable[[Pack], Tensor]
 ) -> list[Tensor]:
     """For each tree what `read` says of its paths, (paths,); no gradient."""
-    return [value for (value,) in read_trees(trees, lambda packed: (read(packed),), token_budget)]
+    return [value for (value,) in read_trees(layers, trees, lambda packed: (read(packed),))]

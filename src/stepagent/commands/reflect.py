@@ -135,7 +135,6 @@ def _log_likeness(
         policy,
         lesson.held_out,
         max_new_tokens=args.inspection.decoding.max_new_tokens,
-        token_budget=args.inspection.token_budget,
     )
     metrics = {"agreement": found.agreement, "expert_logprob": found.expert_logprob}
     run.log(stage=args.method, round=number, phase="dev", **metrics)

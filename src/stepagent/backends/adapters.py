@@ -1,0 +1,82 @@
+"""LoRA (Hu et al. 2021, arXiv 2106.09685) by PEFT: several trained versions of one model in memory.
+
+Policy and discriminator are adapters on the same frozen base. One adapter is active at a time.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from peft import LoraConfig
+from torch import nn
+from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRAConfig:
+    """Which low-rank updates are trained instead of the whole model."""
+
+    rank: int = 16
+    """Rank of the update of each matrix."""
+    alpha: int = 32
+    """The update is scaled by alpha / rank."""
+    target_modules: str = "all-linear"
+    """Which layers get one: PEFT's name for all linear layers, or a regular expression."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One named adapter of a model."""
+
+    name: str
+
+    @classmethod
+    def add(cls, model: PreTrainedModel, name: str, config: LoRAConfig) -> "Adapter":
+        """A new adapter, which changes nothing yet; the model's own weights are frozen."""
+        settings = LoraConfig(
+            r=config.rank,
+            lora_alpha=config.alpha,
+            target_modules=config.target_modules,
+            task_type="CAUSAL_LM",
+        )
+        model.requires_grad_(False)
+        model.add_adapter(settings, name)
+        adapter = cls(name)
+        adapter._keep_float32(model)
+        return adapter
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> "Adapter":
+        """The adapter that a model was loaded with, ready to be trained on."""
+        (name,) = model.peft_config
+        model.set_adapter(name)
+        adapter = cls(name)
+        adapter._keep_float32(model)
+        return adapter
+
+    def _keep_float32(self, model: PreTrainedModel) -> None:
+        """Small updates get lost in bfloat16, in which the frozen weights may be."""
+        for parameter in self.parameters(model).values():
+            parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
+
+    def activate(self, model: PreTrainedModel) -> None:
+        """From now on forward passes and gradients go through this adapter."""
+        if model.active_adapters() != [self.name]:
+            model.set_adapter(self.name)
+
+    def parameters(self, model: PreTrainedModel) -> dict[str, nn.Parameter]:
+        """The adapter's weights by names that are the same for every adapter of the model."""
+        self.activate(model)
+        part = f".{self.name}."
+        found = ((n.replace(part, "."), p) for n, p in model.named_parameters() if part in n)
+        return dict(found)
+
+    def copy(self, model: PreTrainedModel, name: str) -> "Adapter":
+        """Another adapter of the same shape and weights."""
+        own = self.parameters(model)
+        model.add_adapter(model.peft_config[self.name], name)
+        copied = Adapter(name)
+        copied._keep_float32(model)
+        with torch.no_grad():
+            for key, parameter in copied.parameters(model).items():
+                parameter.copy_(own[key])
+        return copied
