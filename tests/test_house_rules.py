@@ -21,7 +21,7 @@ LAYERS = (
     ("reflection",),
     ("evaluation",),
     ("run",),
-    ("results", "rounds"),
+    ("results", "rounds", "gguf"),
     ("pipeline",),
     ("recipes",),
     ("report_plots", "report_runs"),

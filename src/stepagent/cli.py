@@ -45,7 +45,7 @@ def main(args: Sequence[str] | None = None) -> None:
     command = args[0]
     if command not in COMMANDS:
         _fail(unknown("command", command, COMMANDS))
-    _quiet_and_offline()
+    _quiet()
     try:
         # Loaded only when needed: most commands bring torch in, which takes seconds.
         importlib.import_module(f"stepagent.commands.{COMMANDS[command][0]}").main(args[1:])
@@ -75,10 +75,10 @@ def _fail(message: str) -> NoReturn:
     raise SystemExit(2)
 
 
-def _quiet_and_offline() -> None:
+def _quiet() -> None:
     """Set before any Hugging Face library is imported, since they read it only once."""
     os.environ |= {
-        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TRANSFORMERS_VERBOSITY": "error",
         "TOKENIZERS_PARALLELISM": "false",

@@ -81,7 +81,7 @@ class TrainConfig:
     """Sizes of the splits."""
     model: TinyConfig | str = TinyConfig()
     """A model to build from scratch; or the id of one on the hub, or its folder."""
-    lora: LoRAConfig | None = None
+    lora: LoRAConfig = LoRAConfig()
     """Train low-rank adapters on the model instead of the model itself."""
     compute: ComputeConfig = ComputeConfig()
     """Device, precision and memory."""

@@ -49,15 +49,15 @@ class Policy:
         cls,
         name: str | Path,
         compute: ComputeConfig = ComputeConfig(),  # noqa: B008, it is frozen
-        lora: LoRAConfig | None = None,
+        lora: LoRAConfig = LoRAConfig(),  # noqa: B008
     ) -> Self:
         """Opens a Hugging Face model: the id of one on the hub, a model folder, an adapter folder.
 
-        With `lora` the model is frozen and gets a new adapter, unless the folder is one already.
+        With LoRA the model is frozen and gets a new adapter, unless the folder is one already.
         Raises `TemplateError` if the chat template cannot be taken apart.
         """
         is_local = Path(name).is_dir()
-        adapted = lora is not None or (Path(name) / "adapter_config.json").is_file()
+        adapted = lora.rank > 0 or (Path(name) / "adapter_config.json").is_file()
         tokenizer = AutoTokenizer.from_pretrained(str(name), local_files_only=is_local)
         model = cast(
             PreTrainedModel,
@@ -73,7 +73,7 @@ class Policy:
         adapter = None
         if model._hf_peft_config_loaded:
             adapter = Adapter.of(model)
-        elif lora is not None:
+        elif lora.rank:
             adapter = Adapter.add(model, "default", lora)
         if compute.gradient_checkpointing:
             model.gradient_checkpointing_enable()

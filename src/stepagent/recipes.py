@@ -8,6 +8,7 @@ from stepagent.algorithms.discriminator import DiscriminatorConfig
 from stepagent.algorithms.dpo import DPOConfig
 from stepagent.algorithms.ppo import PPOConfig
 from stepagent.algorithms.sft import SFTConfig
+from stepagent.backends.adapters import LoRAConfig
 from stepagent.backends.generation import Decoding
 from stepagent.backends.training import OptimizerConfig
 from stepagent.evaluation import EvaluationConfig
@@ -47,6 +48,36 @@ SCIENCEWORLD_DEMO = TrainConfig(
 )
 """From novice to expert on five task types, with a small model made from scratch."""
 
+_LORA_ADAM = OptimizerConfig(learning_rate=2e-4)
+
+SCIENCEWORLD_SMOLLM2 = TrainConfig(
+    task=TaskConfig(
+        task_types=(
+            "find-animal",
+            "find-living-thing",
+            "find-non-living-thing",
+            "lifespan-longest-lived-then-shortest-lived",
+        ),
+        step_limit=25,
+    ),
+    data=DataConfig(sft=18, reflection=18, dev=3, test=8),
+    model="HuggingFaceTB/SmolLM2-135M-Instruct",
+    lora=LoRAConfig(rank=16),
+    sft=SFTConfig(epochs=2, batch_size=2, optimizer=OptimizerConfig(learning_rate=1e-3)),
+    methods=("implicit", "inverse"),
+    rounds=1,
+    inspection=InspectionConfig(decoding=Decoding(max_new_tokens=20)),
+    implicit=DPOConfig(epochs=1, batch_size=2, optimizer=_LORA_ADAM),
+    inverse=InverseConfig(
+        discriminator=DiscriminatorConfig(
+            warmup_epochs=2, batch_size=2, optimizer=OptimizerConfig(learning_rate=1e-3)
+        ),
+        ppo=PPOConfig(epochs=1, batch_size=2, optimizer=_LORA_ADAM),
+    ),
+    evaluation=EvaluationConfig(decoding=Decoding(max_new_tokens=20, temperature=0.0)),
+)
+"""A real language model of 135 million parameters, on two CPU cores in an hour."""
+
 _ONE_EPOCH = SFTConfig(epochs=1, optimizer=OptimizerConfig(learning_rate=1e-3))
 
 SMOKE = TrainConfig(
@@ -69,4 +100,8 @@ SMOKE = TrainConfig(
 )
 """Every stage once, as small as it gets: whether it runs, not whether it learns."""
 
-RECIPES: dict[str, TrainConfig] = {"scienceworld-demo": SCIENCEWORLD_DEMO, "smoke": SMOKE}
+RECIPES: dict[str, TrainConfig] = {
+    "scienceworld-demo": SCIENCEWORLD_DEMO,
+    "scienceworld-smollm2": SCIENCEWORLD_SMOLLM2,
+    "smoke": SMOKE,
+}

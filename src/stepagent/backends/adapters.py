@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 class LoRAConfig:
     """Which low-rank updates are trained instead of the whole model."""
 
-    rank: int = 16
-    """Rank of the update of each matrix."""
+    rank: int = 0
+    """Rank of the update of each matrix; 0 trains the whole model."""
     alpha: int = 32
     """The update is scaled by alpha / rank."""
     target_modules: str = "all-linear"

@@ -19,7 +19,7 @@ DEFAULT = EvaluationConfig()
 
 def evaluate_policy(
     *,
-    policy: Path,
+    policy: str,
     task: Annotated[TaskConfig, tyro.conf.arg(name="")],
     out: Path,
     split: Split = "test",
@@ -36,7 +36,7 @@ def evaluate_policy(
     For example: stepagent evaluate --policy novice --task-types find-plant --out episodes.jsonl
 
     Args:
-        policy: Folder of the policy.
+        policy: A model folder, a GGUF file, or the id of a model on the hub.
         task: Environment and protocol.
         out: The file for the episodes; a name that ends in .gz is compressed.
         split: Which items to choose from.

@@ -17,7 +17,7 @@ DEFAULT = InspectionConfig()
 
 def inspect(
     *,
-    policy: Path,
+    policy: str,
     demonstrations: Path,
     out: Path,
     seed: int = 0,
@@ -31,7 +31,7 @@ def inspect(
     For example: stepagent inspect --policy novice --demonstrations held-out.jsonl --out steps.jsonl
 
     Args:
-        policy: Folder of the policy.
+        policy: A model folder, a GGUF file, or the id of a model on the hub.
         demonstrations: The expert's trajectories.
         out: The file for the practised steps; a name that ends in .gz is compressed.
         seed: Of the sampling.

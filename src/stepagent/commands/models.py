@@ -1,12 +1,16 @@
-"""How commands open policies and tasks: local folders only, quietly, with repeatable numbers."""
+"""How commands open policies and tasks: quietly, and with repeatable numbers."""
 
+import re
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
+from stepagent.backends.adapters import LoRAConfig
+from stepagent.backends.device import ComputeConfig
 from stepagent.commands.parsing import UsageError
+from stepagent.gguf import converted
 from stepagent.pipeline import TaskConfig, make_task
 from stepagent.policy import Policy
 from stepagent.tasks.scienceworld import ScienceWorld
@@ -18,25 +22,40 @@ def prepare() -> None:
     torch.use_deterministic_algorithms(True)
 
 
-def check_policy_folder(folder: Path) -> None:
-    """Raises `UsageError` if the folder holds no model."""
-    if not folder.is_dir():
+def local_model(name: str) -> str:
+    """A model's folder, a GGUF file's converted folder, or the id of a model on the hub.
+
+    Raises `UsageError` for a folder or file that holds no model.
+    """
+    path = Path(name)
+    if path.suffix == ".gguf" and path.is_file():
+        return str(converted(path))
+    if path.is_dir():
+        model = "adapter_config.json" if (path / "adapter_config.json").is_file() else "config.json"
+        for needed in (model, "tokenizer_config.json"):
+            if not (path / needed).is_file():
+                raise UsageError(f"{path}: not a policy, it has no {needed}")
+        return name
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or path.exists():
         raise UsageError(
-            f"{folder}: no such folder; expected a policy (a Hugging Face model folder)"
+            f"{name}: no such folder; expected a Hugging Face model folder, a GGUF file, or the id "
+            "of a model on the hub"
         )
-    for name in ("config.json", "tokenizer_config.json"):
-        if not (folder / name).is_file():
-            raise UsageError(f"{folder}: not a policy, it has no {name}")
+    return name
 
 
-def load_policy(folder: Path) -> Policy:
-    """The policy of a folder; raises `UsageError` if there is none."""
-    check_policy_folder(folder)
+def load_policy(
+    name: str,
+    compute: ComputeConfig = ComputeConfig(),  # noqa: B008, it is frozen
+    lora: LoRAConfig = LoRAConfig(),  # noqa: B008
+) -> Policy:
+    """The policy of that name; raises `UsageError` if there is none."""
+    model = local_model(name)
     try:
-        return Policy.load(folder)
+        return Policy.load(model, compute, lora)
     except (OSError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UsageError(f"{folder}: not a usable policy: {reason}") from None
+        raise UsageError(f"{name}: not a usable policy: {reason}") from None
 
 
 def open_task(config: TaskConfig) -> ScienceWorld:

@@ -8,6 +8,8 @@ from typing import Any, Literal
 import tyro
 
 from stepagent.algorithms.dpo import DPOConfig
+from stepagent.backends.adapters import LoRAConfig
+from stepagent.backends.device import ComputeConfig
 from stepagent.commands.models import load_policy, prepare
 from stepagent.commands.parsing import CONFIG
 from stepagent.evaluation import likeness
@@ -23,6 +25,8 @@ from stepagent.reflection import (
 from stepagent.rounds import Rounds
 from stepagent.run import Run, file_hash, to_json
 from stepagent.trajectories import read_trajectories
+
+SETTINGS = ("compute", "lora", "inspection", "implicit", "inverse")
 
 SHOWN = {
     "agreement": "agreement",
@@ -49,8 +53,8 @@ class Arguments:
 
     method: Literal["implicit", "inverse"]
     """Step-wise DPO, or a discriminator and PPO."""
-    policy: Path
-    """Folder of the policy to begin with."""
+    policy: str
+    """The policy to begin with: a folder, a GGUF file, or the id of a model on the hub."""
     demonstrations: Path
     """The expert's trajectories to learn from."""
     held_out: Path
@@ -63,6 +67,10 @@ class Arguments:
     """Go on with what is in OUT, if anything is."""
     seed: int = 0
     """Of practice, data order and discriminator."""
+    compute: ComputeConfig = ComputeConfig()
+    """Device, precision and memory."""
+    lora: LoRAConfig = LoRAConfig()
+    """Low-rank adapters instead of the whole model."""
     inspection: InspectionConfig = InspectionConfig()
     """How the agent practises."""
     implicit: DPOConfig = DPOConfig()
@@ -75,7 +83,7 @@ def main(args: Sequence[str]) -> None:
     """The command."""
     found = tyro.cli(Arguments, prog="stepagent reflect", args=args, config=CONFIG)
     prepare()
-    policy = load_policy(found.policy)
+    policy = load_policy(found.policy, found.compute, found.lora)
     lesson = Lesson(
         demonstrations=_rendered(policy, found.demonstrations),
         practised=(),
@@ -94,8 +102,8 @@ def _rendered(policy: Policy, file: Path) -> list[Any]:
 
 def _settings(args: Arguments) -> dict[str, Any]:
     """What has to be the same when the run is resumed, the contents of the inputs included."""
-    files = [args.demonstrations, args.held_out, *sorted(args.policy.glob("*.safetensors"))]
-    own = {"inspection": args.inspection, "implicit": args.implicit, "inverse": args.inverse}
+    files = [args.demonstrations, args.held_out, *sorted(Path(args.policy).glob("*.safetensors"))]
+    own = {name: getattr(args, name) for name in SETTINGS}
     return {
         "recipe": f"reflect --method {args.method}",
         "seed": args.seed,

@@ -8,6 +8,8 @@ import tyro
 
 from stepagent.algorithms.sft import SFTConfig, sft
 from stepagent.atomic import atomic_folder
+from stepagent.backends.adapters import LoRAConfig
+from stepagent.backends.device import ComputeConfig
 from stepagent.backends.training import Metrics, num_batches
 from stepagent.commands.models import load_policy, prepare
 from stepagent.commands.parsing import check_new_folder, run_command
@@ -16,13 +18,16 @@ from stepagent.tiny import TinyConfig, build_tiny_model
 from stepagent.trajectories import read_trajectories
 
 DEFAULT, DEFAULT_TINY = SFTConfig(), TinyConfig()
+DEFAULT_COMPUTE, DEFAULT_LORA = ComputeConfig(), LoRAConfig()
 
 
 def train_novice(
     *,
     demonstrations: Path,
     out: Path,
-    model: Path | None = None,
+    model: str | None = None,
+    compute: ComputeConfig = DEFAULT_COMPUTE,
+    lora: LoRAConfig = DEFAULT_LORA,
     skip_invalid: bool = False,
     seed: int = 0,
     config: Annotated[SFTConfig, tyro.conf.arg(name="sft")] = DEFAULT,
@@ -31,14 +36,17 @@ def train_novice(
     """Trains a policy to do what the expert did (behavioural cloning).
 
     Reads trajectories, one per line of JSON, and MODEL if it is given; writes the policy to the new
-    folder OUT, as a Hugging Face model folder.
+    folder OUT, as a Hugging Face model folder, or an adapter folder with LoRA.
 
     For example: stepagent sft --demonstrations demonstrations.jsonl --out novice --sft.epochs 20
 
     Args:
         demonstrations: The expert's trajectories.
         out: Folder for the policy.
-        model: Folder of the model to begin with; without it a tiny one is made from scratch.
+        model: The model to begin with, a Hugging Face folder, a GGUF file, or the id of one on the
+            hub; without it a tiny one is made from scratch.
+        compute: Device, precision and memory.
+        lora: Low-rank adapters instead of the whole model.
         skip_invalid: Leave out lines that are no valid trajectory, and list them.
         seed: Of the model and the data order.
         config: Settings of the training.
@@ -55,7 +63,7 @@ def train_novice(
     with atomic_folder(out) as folder:
         if model is None:
             build_tiny_model(read.trajectories, tiny, seed=seed, folder=folder)
-        policy = load_policy(model or folder)
+        policy = load_policy(model or str(folder), compute, lora)
         rendered = [policy.render(t) for t in read.trajectories]
         updates = config.epochs * num_batches(len(rendered), config.batch_size)
         bar = track(range(updates), "SFT")

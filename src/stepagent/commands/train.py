@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from stepagent.commands.models import check_policy_folder, open_task, prepare
+from stepagent.commands.models import local_model, open_task, prepare
 from stepagent.commands.parsing import CONFIG, UsageError, unknown
 from stepagent.pipeline import TrainConfig, train
 from stepagent.recipes import RECIPES
@@ -33,8 +33,8 @@ class Arguments:
     """The run folder."""
     resume: bool = False
     """Go on with the run in OUT, if there is one; finished parts are kept."""
-    policy: Path | None = None
-    """A policy to begin with, a Hugging Face model folder, instead of one from scratch."""
+    policy: str | None = None
+    """The model to begin with: a Hugging Face folder, a GGUF file, or the id of one on the hub."""
     config: Annotated[TrainConfig, tyro.conf.arg(name="")]
     """The recipe's settings."""
 
@@ -54,8 +54,7 @@ def main(args: Sequence[str]) -> None:
     )
     config = found.config
     if found.policy is not None:
-        check_policy_folder(found.policy)
-        config = replace(config, model=str(found.policy))
+        config = replace(config, model=local_model(found.policy))
     prepare()
     task = open_task(config.task)
     settings = {
