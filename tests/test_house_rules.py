@@ -13,6 +13,7 @@ LAYERS = (
     ("atomic",),
     ("types", "statistics", "progress"),
     ("trajectories", "renderer", "prefix_tree", "tiny"),
+    ("formats",),
     ("tasks", "backends"),
     ("policy",),
     ("inspection",),
@@ -32,7 +33,11 @@ LAYERS = (
 )
 """Lowest first: a module may import only from layers before its own. A folder is one name."""
 
-INSIDE = {"tasks": (("base",), ("simulator",)), "backends": (("forward",), ("slot_cache",))}
+INSIDE = {
+    "formats": (("records",), ("turns",), ("dialogue",), ("messages",)),
+    "tasks": (("base",), ("simulator",)),
+    "backends": (("forward",), ("slot_cache",)),
+}
 """Lowest first within a folder; its other modules come after these and may import each other."""
 
 MAX_LINES = 300

@@ -36,6 +36,7 @@ _EXPECTED = {
     "finite_number": "a finite number",
     "bool_type": "true or false",
     "tuple_type": "a list",
+    "list_type": "a list",
     "dict_type": "an object",
     "too_short": "at least one entry",
     "less_than_equal": "a number of at most {le:g}",
