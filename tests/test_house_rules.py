@@ -13,6 +13,7 @@ LAYERS = (
     ("atomic",),
     ("types", "statistics", "progress"),
     ("trajectories", "renderer", "prefix_tree", "tiny"),
+    ("formats",),
     ("tasks", "backends"),
     ("policy",),
     ("inspection",),
@@ -33,6 +34,7 @@ LAYERS = (
 """Lowest first: a module may import only from layers before its own. A folder is one name."""
 
 INSIDE = {
+    "formats": (("records",), ("turns",), ("dialogue",), ("messages",)),
     "tasks": (("base",), ("simulator",)),
     "backends": (("adapters", "device"), ("forward",), ("slot_cache",)),
 }

@@ -19,6 +19,8 @@ COMMANDS = {
     "report": ("report", "one HTML page from run folders"),
     "tasks": ("tasks", "which tasks there are, and how many items"),
     "collect": ("collect", "expert trajectories from a task"),
+    "import": ("importing", "trajectories from files in other formats"),
+    "export": ("exporting", "files in other formats from trajectories"),
     "sft": ("sft", "a novice from demonstrations"),
     "inspect": ("inspection", "what a policy does in every state of the demonstrations"),
     "reflect": ("reflect", "rounds of inspection and reflection on files, without an environment"),

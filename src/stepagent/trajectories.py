@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
@@ -36,6 +36,7 @@ _EXPECTED = {
     "finite_number": "a finite number",
     "bool_type": "true or false",
     "tuple_type": "a list",
+    "list_type": "a list",
     "dict_type": "an object",
     "too_short": "at least one entry",
     "less_than_equal": "a number of at most {le:g}",
@@ -76,19 +77,19 @@ def read_trajectories(path: str | Path, *, skip_invalid: bool = False) -> ReadRe
     for number, parsed in _parsed_lines(path, Trajectory):
         if isinstance(parsed, Trajectory) and parsed.id in line_of_id:
             first = line_of_id[parsed.id]
-            parsed = f"id: {_shown(parsed.id)} is already on line {first}; expected unique ids"
+            parsed = f"id: {shown(parsed.id)} is already on line {first}; expected unique ids"
         if isinstance(parsed, Trajectory):
             line_of_id[parsed.id] = number
             trajectories.append(parsed)
         elif skip_invalid:
             rejected.append(Rejected(line_number=number, reason=parsed))
         else:
-            raise _error(path, parsed, number)
+            raise error_at(path, parsed, number)
     if rejected and not trajectories:
         reason = f"none of its {len(rejected)} lines is usable; {rejected[0].reason}"
-        raise _error(path, reason, rejected[0].line_number)
+        raise error_at(path, reason, rejected[0].line_number)
     if not trajectories:
-        raise _error(path, "empty; expected one Trajectory object per line", 1)
+        raise error_at(path, "empty; expected one Trajectory object per line", 1)
     return ReadResult(trajectories=tuple(trajectories), rejected=tuple(rejected))
 
 
@@ -97,20 +98,25 @@ def read_jsonl(path: str | Path, record_type: type[R]) -> tuple[R, ...]:
     records: list[R] = []
     for number, parsed in _parsed_lines(path, record_type):
         if isinstance(parsed, str):
-            raise _error(path, parsed, number)
+            raise error_at(path, parsed, number)
         records.append(parsed)
     return tuple(records)
 
 
 def write_jsonl(path: str | Path, records: Iterable[Record]) -> None:
     """Writes one record per line; whatever happens, the file is the old or the whole new one."""
+    write_lines(path, (record.model_dump_json() for record in records))
+
+
+def write_lines(path: str | Path, lines: Iterable[str]) -> None:
+    """Writes a file of lines, compressed if its name ends in `.gz`, whole or not at all."""
     with atomic_write(path) as file:
         if Path(path).suffix == ".gz":
             # No name and no time inside: equal records make equal files.
             with gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) as compressed:
-                _write_lines(compressed, records)
+                compressed.writelines(line.encode() + b"\n" for line in lines)
         else:
-            _write_lines(file, records)
+            file.writelines(line.encode() + b"\n" for line in lines)
 
 
 def split(trajectory: Trajectory) -> tuple[Fragment, ...]:
@@ -128,13 +134,14 @@ def split(trajectory: Trajectory) -> tuple[Fragment, ...]:
     )
 
 
-def _write_lines(file: IO[bytes] | gzip.GzipFile, records: Iterable[Record]) -> None:
-    for record in records:
-        file.write(record.model_dump_json().encode() + b"\n")
-
-
 def _parsed_lines(path: str | Path, record_type: type[R]) -> Iterator[tuple[int, R | str]]:
     """The number of each line that is not blank, with its record or the reason why it is none."""
+    for number, line in lines_of(path):
+        yield number, line if isinstance(line, str) else parse(line, record_type)
+
+
+def lines_of(path: str | Path) -> Iterator[tuple[int, bytes | str]]:
+    """Each line that is not blank, with its number; where data is damaged, the reason instead."""
     number = 0
     try:
         with gzip.open(path, "rb") if Path(path).suffix == ".gz" else open(path, "rb") as file:
@@ -143,20 +150,20 @@ def _parsed_lines(path: str | Path, record_type: type[R]) -> Iterator[tuple[int,
                 if number == 1:
                     line = line.removeprefix(_BYTE_ORDER_MARK)
                 if line.strip():
-                    yield number, _parse(line, record_type)
+                    yield number, line
     except (EOFError, zlib.error, gzip.BadGzipFile):
         yield number + 1, "damaged or cut-off gzip data; expected a complete .gz file"
     except FileNotFoundError:
-        raise _error(path, "no such file; expected a file of JSON lines") from None
+        raise error_at(path, "no such file; expected a file of JSON lines") from None
     except IsADirectoryError:
-        raise _error(path, "a directory; expected a file of JSON lines") from None
+        raise error_at(path, "a directory; expected a file of JSON lines") from None
     except OSError as error:
-        raise _error(
+        raise error_at(
             path, f"cannot be read: {error.strerror}; expected a file of JSON lines"
         ) from None
 
 
-def _parse(line: bytes, record_type: type[R]) -> R | str:
+def parse(line: bytes, record_type: type[R]) -> R | str:
     """The record of one line, or the reason why it is none."""
     try:
         text = line.decode().rstrip("\r\n")
@@ -164,25 +171,32 @@ def _parse(line: bytes, record_type: type[R]) -> R | str:
         return f"byte {error.start + 1} of the line is not UTF-8; expected UTF-8 text"
     try:
         record = record_type.model_validate_json(text)
-        # Pydantic takes the last of two equal keys, and NaN and 1e999 where any value may stand.
-        json.loads(
-            text, object_pairs_hook=_unique_keys, parse_constant=_finite, parse_float=_finite
-        )
+        check_strict(text)
     except ValidationError as error:
-        problems = [
-            problem
-            for problem in error.errors(include_url=False)
-            # Pydantic counts valid entries only, so one bad entry alone would also be "too short".
-            if not (problem["type"] == "too_short" and problem["input"])
-        ]
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        return _problem(problems[0], record_type, complete=line.endswith(b"\n")) + more
-    except _NotStrictJson as error:
+        return problem_of(error, record_type, complete=line.endswith(b"\n"))
+    except NotStrictJson as error:
         return str(error)
     return record
 
 
-class _NotStrictJson(Exception):
+def check_strict(text: str) -> None:
+    """Raises `NotStrictJson` where pydantic is content with the last of equal keys or with NaN."""
+    json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_finite, parse_float=_finite)
+
+
+def problem_of(error: ValidationError, record_type: type[Record], *, complete: bool = True) -> str:
+    """What is wrong with a record, on one printable line; more than one problem is counted."""
+    problems = [
+        problem
+        for problem in error.errors(include_url=False)
+        # Pydantic counts valid entries only, so one bad entry alone would also be "too short".
+        if not (problem["type"] == "too_short" and problem["input"])
+    ]
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return _problem(problems[0], record_type, complete=complete) + more
+
+
+class NotStrictJson(Exception):
     """Valid for pydantic, but ambiguous or outside the JSON standard."""
 
 
@@ -190,14 +204,14 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise _NotStrictJson(f"field {_shown(key)} appears twice; expected each field once")
+            raise NotStrictJson(f"field {shown(key)} appears twice; expected each field once")
         found[key] = value
     return found
 
 
 def _finite(number: str) -> float:
     if not math.isfinite(float(number)):
-        raise _NotStrictJson(f"{_printable(number)} stands in it; expected finite numbers")
+        raise NotStrictJson(f"{printable(number)} stands in it; expected finite numbers")
     return float(number)
 
 
@@ -210,11 +224,14 @@ def _problem(problem: ErrorDetails, record_type: type[Record], *, complete: bool
             fault = "the last line of the file is cut off"
         return f"not JSON ({fault}); expected one {record_type.__name__} object per line"
     field = "".join(
-        f"[{part}]" if isinstance(part, int) else f".{_printable(part)}" for part in location
+        f"[{part}]" if isinstance(part, int) else f".{printable(part)}" for part in location
     )
     field = field.removeprefix(".")
     if kind in ("missing", "extra_forbidden"):
-        fields = _record_type_at(record_type, location[:-1]).model_fields
+        fields = {
+            info.alias or name: info
+            for name, info in _record_type_at(record_type, location[:-1]).model_fields.items()
+        }
         if kind == "extra_forbidden":
             return f"{field}: unknown field; expected only {', '.join(fields)}"
         required = [name for name, info in fields.items() if info.is_required()]
@@ -224,28 +241,29 @@ def _problem(problem: ErrorDetails, record_type: type[Record], *, complete: bool
     else:
         expected = _EXPECTED.get(kind) or problem["msg"].removeprefix("Input should be ")
         expected = expected.format(**problem.get("ctx", {}))
-    return f"{field}: expected {expected}, got {_shown(value)}".removeprefix(": ")
+    return f"{field}: expected {expected}, got {shown(value)}".removeprefix(": ")
 
 
 def _record_type_at(record_type: type[Record], location: tuple[int | str, ...]) -> type[Record]:
     """The type of the record that stands at a location within a record of the given type."""
     found: Any = record_type
     for part in location:
-        found = (
-            found.model_fields[part].annotation
-            if isinstance(part, str)
-            else typing.get_args(found)[0]
-        )
+        if isinstance(found, type) and issubclass(found, Record):
+            found = found.model_fields[str(part)].annotation
+        else:  # the values of a dictionary, the entries of a list
+            found = typing.get_args(found)[-1 if isinstance(part, str) else 0]
+        if type(None) in (choices := typing.get_args(found)):
+            found = choices[0]
     return cast(type[Record], found)
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     """A short, printable picture of a value from a file."""
     match value:
         case None | True | False:
             return {None: "null", True: "true", False: "false"}[value]
         case str():
-            return f"'{_printable(value)}'"
+            return f"'{printable(value)}'"
         case list():
             return "a list" if value else "an empty list"
         case dict():
@@ -256,7 +274,7 @@ def _shown(value: object) -> str:
             return repr(value)
 
 
-def _printable(text: str, limit: int = 60) -> str:
+def printable(text: str, limit: int = 60) -> str:
     """The start of a text, with what could end the line or steer a terminal escaped."""
     shown = "".join(
         char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode()
@@ -265,6 +283,7 @@ def _printable(text: str, limit: int = 60) -> str:
     return shown + "..." * (len(text) > limit)
 
 
-def _error(path: str | Path, reason: str, line_number: int | None = None) -> TrajectoryError:
+def error_at(path: str | Path, reason: str, line_number: int | None = None) -> TrajectoryError:
+    """The error that names the file, and the line if there is one."""
     line = "" if line_number is None else f"{line_number}:"
-    return TrajectoryError(f"{_printable(os.fspath(path), limit=4096)}:{line} {reason}")
+    return TrajectoryError(f"{printable(os.fspath(path), limit=4096)}:{line} {reason}")

@@ -1,0 +1,1 @@
+"""Trajectories in the formats of other projects: importers and exporters, one module for each."""

@@ -1,0 +1,227 @@
+"""ATIF, Harbor's Agent Trajectory Interchange Format; reads versions 1.0 to 1.8, writes 1.7.
+
+`{"schema_version", "agent", "steps": [{"step_id", "source", "message", ...}]}`. Steps of the system
+and the user are observed; an agent's step holds the action (`message` or one of `tool_calls`), the
+thought (`reasoning_content`) and what came back (`observation`). Steps that were copied as context
+are dropped, as the format demands; a scripted step (`llm_call_count` 0) is context, not learnt.
+
+Kept in the metadata: `agent`, `session_id`, `notes`, and `extra` as fields. Lost: timestamps, model
+names and metrics of steps, `final_metrics`, subagents and continuations, `extra` below the top, and
+ids of calls, which are numbered anew. The format has no reward, so ours is in `extra`.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from pydantic import Field, JsonValue
+
+from stepagent.formats.dialogue import Dialogue, Header, read_dialogue, write_dialogue
+from stepagent.formats.messages import text_of
+from stepagent.formats.records import KEY, Extras, FormatError, checked
+from stepagent.formats.turns import Call, Style, Turn
+from stepagent.trajectories import shown
+from stepagent.types import NonEmpty, Record, Trajectory
+
+ATIF = Style(
+    name="atif",
+    instruction_role="system",
+    observation_role="environment",
+    reasoning="written",
+    marks_context=True,
+)
+RESERVED = {KEY}
+UNKNOWN_AGENT: dict[str, JsonValue] = {"name": "expert", "version": "unknown"}
+"""The format asks who acted; a trajectory of ours does not say."""
+
+
+class AtifCall(Record):
+    """A tool call."""
+
+    tool_call_id: str
+    function_name: NonEmpty
+    arguments: dict[str, JsonValue]
+    extra: JsonValue = None
+
+
+class Result(Record):
+    """Something that came back."""
+
+    source_call_id: str | None = None
+    content: JsonValue = None
+    subagent_trajectory_ref: JsonValue = None
+    extra: JsonValue = None
+
+
+class Observation(Record):
+    """All that came back."""
+
+    results: list[Result]
+
+
+class AtifStep(Record):
+    """What the system, the user or the agent said, and what came back."""
+
+    step_id: int
+    source: Literal["system", "user", "agent"]
+    message: JsonValue
+    timestamp: JsonValue = None
+    model_name: JsonValue = None
+    reasoning_effort: JsonValue = None
+    reasoning_content: str | None = None
+    tool_calls: list[AtifCall] | None = None
+    observation: Observation | None = None
+    metrics: JsonValue = None
+    llm_call_count: Annotated[int, Field(ge=0)] | None = None
+    is_copied_context: bool | None = None
+    extra: JsonValue = None
+
+
+class Agent(Record):
+    """Who acted."""
+
+    name: str
+    version: str
+    model_name: str | None = None
+    tool_definitions: list[dict[str, JsonValue]] | None = None
+    extra: dict[str, JsonValue] | None = None
+
+
+class AtifRecord(Record):
+    """A whole trajectory."""
+
+    schema_version: Annotated[str, Field(pattern=r"^ATIF-v1\.[0-8]$")]
+    agent: Agent
+    steps: list[AtifStep]
+    session_id: str | None = None
+    trajectory_id: str | None = None
+    notes: str | None = None
+    final_metrics: JsonValue = None
+    continued_trajectory_ref: JsonValue = None
+    subagent_trajectories: JsonValue = None
+    extra: dict[str, JsonValue] | None = None
+
+
+class OwnFields(Record):
+    """What the metadata keeps of the fields that only ATIF has."""
+
+    agent: Agent = Agent.model_validate(UNKNOWN_AGENT)
+    session_id: str | None = None
+    notes: str | None = None
+
+
+def read_atif(record: dict[str, JsonValue], name: str, task: str) -> Trajectory:
+    """The trajectory of a record; name and task are those of a record that has none itself."""
+    found = checked(record, AtifRecord)
+    columns = dict(found.extra or {})
+    extras = checked(columns.pop(KEY, {}), Extras)
+    agent = found.agent.model_copy(update={"tool_definitions": None})
+    kept = OwnFields(agent=agent, session_id=found.session_id, notes=found.notes)
+    header = Header(
+        id=found.trajectory_id or found.session_id or name,
+        task=task,
+        tools=found.agent.tool_definitions or (),
+        columns=columns,
+        kept=kept.model_dump(mode="json", exclude_defaults=True),
+    )
+    return read_dialogue(_turns(found.steps), ATIF, header, extras)
+
+
+def write_atif(trajectory: Trajectory) -> dict[str, JsonValue]:
+    """The record as ATIF-v1.7; importing it gives the same trajectory."""
+    dialogue = write_dialogue(trajectory, ATIF, RESERVED)
+    kept = checked(dialogue.kept, OwnFields)
+    agent = kept.agent.model_copy(update={"tool_definitions": list(trajectory.tools) or None})
+    extras = dialogue.extras.model_copy(update={"task": trajectory.task})
+    record: dict[str, JsonValue] = {
+        "schema_version": "ATIF-v1.7",
+        "session_id": kept.session_id,
+        "trajectory_id": trajectory.id,
+        "agent": agent.model_dump(mode="json", exclude_none=True),
+        "steps": _steps(dialogue),
+        "notes": kept.notes,
+        "extra": dialogue.columns | extras.field(),
+    }
+    return {key: value for key, value in record.items() if value is not None}
+
+
+def _turns(steps: Sequence[AtifStep]) -> list[Turn]:
+    turns: list[Turn] = []
+    for index, step in enumerate(steps):
+        place = f"steps[{index}]"
+        if step.step_id != index + 1:
+            raise FormatError(f"{place}.step_id: expected {index + 1}, got {step.step_id}")
+        if step.is_copied_context:
+            continue
+        if step.source == "agent":
+            turns.append(_agent_turn(step, place))
+        else:
+            if step.tool_calls or step.reasoning_content:
+                raise FormatError(f"{place}: expected calls and reasoning of the agent only")
+            turns.append(Turn(role=step.source, text=text_of(step.message, f"{place}.message")))
+        calls = {call.tool_call_id for call in step.tool_calls or ()}
+        for number, result in enumerate(step.observation.results if step.observation else ()):
+            at = f"{place}.observation.results[{number}]"
+            source = result.source_call_id
+            if source is not None and calls and source not in calls:
+                raise FormatError(
+                    f"{at}.source_call_id: expected a call of this step, got {shown(source)}"
+                )
+            role = "tool" if source in calls else "environment"
+            turns.append(Turn(role=role, text=text_of(result.content, f"{at}.content")))
+    return turns
+
+
+def _agent_turn(step: AtifStep, place: str) -> Turn:
+    text = text_of(step.message, f"{place}.message")
+    calls = step.tool_calls or []
+    if len(calls) > 1:
+        raise FormatError(
+            f"{place}.tool_calls: expected one call, since a step is one action, "
+            f"got {len(calls)} in parallel"
+        )
+    if not text and not calls:
+        raise FormatError(f"{place}: expected a message or a tool call, got neither")
+    return Turn(
+        role="agent",
+        text=text,
+        reasoning=step.reasoning_content or "",
+        call=Call(name=calls[0].function_name, arguments=calls[0].arguments) if calls else None,
+        learnt=step.llm_call_count != 0,
+    )
+
+
+def _steps(dialogue: Dialogue) -> list[JsonValue]:
+    steps: list[dict[str, JsonValue]] = []
+    results: list[JsonValue] = []
+    calls = 0
+    for turn in dialogue.turns:
+        if turn.role in ("tool", "environment"):
+            # What came back belongs to the step before it, which created this list.
+            if not results:
+                steps[-1]["observation"] = {"results": results}
+            source: dict[str, JsonValue] = (
+                {"source_call_id": f"call_{calls}"} if turn.role == "tool" else {}
+            )
+            results.append(source | {"content": turn.text})
+            continue
+        results = []
+        step: dict[str, JsonValue] = {
+            "step_id": len(steps) + 1,
+            "source": turn.role,
+            "message": turn.text,
+        }
+        if turn.reasoning:
+            step["reasoning_content"] = turn.reasoning
+        if turn.call:
+            calls += 1
+            step["tool_calls"] = [
+                {
+                    "tool_call_id": f"call_{calls}",
+                    "function_name": turn.call.name,
+                    "arguments": turn.call.arguments,
+                }
+            ]
+        if not turn.learnt:
+            step["llm_call_count"] = 0
+        steps.append(step)
+    return [*steps]

@@ -1,0 +1,284 @@
+"""Dialogues to trajectories and back: what all formats that are lists of messages have in common.
+
+What stands before the first action is the opening: its last text is the first observation, what is
+before that the instruction; a single text is all instruction. Later, the texts between two actions
+are one observation. An agent's turn that is not to be learnt is no step; its text is part of what
+is observed, so that the history keeps it. Only an "OK" to the instruction is left out there.
+
+A trajectory does not say how its texts were cut into turns. Where a dialogue differs from the one
+that its trajectory would be written as, the import keeps the turns in the metadata, under the name
+of the style, with lengths in place of the texts that the trajectory has itself. Turns that no
+longer fit the trajectory, since somebody has changed it, are ignored.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from pydantic import JsonValue, ValidationError
+
+from stepagent.formats.records import Extras, FormatError, StepTexts, checked_trajectory
+from stepagent.formats.turns import Kept, KeptTurn, Style, Turn, read_action, write_action
+from stepagent.types import Step, Trajectory
+
+BLANK_LINE = "\n\n"
+"""Between texts that are joined, and between instruction and observation, as in rendering."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """What a record says beside its turns."""
+
+    id: str
+    task: str
+    tools: Sequence[dict[str, JsonValue]] = ()
+    score: float | None = None
+    columns: dict[str, JsonValue] = field(default_factory=dict)
+    """Fields that mean nothing to the format; they become metadata."""
+    kept: dict[str, JsonValue] = field(default_factory=dict)
+    """Fields that only the format knows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dialogue:
+    """A trajectory as a format can write it."""
+
+    turns: list[Turn]
+    kept: dict[str, JsonValue]
+    columns: dict[str, JsonValue]
+    """Metadata that become fields of the record."""
+    extras: Extras
+
+
+def read_dialogue(
+    turns: Sequence[Turn], style: Style, header: Header, extras: Extras
+) -> Trajectory:
+    """The trajectory of a dialogue; raises `FormatError` if it cannot be one."""
+    observed, agent = _grouped(turns)
+    instruction, first = _cut_opening(observed[0], extras.instruction_chars)
+    observations = [first, *map(_joined, observed[1:])]
+    texts = [read_action(turn) for turn in agent]
+    for index, given in extras.steps.items():
+        if not index.isdecimal() or int(index) >= len(texts):
+            raise FormatError(f"stepagent.steps: expected indices below {len(texts)}, got {index}")
+        texts[int(index)] = given
+    rewards = extras.rewards or [None] * len(texts)
+    if len(rewards) != len(texts):
+        raise FormatError(f"stepagent.rewards: expected {len(texts)} numbers, got {len(rewards)}")
+    trajectory = checked_trajectory(
+        id=header.id,
+        task=extras.task or header.task,
+        instruction=instruction,
+        steps=tuple(
+            {"observation": seen, "thought": said.thought, "action": said.action, "reward": reward}
+            for seen, said, reward in zip(observations[:-1], texts, rewards, strict=True)
+        ),
+        tools=tuple(header.tools or extras.tools),
+        final_observation=observations[-1],
+        score=header.score if extras.score is None else extras.score,
+        success=extras.success,
+        truncated=extras.truncated,
+    )
+    kept = _keep(trajectory, observed, agent, style, header.kept)
+    metadata = header.columns | ({style.name: kept} if kept else {}) | extras.metadata
+    return trajectory.model_copy(update={"metadata": metadata})
+
+
+def write_dialogue(trajectory: Trajectory, style: Style, reserved: set[str]) -> Dialogue:
+    """The turns of a trajectory; `reserved` are names of fields that metadata cannot become."""
+    kept = _kept_in(trajectory, style)
+    agent = [
+        _restored_action(kept.actions.get(str(index)), step, style)
+        for index, step in enumerate(trajectory.steps)
+    ]
+    observed = [
+        _restored(kept.observations.get(str(index)), trajectory, index, agent, style)
+        for index in range(len(trajectory.steps) + 1)
+    ]
+    again = _keep(trajectory, observed, agent, style, kept.header)
+    steps = {
+        str(index): texts
+        for index, (step, turn) in enumerate(zip(trajectory.steps, agent, strict=True))
+        if read_action(turn) != (texts := StepTexts(thought=step.thought, action=step.action))
+    }
+    opening = (trajectory.instruction, trajectory.steps[0].observation)
+    metadata = trajectory.metadata
+    rewards = [step.reward for step in trajectory.steps]
+    extras = Extras(
+        score=trajectory.score,
+        success=trajectory.success,
+        truncated=trajectory.truncated,
+        rewards=rewards if any(reward is not None for reward in rewards) else [],
+        instruction_chars=None if _cut_opening(observed[0]) == opening else len(opening[0]),
+        steps=steps,
+        metadata={
+            key: value
+            for key, value in metadata.items()
+            if (key in reserved if key != style.name else value != again or not value)
+        },
+    )
+    turns = [*observed[0]]
+    for said, seen in zip(agent, observed[1:], strict=True):
+        turns += [said, *seen]
+    columns = {k: v for k, v in metadata.items() if k not in reserved and k != style.name}
+    return Dialogue(turns=turns, kept=kept.header, columns=columns, extras=extras)
+
+
+def _grouped(turns: Sequence[Turn]) -> tuple[list[list[Turn]], list[Turn]]:
+    """The turns observed before each action and after the last one, and the actions."""
+    observed: list[list[Turn]] = [[]]
+    agent: list[Turn] = []
+    for turn in turns:
+        if turn.is_step:
+            agent.append(turn)
+            observed.append([])
+        else:
+            observed[-1].append(turn)
+    if not agent:
+        raise FormatError("no agent turn to learn from; expected at least one")
+    return observed, agent
+
+
+def _is_reply(turns: Sequence[Turn], index: int) -> bool:
+    """Whether a turn is the agent's mere "OK" to the instruction."""
+    said = turns[index]
+    spoken = index == 1 and said.role == "agent" and said.call is None and not said.reasoning
+    return spoken and _is_ok(said.text)
+
+
+def _is_ok(text: str) -> bool:
+    return re.match(r"\s*ok(ay)?\b", text, re.IGNORECASE) is not None
+
+
+def _texts(turns: Sequence[Turn], *, opening: bool) -> list[str]:
+    """What each turn adds to the joint text, which may be nothing."""
+    return [
+        "" if opening and _is_reply(turns, index) else turn.observed()
+        for index, turn in enumerate(turns)
+    ]
+
+
+def _joined(turns: Sequence[Turn], *, opening: bool = False) -> str:
+    return _join(_texts(turns, opening=opening))
+
+
+def _join(texts: Sequence[str]) -> str:
+    return BLANK_LINE.join(filter(None, texts))
+
+
+def _cut_opening(turns: Sequence[Turn], instruction_chars: int | None = None) -> tuple[str, str]:
+    """Instruction and first observation."""
+    whole = _joined(turns, opening=True)
+    if not whole:
+        raise FormatError("no text before the first action; expected an instruction")
+    if instruction_chars is not None:
+        end = instruction_chars
+        rest = whole[end:]
+        if not 0 < end <= len(whole) or (rest and not rest.startswith(BLANK_LINE)):
+            raise FormatError(
+                f"stepagent.instruction_chars: expected where a part of the opening ends, got {end}"
+            )
+        return whole[:end], rest.removeprefix(BLANK_LINE)
+    *before, last = filter(None, _texts(turns, opening=True))
+    instruction = BLANK_LINE.join(before)
+    return (instruction, last) if instruction.strip() else (whole, "")
+
+
+def _text_at(trajectory: Trajectory, index: int) -> str:
+    """The joint text of the turns before an action, or after the last one."""
+    if index == len(trajectory.steps):
+        return trajectory.final_observation
+    observation = trajectory.steps[index].observation
+    return observation if index else _join([trajectory.instruction, observation])
+
+
+def _written(trajectory: Trajectory, index: int, agent: Sequence[Turn], style: Style) -> list[Turn]:
+    """The turns before an action, or after the last one, as the style has them."""
+    if index:
+        role = "tool" if agent[index - 1].call else style.observation_role
+        text = _text_at(trajectory, index)
+        return [Turn(role=role, text=text)] if text or index < len(agent) else []
+    instruction = Turn(role="user", text=trajectory.instruction)
+    observation = Turn(role="user", text=trajectory.steps[0].observation)
+    # Without an observation there is nothing to reply before, but an "OK" as the first action must
+    # not be taken for a reply.
+    if style.reply is not None and (observation.text or _is_ok(agent[0].text)):
+        return [instruction, Turn(role="agent", text=style.reply, learnt=False), observation]
+    if style.instruction_role and observation.text:
+        return [instruction.model_copy(update={"role": style.instruction_role}), observation]
+    return [Turn(role="user", text=_text_at(trajectory, 0))]
+
+
+def _keep(
+    trajectory: Trajectory,
+    observed: Sequence[Sequence[Turn]],
+    agent: Sequence[Turn],
+    style: Style,
+    header: dict[str, JsonValue],
+) -> dict[str, JsonValue]:
+    """What the metadata has to keep of these turns and fields."""
+    kept = Kept(
+        observations={
+            str(index): _without_texts(turns, opening=index == 0)
+            for index, turns in enumerate(observed)
+            if turns != _written(trajectory, index, agent, style)
+        },
+        actions={
+            str(index): turn
+            for index, (step, turn) in enumerate(zip(trajectory.steps, agent, strict=True))
+            if turn != write_action(step.thought, step.action, style)
+        },
+        header=header,
+    )
+    dumped: dict[str, JsonValue] = kept.model_dump(mode="json", exclude_defaults=True)
+    return dumped
+
+
+def _without_texts(turns: Sequence[Turn], *, opening: bool) -> list[KeptTurn]:
+    return [
+        KeptTurn(role=turn.role, learnt=turn.learnt, chars=len(turn.text))
+        if turn.text and turn.text == text
+        else KeptTurn(**turn.model_dump())
+        for turn, text in zip(turns, _texts(turns, opening=opening), strict=True)
+    ]
+
+
+def _kept_in(trajectory: Trajectory, style: Style) -> Kept:
+    """What an import has kept; nothing if the metadata have something else under that name."""
+    try:
+        return Kept.model_validate(trajectory.metadata.get(style.name, {}))
+    except ValidationError:
+        return Kept()
+
+
+def _restored(
+    kept: Sequence[KeptTurn] | None,
+    trajectory: Trajectory,
+    index: int,
+    agent: Sequence[Turn],
+    style: Style,
+) -> list[Turn]:
+    """The kept turns with their texts, if they fit trajectory and style, or else those written."""
+    whole, turns, at = _text_at(trajectory, index), list[Turn](), 0
+    for turn in kept or ():
+        text = turn.text if turn.chars is None else whole[at : at + turn.chars]
+        turns.append(Turn(text=text, **turn.model_dump(exclude={"chars", "text"})))
+        added = _texts(turns, opening=index == 0)[-1]
+        at += len(added) + len(BLANK_LINE) * bool(added)
+    # Where the format cannot mark context, an agent's turn would be learnt.
+    allowed = style.marks_context or style.reply is not None
+    if (
+        kept is None
+        or any(turn.is_step or (turn.role == "agent" and not allowed) for turn in turns)
+        or _joined(turns, opening=index == 0) != whole
+    ):
+        return _written(trajectory, index, agent, style)
+    return turns
+
+
+def _restored_action(kept: Turn | None, step: Step, style: Style) -> Turn:
+    """The kept turn if it still says what the step does, or else the one that is written."""
+    fits = kept and not (kept.reasoning and style.reasoning == "none")
+    if kept and fits and read_action(kept) == StepTexts(thought=step.thought, action=step.action):
+        return kept
+    return write_action(step.thought, step.action, style)

@@ -1,0 +1,203 @@
+"""Files in the formats of other projects: recognised, read, and written.
+
+A file is read as JSON lines, as a list of objects, or as one object, compressed if its name ends in
+`.gz`. All its records have one format, which the fields of the first usable record tell.
+"""
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import JsonValue
+from pydantic_core import from_json
+
+from stepagent.formats.atif import read_atif, write_atif
+from stepagent.formats.knowagent import read_knowagent
+from stepagent.formats.messages import read_messages, write_openai, write_trl
+from stepagent.formats.records import JSON, FormatError
+from stepagent.formats.sharegpt import read_sharegpt, write_agentgym, write_eto
+from stepagent.formats.webshop import read_webshop
+from stepagent.trajectories import (
+    NotStrictJson,
+    TrajectoryError,
+    check_strict,
+    error_at,
+    lines_of,
+    parse,
+    printable,
+    shown,
+    write_lines,
+)
+from stepagent.types import Trajectory
+
+Fields = dict[str, JsonValue]
+
+READERS: dict[str, Callable[[Fields, str, str], Trajectory]] = {
+    "messages": read_messages,
+    "openai": read_messages,
+    "eto": read_sharegpt,
+    "agentgym": read_sharegpt,
+    "atif": read_atif,
+    "webshop": read_webshop,
+    "knowagent": read_knowagent,
+}
+"""Each takes a record, and the id and the task for one that has none itself."""
+
+WRITERS: dict[str, Callable[[Trajectory], Fields]] = {
+    "messages": write_trl,
+    "openai": write_openai,
+    "eto": write_eto,
+    "agentgym": write_agentgym,
+    "atif": write_atif,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Imported:
+    """The usable records of a file in its order, and the reasons why others are none."""
+
+    format: str
+    trajectories: tuple[Trajectory, ...]
+    places: str
+    """What records are counted by: `line` or `record`."""
+    rejected: dict[str, list[int]]
+    """By reason, the lines or records that were left out for it."""
+
+
+def read_foreign(
+    path: Path, *, format: str | None = None, task: str | None = None, skip_invalid: bool = False
+) -> Imported:
+    """All trajectories of a file in another format; each has its own id, and there is at least one.
+
+    `task` is the task of records that name none; without it the file's name is. The first record
+    that cannot be used raises `TrajectoryError`; with `skip_invalid` all of them are listed.
+    """
+    stem = path.name.removesuffix(".gz").rpartition(".")[0] or path.name
+    places, records = _records(path)
+    if any(_is_page(record) for _, record in records):
+        records = _gathered(records, stem)
+    trajectories: list[Trajectory] = []
+    rejected: dict[str, list[int]] = {}
+    place_of_id: dict[str, int] = {}
+    for number, record in records:
+        try:
+            if isinstance(record, str):
+                raise FormatError(record)
+            format = format or _recognised(record)
+            trajectory = READERS[format](record, f"{stem}/{number}", task or stem)
+            if (before := place_of_id.setdefault(trajectory.id, number)) != number:
+                raise FormatError(
+                    f"id: {shown(trajectory.id)} is already on {places} {before}; "
+                    "expected unique ids"
+                )
+            trajectories.append(trajectory)
+        except FormatError as error:
+            # Without a format, nothing else in the file can be read either.
+            if not skip_invalid or (format is None and not isinstance(record, str)):
+                raise _error_in(path, places, number, str(error)) from None
+            rejected.setdefault(str(error), []).append(number)
+    if not records:
+        raise error_at(path, f"empty; expected records in one of the formats {_names()}", 1)
+    if not trajectories or format is None:
+        reason, (number, *_) = next(iter(rejected.items()))
+        reason = f"none of its {len(records)} records is usable; {reason}"
+        raise _error_in(path, places, number, reason)
+    return Imported(
+        format=format, trajectories=tuple(trajectories), places=places, rejected=rejected
+    )
+
+
+def write_foreign(path: Path, trajectories: Iterable[Trajectory], format: str) -> None:
+    """Writes one record per line; whatever happens, the file is the old or the whole new one."""
+
+    def line(trajectory: Trajectory) -> str:
+        try:
+            return json.dumps(WRITERS[format](trajectory), ensure_ascii=False)
+        except FormatError as error:
+            raise error_at(path, f"trajectory {shown(trajectory.id)}: {error}") from None
+
+    write_lines(path, map(line, trajectories))
+
+
+def _names() -> str:
+    return ", ".join(READERS)
+
+
+def _error_in(path: Path, places: str, number: int, reason: str) -> TrajectoryError:
+    if places == "line":
+        return error_at(path, reason, number)
+    return error_at(path, f"record {number}: {reason}")
+
+
+def _recognised(record: Fields) -> str:
+    """The format that a record's fields tell."""
+    match record:
+        case {"schema_version": str(version)} if version.startswith("ATIF"):
+            return "atif"
+        case {"conversations": list(said)}:
+            flagged = any(isinstance(turn, dict) and "loss" in turn for turn in said)
+            return "agentgym" if flagged or "item_id" in record else "eto"
+        case {"conversations": _}:
+            return "agentgym" if "item_id" in record else "eto"
+        case {"messages": _}:
+            return "messages"
+        case {"session": _, "steps": _}:
+            return "webshop"
+        case {"input": _, "output": _}:
+            return "knowagent"
+        case {"id": _, "task": _, "instruction": _, "steps": _}:
+            raise FormatError(
+                "a trajectory already, which needs no import; "
+                f"expected a record in one of the formats {_names()}"
+            )
+    fields = ", ".join(printable(key) for key in list(record)[:8]) or "none"
+    raise FormatError(
+        f"format not recognised from the fields {fields}; expected a record in one of the formats "
+        f"{_names()} (--format names one)"
+    )
+
+
+def _is_page(record: Fields | str) -> bool:
+    return isinstance(record, dict) and {"page", "url", "goal"} <= record.keys()
+
+
+def _gathered(records: list[tuple[int, Fields | str]], stem: str) -> list[tuple[int, Fields | str]]:
+    """The one session of a WebShop log, whose records are its pages, or what is wrong with it."""
+    pages: list[JsonValue] = [record for _, record in records if isinstance(record, dict)]
+    faults = [(number, record) for number, record in records if isinstance(record, str)]
+    return [*faults] or [(1, {"session": stem, "steps": pages})]
+
+
+def _records(path: Path) -> tuple[str, list[tuple[int, Fields | str]]]:
+    """What records are counted by, and each with its number, or the reason why it is none."""
+    lines = list(lines_of(path))
+    whole = b"".join(line for _, line in lines if isinstance(line, bytes))
+    damaged = [(number, line) for number, line in lines if isinstance(line, str)]
+    if whole.lstrip().startswith(b"["):
+        return ("line", [*damaged]) if damaged else ("record", _listed(path, whole))
+    records = [(number, _fields(line)) for number, line in lines]
+    if len(lines) > 1 and not damaged and isinstance(records[0][1], str):
+        record = _fields(whole)  # perhaps one object that is spread over many lines
+        if isinstance(record, dict):
+            return "record", [(1, record)]
+    return "line", records
+
+
+def _fields(line: bytes | str) -> Fields | str:
+    parsed = line if isinstance(line, str) else parse(line, JSON)
+    return parsed if isinstance(parsed, str) else dict(parsed.model_extra or {})
+
+
+def _listed(path: Path, whole: bytes) -> list[tuple[int, Fields | str]]:
+    try:
+        entries = from_json(whole, allow_inf_nan=False)
+        check_strict(whole.decode())
+    except NotStrictJson as error:
+        raise error_at(path, str(error)) from None
+    except ValueError as error:
+        raise error_at(path, f"not JSON ({error}); expected a list of objects") from None
+    return [
+        (number, entry if isinstance(entry, dict) else f"expected an object, got {shown(entry)}")
+        for number, entry in enumerate(entries, start=1)
+    ]

@@ -1,0 +1,78 @@
+"""Records of other formats: how they are checked, and what a trajectory holds beyond them.
+
+What a format has no field for stands in its record under `stepagent`, and only what cannot be told
+from the rest of the record; with it, a trajectory that was exported is imported again as it was.
+"""
+
+from typing import Annotated, Any, TypeVar
+
+from pydantic import Field, JsonValue, ValidationError
+
+from stepagent.trajectories import problem_of, shown
+from stepagent.types import NonEmpty, Record, Trajectory
+
+R = TypeVar("R", bound=Record)
+
+KEY = "stepagent"
+"""The field of a record that holds the extras."""
+
+
+class FormatError(ValueError):
+    """A record cannot be a trajectory, or the reverse; the message says what was expected."""
+
+
+class JSON(Record, extra="allow"):
+    """Any object."""
+
+
+class StepTexts(Record):
+    """A step's texts, where they cannot be told apart in the text of its message."""
+
+    thought: str
+    action: str
+
+
+class Extras(Record):
+    """Fields of a trajectory that its record in another format does not show."""
+
+    task: NonEmpty | None = None
+    tools: list[dict[str, JsonValue]] = Field(default_factory=list)
+    score: Annotated[float, Field(ge=0, le=100)] | None = None
+    success: bool | None = None
+    truncated: bool = False
+    rewards: list[float | None] = Field(default_factory=list)
+    """One for each step, if any step has one."""
+    instruction_chars: int | None = None
+    """Where the instruction ends in the opening text, if that is not where it would be cut."""
+    steps: dict[str, StepTexts] = Field(default_factory=dict)
+    """By the index of the step."""
+    metadata: dict[str, JsonValue] = Field(default_factory=dict)
+
+    def field(self) -> dict[str, JsonValue]:
+        """The record's field that holds them; nothing if there is nothing to hold."""
+        held = self.model_dump(mode="json", exclude_defaults=True)
+        return {KEY: held} if held else {}
+
+
+def checked(record: JsonValue, record_type: type[R]) -> R:
+    """The record as its type; what is wrong with it is a `FormatError`."""
+    try:
+        return record_type.model_validate(record)
+    except ValidationError as error:
+        raise FormatError(problem_of(error, record_type)) from None
+
+
+def checked_trajectory(**fields: Any) -> Trajectory:
+    """The trajectory of these fields; what is wrong with them is a `FormatError`."""
+    return checked(fields, Trajectory)
+
+
+def id_of(value: JsonValue, field: str) -> str | None:
+    """An id, which may be a number; None if there is none."""
+    match value:
+        case None | str():
+            return value
+        case int() if not isinstance(value, bool):
+            return str(value)
+        case _:
+            raise FormatError(f"{field}: expected text or a whole number, got {shown(value)}")

@@ -1,0 +1,152 @@
+"""WebShop's session logs (princeton-nlp/WebShop, `user_session_logs`): what people did in the shop.
+
+A log is a line for each page that was opened: `{"page", "url", "goal", "content"}`, on the last one
+`reward`. A file is one session; several are read as one `{"session", "steps"}` object each. Read
+only.
+
+The log does not have the actions, but two pages in a row tell which one leads from the first to the
+second; where none does (a browser's back button), the session is rejected. A page that was loaded
+twice is one step. Nor does it have the text of the pages: observations have the buttons and what
+was logged, without titles, prices and option names. They are good for reading and counting, but not
+the observations that an agent will get from the shop.
+"""
+
+import json
+from itertools import pairwise
+from typing import Annotated, Literal
+
+from pydantic import Field, JsonValue
+
+from stepagent.formats.records import FormatError, checked, checked_trajectory, id_of
+from stepagent.types import NonEmpty, Record, Trajectory
+
+
+class Goal(Record, extra="allow"):
+    """What was to be bought."""
+
+    instruction_text: NonEmpty
+
+
+class Content(Record, extra="allow"):
+    """What the page showed."""
+
+    keywords: list[str] | str = ""
+    page: int | str = ""
+    asin: str = ""
+    options: dict[str, str] = Field(default_factory=dict)
+    search_result_asins: list[str] = Field(default_factory=list)
+
+    def is_of(self, results: "Content") -> bool:
+        """Whether an item's page belongs to a page of results; it has those as Python's text."""
+        return (self.keywords, self.page) == (str(results.keywords), str(results.page))
+
+
+class Page(Record, extra="allow"):
+    """One line of a log."""
+
+    page: Literal["index", "search_results", "item_page", "item_sub_page", "done"]
+    url: str
+    goal: Goal
+    content: Content = Content()
+    reward: Annotated[float, Field(ge=0, le=1)] | None = None
+    reward_info: JsonValue = None
+
+
+class Session(Record, extra="allow"):
+    """All lines of a log."""
+
+    steps: list[Page]
+    session: JsonValue = None
+
+
+def read_webshop(record: dict[str, JsonValue], name: str, task: str) -> Trajectory:
+    """The trajectory of a session; name is that of a session that has none itself."""
+    found = checked(record, Session)
+    # Equal addresses in a row are one page that was loaded again.
+    moves = [
+        (index, page, after)
+        for index, (page, after) in enumerate(pairwise(found.steps))
+        if page.url != after.url
+    ]
+    if not moves:
+        raise FormatError("steps: expected at least two different pages")
+    goal, last = found.steps[0].goal, found.steps[-1]
+    instruction = goal.instruction_text
+    steps: list[dict[str, JsonValue]] = [
+        {"observation": _observation(page, instruction), "action": _action(page, after, index)}
+        for index, page, after in moves
+    ]
+    if last.reward is not None:
+        steps[-1] |= {"reward": last.reward}
+    about: dict[str, JsonValue] = {"goal": goal.model_dump(mode="json")}
+    if last.reward_info is not None:
+        about["reward_info"] = last.reward_info
+    return checked_trajectory(
+        id=id_of(found.session, "session") or name,
+        task=task,
+        instruction=instruction,
+        steps=tuple(steps),
+        final_observation=_observation(last, instruction),
+        score=None if last.reward is None else 100 * last.reward,
+        success=None if last.reward is None else last.reward == 1,
+        metadata={"webshop": about},
+    )
+
+
+def _action(before: Page, after: Page, index: int) -> str:
+    """The action that leads from one page to the other."""
+    seen, then = before.content, after.content
+    same_item = (then.asin, then.options) == (seen.asin, seen.options)
+    match before.page, after.page:
+        case "index", "search_results" if isinstance(then.keywords, list) and then.page == 1:
+            return f"search[{' '.join(then.keywords)}]"
+        case "search_results" | "item_page" | "item_sub_page", "index":
+            return "click[back to search]"
+        case "search_results", "search_results" if then.keywords == seen.keywords:
+            if isinstance(seen.page, int) and then.page == seen.page + 1:
+                return "click[next >]"
+            if isinstance(seen.page, int) and then.page == seen.page - 1:
+                return "click[< prev]"
+        case "search_results", "item_page" if then.is_of(seen) and not then.options:
+            if then.asin in seen.search_result_asins:
+                return f"click[{then.asin.lower()}]"
+        case "item_page", "search_results" if seen.is_of(then):
+            return "click[< prev]"
+        case "item_page", "item_page" if then.asin == seen.asin:
+            chosen = [k for k, value in then.options.items() if seen.options.get(k) != value]
+            if len(chosen) == 1 and then.options == seen.options | {
+                chosen[0]: then.options[chosen[0]]
+            }:
+                return f"click[{then.options[chosen[0]]}]"
+        case "item_page", "item_sub_page" if same_item and after.url.count("/") > 1:
+            return f"click[{after.url.split('/')[-2].lower()}]"
+        case "item_sub_page", "item_page" if same_item:
+            return "click[< prev]"
+        case "item_page", "done" if same_item:
+            return "click[buy now]"
+    raise FormatError(
+        f"steps[{index + 1}]: no single action leads to this page ({after.page}) from the one "
+        f"before ({before.page}); expected moves that the shop's buttons make"
+    )
+
+
+def _observation(page: Page, instruction: str) -> str:
+    """What the log has of a page, in the shop's order of texts."""
+    content = page.content
+    options = [json.dumps(content.options, ensure_ascii=False)] if content.options else []
+    task = ["Instruction:", instruction]
+    match page.page:
+        case "index":
+            parts = ["WebShop", *task, "Search"]
+        case "search_results":
+            back = ["< Prev"] if content.page != 1 else []
+            parts = [*task, "Back to Search", f"Page {content.page}", *back, "Next >"]
+            parts += content.search_result_asins
+        case "item_page":
+            parts = [*task, "Back to Search", "< Prev", *options, content.asin]
+            parts += ["Description", "Features", "Reviews", "Buy Now"]
+        case "item_sub_page":
+            parts = [*task, "Back to Search", "< Prev"]
+        case "done":
+            parts = ["Thank you for shopping with us!", "asin", content.asin, *options]
+    return " [SEP] ".join(parts)
