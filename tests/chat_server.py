@@ -36,6 +36,7 @@ class Send:
 
     body: bytes
     content_type: str = "application/json"
+    status: int = 200
 
 
 class Reset:
@@ -83,7 +84,7 @@ class ChatServer:
                     case Say():
                         self.send(200, json.dumps(completion(answer, model)).encode())
                     case Send():
-                        self.send(200, answer.body, answer.content_type)
+                        self.send(answer.status, answer.body, answer.content_type)
                     case Refuse():
                         error = {"message": answer.message, "code": answer.code}
                         self.send(answer.status, json.dumps({"error": error}).encode())

@@ -100,6 +100,13 @@ def test_a_refusal_is_one_line_that_quotes_the_server_escaped_and_without_the_ke
 
 
 @pytest.mark.parametrize(
+    "body", [b'{"detail": "no such model"}', b'{"message": "no such model"}', b"no such model"]
+)
+def test_errors_of_servers_with_a_form_of_their_own_are_quoted_too(body: bytes) -> None:
+    assert "no such model" in str(error_for(Send(body, status=400)))
+
+
+@pytest.mark.parametrize(
     "answer",
     [
         Refuse(400, "too much", code="context_length_exceeded"),

@@ -59,27 +59,32 @@ def test_the_turn_of_a_step_reads_as_the_step(prompt: Prompt, thought: str) -> N
 
 
 def test_without_examples_there_are_the_rules_and_what_one_has_to_know() -> None:
-    assert [(m.role, m.content) for m in REACT.opening()] == [("system", RULES["react"])]
-    told = Prompt("action", guide="You can go on.").opening()
-    assert [m.content for m in told] == [f"{RULES['action']}\n\nYou can go on."]
+    told = [(m.role, m.content) for m in REACT.opening("Do it.", "Red.")]
+    assert told == [("system", RULES["react"]), ("user", "Your task: Do it.\n\nRed.")]
+    guided = Prompt("action", guide="You can go on.").opening("Do it.", "Red.")
+    assert guided[0].content == f"{RULES['action']}\n\nYou can go on."
 
 
 def test_examples_are_turns_of_the_chat_and_the_roles_alternate() -> None:
     examples = demonstrations()[:2]
-    told = Prompt("react", examples=examples).opening()
-    assert [m.role for m in told[1:]] == ["user", "assistant"] * (len(told) // 2)
+    told = Prompt("react", examples=examples).opening("Do it.", "Red.")
+    assert [m.role for m in told[1:]] == [*["user", "assistant"] * (len(told) // 2 - 1), "user"]
     actions = [m.content for m in told if m.content.startswith("Action: ")]
     assert actions == [f"Action: {s.action}" for t in examples for s in t.steps]
     begun = [m.content for m in told if "Your task: " in m.content]
     assert begun[0].startswith(f"Your task: {examples[0].instruction}\n\nThe ")
     assert begun[1].startswith(f"{examples[0].final_observation}\n\nThat task is over.\n\nYour")
-    assert told[-2].content == f"{examples[1].final_observation}\n\nThat task is over."
+    ended = f"{examples[1].final_observation}\n\nThat task is over."
+    assert told[-1].content == f"{ended}\n\nYour task: Do it.\n\nRed."
+    seen = {m.content for m in told if m.role == "user"}
+    assert all(s.observation in seen for t in examples for s in t.steps[1:])
 
 
 def test_nothing_that_is_said_is_empty() -> None:
     blank = Trajectory(
         id="a", task="t", instruction="Do it.", steps=(Step(observation=" ", action="go"),) * 2
     )
-    told = Prompt("action", examples=(blank,)).opening()
+    told = Prompt("action", examples=(blank,)).opening("Do it.", "")
     assert all(m.content.strip() for m in told)
-    assert REACT.first("Do it.", "").endswith(NOTHING)
+    assert told[-1].content.startswith(f"{NOTHING}\n\n")
+    assert told[-1].content.endswith(f"\n\n{NOTHING}")

@@ -20,7 +20,7 @@ from typing import Any
 from pydantic import JsonValue
 
 from stepagent.backends.chat import ChatClient, Message, TooLong, Usage
-from stepagent.prompts import NOTHING, Prompt, PromptFormat
+from stepagent.prompts import NOTHING, Prompt, PromptFormat, seen_text
 from stepagent.tasks.base import EnvironmentLost, Task, TextEnv
 from stepagent.types import Step, Trajectory
 
@@ -64,7 +64,7 @@ class PromptedPolicy:
     def settings(self, item: str) -> dict[str, JsonValue]:
         """All that decides how the item is played; part of its episode's metadata."""
         prompt = self.prompt(item)
-        told = json.dumps([asdict(message) for message in prompt.opening()])
+        told = json.dumps([asdict(message) for message in prompt.opening("", "")])
         facts = self.task.facts()
         return {
             "model": self.client.model,
@@ -176,8 +176,7 @@ def _episode(policy: PromptedPolicy, env: TextEnv, item: str, stop: Event) -> Tr
 def _begin(episode: _Running, prompt: Prompt, env: TextEnv) -> None:
     episode.observation, episode.info = env.reset(options={"item": episode.item})
     episode.instruction = episode.info["instruction"]
-    first = prompt.first(episode.instruction, episode.observation)
-    episode.messages = [*prompt.opening(), Message("user", first)]
+    episode.messages = prompt.opening(episode.instruction, episode.observation)
     episode.steps, episode.silent = [], 0
 
 
@@ -202,7 +201,7 @@ def _step(episode: _Running, prompt: Prompt, client: ChatClient, env: TextEnv) -
         reward=float(reward),
     )
     episode.steps.append(step)
-    episode.messages += [prompt.answer(step), Message("user", prompt.seen(after))]
+    episode.messages += [prompt.answer(step), Message("user", seen_text(after))]
     episode.observation = after
     if episode.silent == MAX_SILENT and not (episode.terminated or episode.truncated):
         episode.truncated = True

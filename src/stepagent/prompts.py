@@ -41,30 +41,18 @@ class Prompt:
     """What the model has to know about the environment, such as the actions there are."""
     examples: tuple[Trajectory, ...] = ()
 
-    def opening(self) -> list[Message]:
-        """The rules and the examples, before the episode itself."""
+    def opening(self, instruction: str, observation: str) -> list[Message]:
+        """All that is said before the first reply: the rules, the examples, the first state."""
         messages = [Message("system", "\n\n".join(filter(None, [RULES[self.format], self.guide])))]
         before = ""
         for example in self.examples:
-            for number, step in enumerate(example.steps):
-                seen = self.seen(step.observation)
-                if number == 0:
-                    seen = self.first(example.instruction, step.observation)
-                messages += [Message("user", before + seen), self.answer(step)]
-                before = ""
-            before = f"{self.seen(example.final_observation)}\n\nThat task is over.\n\n"
-        if before:
-            # The roles have to alternate, so the end of the last example has a turn of its own.
-            messages += [Message("user", before.strip()), Message("assistant", "Understood.")]
-        return messages
-
-    def first(self, instruction: str, observation: str) -> str:
-        """What is said when an episode begins."""
-        return f"Your task: {instruction}\n\n{self.seen(observation)}"
-
-    def seen(self, observation: str) -> str:
-        """What is said after an action."""
-        return observation if observation.strip() else NOTHING
+            seen = before + _first(example.instruction, example.steps[0].observation)
+            for step, after in zip(example.steps, [*example.steps[1:], None], strict=True):
+                messages += [Message("user", seen), self.answer(step)]
+                seen = seen_text(after.observation if after else example.final_observation)
+            # Within one message, since the roles have to alternate.
+            before = f"{seen}\n\nThat task is over.\n\n"
+        return [*messages, Message("user", before + _first(instruction, observation))]
 
     def answer(self, step: Step) -> Message:
         """The reply that a step stands for."""
@@ -88,6 +76,15 @@ class Prompt:
             thought, action = ("", said) if is_bare else (said, "")
         thought = thought.strip(" \t\n*").removeprefix("Thought:").strip(" \t\n*")
         return "\n".join(filter(None, [reasoning, thought])), _first_line(action)
+
+
+def seen_text(observation: str) -> str:
+    """What is said of an observation."""
+    return observation if observation.strip() else NOTHING
+
+
+def _first(instruction: str, observation: str) -> str:
+    return f"Your task: {instruction}\n\n{seen_text(observation)}"
 
 
 def _first_line(text: str) -> str:

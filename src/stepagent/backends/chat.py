@@ -159,7 +159,7 @@ class ChatClient:
         """The package's error as one line that says what to do."""
         import openai
 
-        said = self._quoted(error.message)
+        said = self._quoted(_message(error))
         tries = self.config.max_retries + 1
         match error:
             case openai.APITimeoutError():
@@ -218,8 +218,17 @@ def _shown_url(url: str) -> str:
     return f"{parts.scheme}://{host}{port}{parts.path}"
 
 
+def _message(error: "openai.APIError") -> str:
+    """What the server said of an error, in whatever form."""
+    import openai
+
+    if isinstance(error.body, dict) and isinstance(message := error.body.get("message"), str):
+        return message
+    return error.response.text if isinstance(error, openai.APIStatusError) else error.message
+
+
 def _is_too_long(error: "openai.APIStatusError") -> bool:
     """Whether a request was refused for its length; servers agree on no code for it."""
-    text = f"{error.code} {error.message}".lower().replace("_", " ")
+    text = f"{error.code} {_message(error)}".lower().replace("_", " ")
     is_length = any(word in text for word in ("context length", "context size", "context window"))
     return error.status_code in (400, 413, 422) and is_length
