@@ -78,7 +78,7 @@ def test_the_metadata_say_who_was_asked_how_and_what_it_cost() -> None:
     assert metadata["stopped"] == ""
 
 
-def test_each_turn_carries_the_whole_history() -> None:
+def test_each_request_carries_the_whole_history() -> None:
     with ChatServer() as server:
         episode = played(policy(server), ["far/41"])["far/41"]
     said = [m["content"] for m in server.requests[-1]["messages"]]

@@ -50,12 +50,12 @@ def test_the_action_format_reads_the_first_line(text: str, thought: str, action:
 
 @pytest.mark.parametrize("prompt", [REACT, ACTION])
 @pytest.mark.parametrize("thought", ["", "It is red."])
-def test_the_turn_of_a_step_reads_as_the_step(prompt: Prompt, thought: str) -> None:
+def test_the_reply_of_a_step_reads_as_the_step(prompt: Prompt, thought: str) -> None:
     step = Step(observation="Red.", action="open red box", thought=thought)
-    turn = prompt.answer(step)
-    assert turn.role == "assistant"
+    reply = prompt.answer(step)
+    assert reply.role == "assistant"
     said = thought if prompt is REACT else ""
-    assert prompt.read(turn.content) == (said, "open red box")
+    assert prompt.read(reply.content) == (said, "open red box")
 
 
 def test_without_examples_there_are_the_rules_and_what_one_has_to_know() -> None:
@@ -65,7 +65,7 @@ def test_without_examples_there_are_the_rules_and_what_one_has_to_know() -> None
     assert guided[0].content == f"{RULES['action']}\n\nYou can go on."
 
 
-def test_examples_are_turns_of_the_chat_and_the_roles_alternate() -> None:
+def test_examples_stand_in_the_chat_and_the_roles_alternate() -> None:
     examples = demonstrations()[:2]
     told = Prompt("react", examples=examples).opening("Do it.", "Red.")
     assert [m.role for m in told[1:]] == [*["user", "assistant"] * (len(told) // 2 - 1), "user"]

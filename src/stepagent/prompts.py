@@ -2,7 +2,7 @@
 
 Two formats. `action`: the model answers with the action alone. `react`: it thinks first, "Thought:
 ..." and then "Action: ..." (Yao et al. 2023). Either can have examples: expert trajectories that
-stand in the chat as earlier turns.
+stand in the chat as earlier messages.
 """
 
 import re
@@ -34,7 +34,7 @@ RULES: dict[PromptFormat, str] = {
 
 @dataclass(frozen=True)
 class Prompt:
-    """The rules, the examples, and the form of every turn."""
+    """The rules, the examples, and the form of every reply."""
 
     format: PromptFormat
     guide: str = ""
