@@ -56,6 +56,8 @@ def main(args: Sequence[str] | None = None) -> None:
         if command in ("train", "reflect"):
             again = [*args, *(["--resume"] if "--resume" not in args else [])]
             hint = f"; to go on: stepagent {shlex.join(again)}"
+        elif command in ("collect", "evaluate") and any("openai:" in arg for arg in args):
+            hint = f"; to go on: stepagent {shlex.join(args)}"
         print(f"stepagent: stopped{hint}", file=sys.stderr)
         raise SystemExit(130) from None
     except BrokenPipeError:

@@ -1,6 +1,6 @@
-"""Demonstrations from a task's own expert: collected, and what failed counted."""
+"""Demonstrations: what an expert solved is collected, what it did not is counted."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -37,4 +37,16 @@ def collect(task: Task, items: Iterable[str], *, num_parallel: int = 4) -> Colle
     return Collection(
         trajectories=tuple(t for t in found if isinstance(t, Trajectory)),
         failed=tuple(str(t) for t in found if isinstance(t, ExpertFailed)),
+    )
+
+
+def solved(episodes: Sequence[Trajectory]) -> Collection:
+    """The successful ones among episodes of a policy that is taken for an expert."""
+    return Collection(
+        trajectories=tuple(t for t in episodes if t.success),
+        failed=tuple(
+            f"{t.id}: score {t.score:g} after {len(t.steps)} steps, not solved"
+            for t in episodes
+            if not t.success
+        ),
     )

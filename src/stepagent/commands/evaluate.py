@@ -6,9 +6,26 @@ from typing import Annotated
 
 import tyro
 
+from stepagent.backends.chat import ChatClient
 from stepagent.commands.models import load_policy, open_task, prepare
-from stepagent.commands.parsing import check_new_file, run_command
-from stepagent.evaluation import EvaluationConfig, choose_items, evaluate, panel_hash
+from stepagent.commands.parsing import UsageError, check_new_file, check_num_parallel, run_command
+from stepagent.commands.prompted import (
+    PROMPTED,
+    PromptedConfig,
+    model_name,
+    open_client,
+    open_prompted,
+    play_all,
+    print_bill,
+)
+from stepagent.evaluation import (
+    EvaluationConfig,
+    choose_items,
+    evaluate,
+    panel_hash,
+    summarize,
+)
+from stepagent.journal import journal_path
 from stepagent.pipeline import PANEL_SEED, TaskConfig
 from stepagent.results import interval_text
 from stepagent.tasks.base import Split
@@ -26,6 +43,7 @@ def evaluate_policy(
     num_per_type: int = 18,
     seed: int = 0,
     config: Annotated[EvaluationConfig, tyro.conf.arg(name="")] = DEFAULT,
+    prompted: Annotated[PromptedConfig, tyro.conf.arg(name="")] = PROMPTED,
 ) -> None:
     """Lets a policy act in the environment, once on each item of a fixed panel.
 
@@ -33,30 +51,48 @@ def evaluate_policy(
     episode) and success, both with 95 % intervals, and the hash of the panel's items: equal hashes
     mean equal items.
 
+    With --policy openai:MODEL a chat model is prompted, and tokens and cost are printed too. Every
+    finished episode is written to OUT.episodes at once, so that the same command goes on after a
+    kill and pays for no episode twice; that file goes when OUT, which has them all, is written. The
+    key is read from the environment variable OPENAI_API_KEY.
+
     For example: stepagent evaluate --policy novice --task-types find-plant --out episodes.jsonl
 
     Args:
-        policy: A model folder, a GGUF file, or the id of a model on the hub.
+        policy: A model folder, a GGUF file, the id of a model on the hub, or openai:MODEL on an
+            OpenAI-compatible server.
         task: Environment and protocol.
         out: The file for the episodes; a name that ends in .gz is compressed.
         split: Which items to choose from.
         num_per_type: Items of each task type; all, where the split has fewer.
-        seed: Of the sampling, if it is not greedy; the panel does not depend on it.
+        seed: Of a local policy's sampling, if it is not greedy; the panel does not depend on it.
         config: How episodes are run.
+        prompted: How a chat model is asked.
     """
+    name = model_name(policy, prompted)
+    if name and config.decoding != DEFAULT.decoding:
+        raise UsageError(f"{policy}: --decoding is only for local policies; see --temperature")
+    check_num_parallel(config.num_parallel)
     check_new_file(out)
     prepare()
-    agent = load_policy(policy)
+    agent = open_client(name, prompted) if name else load_policy(Path(policy))
     world = open_task(task)
     try:
         panel = choose_items(world, split, num_per_type, seed=PANEL_SEED)
-        result = evaluate(agent, world, panel, config, seed=seed)
+        if isinstance(agent, ChatClient):
+            chat_model = open_prompted(agent, prompted, world)
+            result = summarize(play_all(chat_model, panel, out, num_parallel=config.num_parallel))
+        else:
+            result = evaluate(agent, world, panel, config, seed=seed)
     finally:
         world.close()
     write_jsonl(out, result.episodes)
     print(f"score    {interval_text(result.score)}")
     print(f"success  {interval_text(result.success, percent=True)}")
     print(f"panel    {len(panel)} {split} items, sha256 {panel_hash(panel)}")
+    if name:
+        journal_path(out).unlink()
+        print_bill(result.episodes, prompted)
     print(f"episodes {out}")
 
 

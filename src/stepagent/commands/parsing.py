@@ -30,6 +30,12 @@ def run_command(function: Callable[..., None], name: str, args: Sequence[str]) -
     tyro.cli(function, prog=f"stepagent {name}", args=args, config=CONFIG)
 
 
+def check_num_parallel(number: int) -> None:
+    """Raises `UsageError` for a number of episodes at the same time that runs none."""
+    if number < 1:
+        raise UsageError(f"--num-parallel must be at least 1, not {number}")
+
+
 def check_new_folder(folder: Path) -> None:
     """Raises `UsageError` unless the folder can be made."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

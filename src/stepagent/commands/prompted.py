@@ -1,0 +1,171 @@
+"""How commands open and pay chat models: the options, the journal of episodes, the bill."""
+
+import logging
+import math
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from stepagent.backends.chat import ChatClient, ChatConfig, ChatError, Usage
+from stepagent.commands.parsing import UsageError
+from stepagent.journal import Journal, journal_path
+from stepagent.progress import track
+from stepagent.prompting import PromptedPolicy, play
+from stepagent.prompts import PromptFormat
+from stepagent.tasks.base import Task
+from stepagent.trajectories import read_trajectories
+from stepagent.types import Trajectory
+
+logger = logging.getLogger(__name__)
+
+PREFIX = "openai:"
+"""Marks the name of a model on an OpenAI-compatible server."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptedConfig:
+    """A chat model on an OpenAI-compatible server: only for openai:MODEL."""
+
+    chat: Annotated[ChatConfig, tyro.conf.arg(name="")] = ChatConfig()
+    """The server and its model."""
+    prompt_format: PromptFormat = "react"
+    """Whether the model thinks before each action (react) or says the action alone."""
+    few_shot: int = 0
+    """Examples in the prompt, of the item's own task type if there are enough."""
+    demonstrations: Path | None = None
+    """Expert trajectories to take the examples from; only those of training items are used."""
+    guide: Path | None = None
+    """A text that the model is told first, such as which actions there are."""
+    price_in: float | None = None
+    """Price of a million tokens read, in any currency."""
+    price_out: float | None = None
+    """Price of a million tokens written."""
+
+
+PROMPTED = PromptedConfig()
+
+
+def model_name(policy: str, config: PromptedConfig) -> str | None:
+    """The chat model that a policy's name stands for; None for any other policy.
+
+    Raises `UsageError` for options that say nothing about such a policy, or nothing possible.
+    """
+    if not policy.startswith(PREFIX):
+        if config != PROMPTED:
+            raise UsageError(
+                f"{policy}: no chat model; --base-url, --few-shot and the like are only for "
+                f"{PREFIX}MODEL"
+            )
+        return None
+    if not (name := policy.removeprefix(PREFIX).strip()):
+        raise UsageError(f"{policy}: names no model; expected {PREFIX}MODEL")
+    chat = config.chat
+    for wrong, expected in (
+        (config.few_shot < 0, "--few-shot of at least 0"),
+        (bool(config.few_shot) != bool(config.demonstrations), "--few-shot with --demonstrations"),
+        ((config.price_in is None) != (config.price_out is None), "--price-in with --price-out"),
+        (not _are_amounts(config.price_in, config.price_out), "prices of at least 0"),
+        (not _are_amounts(chat.temperature), "--temperature of at least 0"),
+        (chat.max_tokens < 1, "--max-tokens of at least 1"),
+        (not (0 < chat.timeout_seconds < math.inf), "--timeout-seconds above 0"),
+        (chat.max_retries < 0, "--max-retries of at least 0"),
+    ):
+        if wrong:
+            raise UsageError(f"{policy}: expected {expected}")
+    return name
+
+
+def _are_amounts(*numbers: float | None) -> bool:
+    return all(number is None or 0 <= number < math.inf for number in numbers)
+
+
+def open_client(name: str, config: PromptedConfig) -> ChatClient:
+    """The model on its server; asks nothing yet."""
+    return ChatClient(name, config.chat)
+
+
+def open_prompted(client: ChatClient, config: PromptedConfig, task: Task) -> PromptedPolicy:
+    """The model with its prompt; raises `UsageError` for too few examples."""
+    examples: tuple[Trajectory, ...] = ()
+    if config.demonstrations:
+        # No item of another split may stand in a prompt, whatever the file holds.
+        usable = set(task.items("train"))
+        found = read_trajectories(config.demonstrations).trajectories
+        examples = tuple(t for t in found if t.id in usable)
+        if len(examples) <= config.few_shot:  # one may be the very item that is played
+            raise UsageError(
+                f"{config.demonstrations}: has {len(examples)} trajectories of training items of "
+                f"these task types; --few-shot {config.few_shot} needs one more than that many"
+            )
+        if config.prompt_format == "react" and not any(
+            s.thought for t in examples for s in t.steps
+        ):
+            logger.warning(
+                "%s: its steps have no thoughts, so the examples show none; the model may "
+                "not think either",
+                config.demonstrations,
+            )
+    return PromptedPolicy(
+        client=client,
+        task=task,
+        format=config.prompt_format,
+        guide=_text(config.guide) if config.guide else "",
+        demonstrations=examples,
+        few_shot=config.few_shot,
+    )
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8").strip()
+    except UnicodeDecodeError:
+        raise UsageError(f"{file}: not text in UTF-8") from None
+
+
+def play_all(
+    policy: PromptedPolicy, items: Sequence[str], out: Path, *, num_parallel: int
+) -> tuple[Trajectory, ...]:
+    """The policy's episodes in the order of the items; those in the journal are not paid again."""
+    with Journal(journal_path(out)) as journal:
+        left = []
+        for item in items:
+            if item in journal.episodes:
+                journal.check(item, policy.settings(item))
+            else:
+                left.append(item)
+        if len(left) < len(items):
+            logger.info(
+                "%s: has %d of %d episodes", journal.path, len(items) - len(left), len(items)
+            )
+        try:
+            with closing(play(policy, left, num_parallel=num_parallel)) as episodes:
+                for episode in track(episodes, "Episodes", total=len(left)):
+                    journal.add(episode)
+        except ChatError as error:
+            done = sum(item in journal.episodes for item in items)
+            raise ChatError(
+                f"{error}; {done} of {len(items)} episodes are finished and kept, the same command "
+                "goes on"
+            ) from None
+        return tuple(journal.episodes[item] for item in items)
+
+
+def print_bill(episodes: Sequence[Trajectory], config: PromptedConfig) -> None:
+    """Tokens and cost of the episodes; a dash for what is not known."""
+    usage = Usage()
+    for episode in episodes:
+        read, written = (episode.metadata[f"{kind}_tokens"] for kind in ("prompt", "completion"))
+        usage += Usage(
+            read if isinstance(read, int) else None, written if isinstance(written, int) else None
+        )
+    cost = usage.cost(config.price_in, config.price_out)
+    counts = ["-" if n is None else str(n) for n in (usage.prompt_tokens, usage.completion_tokens)]
+    print(f"tokens   {counts[0]} in, {counts[1]} out")
+    if cost is None:
+        print("cost     -")
+    else:
+        print(f"cost     {cost:.4f} ({config.price_in:g} and {config.price_out:g} for a million)")

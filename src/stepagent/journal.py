@@ -1,0 +1,86 @@
+"""The journal of episodes that cost money: each is on the disk as soon as it is finished.
+
+It is an ordinary file of trajectories, beside the file that is written at the end. A command that
+was killed and is called again finds there what need not be paid for twice. A kill can cut off the
+last line; that episode is then played again.
+"""
+
+import fcntl
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from stepagent.trajectories import read_jsonl
+from stepagent.types import Trajectory
+
+LINE_START = b'{"id":'
+"""What every line begins with: only such a line is taken out, never one of a foreign file."""
+
+
+class JournalError(ValueError):
+    """The journal cannot be used as asked; the message is one line."""
+
+
+def journal_path(out: Path) -> Path:
+    """Where the journal of an output file is."""
+    return out.with_name(f"{out.name}.episodes")
+
+
+class Journal:
+    """An open journal, locked against a second process; `with` closes it."""
+
+    def __init__(self, path: Path) -> None:
+        """Opens the file, which may be missing; a last line that was cut off is taken out."""
+        self.path = path
+        self._file = open(path, "a+b")  # noqa: SIM115 -- held as long as the journal
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.close()
+            raise JournalError(f"{path}: another process is writing it") from None
+        try:
+            self._drop_cut_off_line()
+            self.episodes = {t.id: t for t in read_jsonl(path, Trajectory)}
+            """What is finished, by item."""
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> "Journal":
+        """The journal itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Closes it."""
+        self.close()
+
+    def close(self) -> None:
+        """Lets other processes use the file; one without an episode is removed."""
+        if self._file.seek(0, 2) == 0:
+            self.path.unlink(missing_ok=True)
+        self._file.close()
+
+    def add(self, episode: Trajectory) -> None:
+        """Writes a finished episode behind the others."""
+        self._file.write(episode.model_dump_json().encode() + b"\n")
+        self._file.flush()
+        self.episodes[episode.id] = episode
+
+    def check(self, item: str, settings: Mapping[str, JsonValue]) -> None:
+        """Raises `JournalError` if the item was played under other settings than these."""
+        metadata = self.episodes[item].metadata
+        for name, value in settings.items():
+            if metadata.get(name) != value:
+                raise JournalError(
+                    f"{self.path}: {item} was played with {name} {metadata.get(name)!r}, now it is "
+                    f"{value!r}; go on as it was begun, name another --out, or delete that file"
+                )
+
+    def _drop_cut_off_line(self) -> None:
+        self._file.seek(0)
+        whole = self._file.read()
+        end = whole.rfind(b"\n") + 1
+        if not whole[end:].startswith(LINE_START[: len(whole) - end]):
+            raise JournalError(f"{self.path}: not a journal of episodes; name another --out")
+        self._file.truncate(end)

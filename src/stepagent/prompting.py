@@ -1,0 +1,235 @@
+"""Prompted policies: chat models act in environments of a task, as baselines or as experts.
+
+What a local policy meets, a prompted one meets too: any action is sent, also an empty one or one
+that was cut off, and costs a step. Only after `MAX_SILENT` replies without an action in a row the
+episode ends truncated, for each of them costs money. Nothing is cut from the history: an episode
+that outgrows the model's context ends truncated.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Generator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from queue import Empty, SimpleQueue
+from threading import Event, Thread
+from typing import Any
+
+from pydantic import JsonValue
+
+from stepagent.backends.chat import ChatClient, Message, TooLong, Usage
+from stepagent.prompts import NOTHING, Prompt, PromptFormat, seen_text
+from stepagent.tasks.base import EnvironmentLost, Task, TextEnv
+from stepagent.types import Step, Trajectory
+
+logger = logging.getLogger(__name__)
+
+MAX_TRIES = 3
+"""How often an episode is begun before a lost environment is an error."""
+
+MAX_SILENT = 3
+"""Replies without an action, one after the other, that end an episode."""
+
+PROTOCOL = ("engine", "simplification", "step_limit")
+"""Those facts of a task that decide how an item is played."""
+
+
+@dataclass(frozen=True)
+class PromptedPolicy:
+    """A chat model that acts in one task, and how it is prompted."""
+
+    client: ChatClient
+    task: Task
+    format: PromptFormat
+    guide: str = ""
+    """What the model has to know about the environment, such as the actions there are."""
+    demonstrations: tuple[Trajectory, ...] = ()
+    """Expert trajectories, from which the examples are chosen."""
+    few_shot: int = 0
+    """Examples in a prompt."""
+
+    def prompt(self, item: str) -> Prompt:
+        """The item's own prompt; examples of its group come first, itself is never among them."""
+        group = self.task.group(item)
+        others = [(own, t) for own, t in self._grouped if t.id != item]
+        nearest = sorted(others, key=lambda other: other[0] != group)[: self.few_shot]
+        return Prompt(self.format, self.guide, tuple(t for _, t in nearest))
+
+    @cached_property
+    def _grouped(self) -> list[tuple[str, Trajectory]]:
+        return [(self.task.group(t.id), t) for t in self.demonstrations]
+
+    def settings(self, item: str) -> dict[str, JsonValue]:
+        """All that decides how the item is played; part of its episode's metadata."""
+        prompt = self.prompt(item)
+        told = json.dumps([asdict(message) for message in prompt.opening("", "")])
+        facts = self.task.facts()
+        return {
+            "model": self.client.model,
+            "prompt_format": self.format,
+            "examples": [example.id for example in prompt.examples],
+            "prompt_sha256": hashlib.sha256(told.encode()).hexdigest(),
+            "temperature": self.client.config.temperature,
+            "max_tokens": self.client.config.max_tokens,
+            "protocol": {name: facts[name] for name in PROTOCOL if name in facts},
+        }
+
+
+class _Stopped(Exception):
+    """Nobody waits for the episode any more."""
+
+
+def play(
+    policy: PromptedPolicy, items: Sequence[str], *, num_parallel: int
+) -> Generator[Trajectory, None, None]:
+    """The policy's episodes, as they are finished.
+
+    After an error no episode is begun, those that run are played to their end, since they are
+    paid for, and then the error is raised. Closing the iterator stops without waiting.
+    """
+    waiting: SimpleQueue[str] = SimpleQueue()
+    for item in items:
+        waiting.put(item)
+    results: SimpleQueue[Trajectory | Exception | None] = SimpleQueue()
+    stop = Event()
+
+    def work() -> None:
+        env = policy.task.make_env()
+        try:
+            with suppress(Empty, _Stopped):
+                while True:
+                    results.put(_episode(policy, env, waiting.get_nowait(), stop))
+        except Exception as error:
+            with suppress(Empty):
+                while True:
+                    waiting.get_nowait()
+            results.put(error)
+        finally:
+            env.close()
+            results.put(None)
+
+    num_working = min(num_parallel, len(items))
+    for _ in range(num_working):
+        # Daemons, since a thread that waits for a server would keep Ctrl-C waiting too.
+        Thread(target=work, daemon=True).start()
+    failure: Exception | None = None
+    try:
+        while num_working:
+            match results.get():
+                case None:
+                    num_working -= 1
+                case Exception() as error:
+                    failure = failure or error
+                case Trajectory() as episode:
+                    yield episode
+    finally:
+        stop.set()
+    if failure:
+        raise failure
+
+
+@dataclass
+class _Running:
+    """An episode in progress."""
+
+    item: str
+    instruction: str = ""
+    observation: str = ""
+    steps: list[Step] = field(default_factory=list)
+    messages: list[Message] = field(default_factory=list)
+    info: dict[str, Any] = field(default_factory=dict)
+    terminated: bool = False
+    truncated: bool = False
+    stopped: str = ""
+    """Why the episode was ended here and not by the environment."""
+    silent: int = 0
+    """Replies without an action since the last one that had one."""
+    # What it has cost and how it was answered, attempts that were lost included.
+    usage: Usage = Usage()
+    empty_replies: int = 0
+    cut_off_replies: int = 0
+
+
+def _episode(policy: PromptedPolicy, env: TextEnv, item: str, stop: Event) -> Trajectory:
+    """One episode; a lost environment has it repeated."""
+    episode = _Running(item)
+    prompt = policy.prompt(item)
+    for tries_left in reversed(range(MAX_TRIES)):
+        try:
+            _begin(episode, prompt, env)
+            while not (episode.terminated or episode.truncated):
+                if stop.is_set():
+                    raise _Stopped
+                _step(episode, prompt, policy.client, env)
+            break
+        except EnvironmentLost:
+            if stop.is_set():
+                raise _Stopped from None
+            if not tries_left:
+                raise
+            logger.warning("%s: environment lost; repeating the episode", item)
+    return _finish(episode, policy)
+
+
+def _begin(episode: _Running, prompt: Prompt, env: TextEnv) -> None:
+    episode.observation, episode.info = env.reset(options={"item": episode.item})
+    episode.instruction = episode.info["instruction"]
+    episode.messages = prompt.opening(episode.instruction, episode.observation)
+    episode.steps, episode.silent = [], 0
+
+
+def _step(episode: _Running, prompt: Prompt, client: ChatClient, env: TextEnv) -> None:
+    try:
+        reply = client.reply(episode.messages)
+    except TooLong as error:
+        if not episode.steps:
+            raise TooLong(f"{episode.item}: its first state does not fit: {error}") from None
+        episode.truncated, episode.stopped = True, "it outgrew the model's context"
+        return
+    thought, action = prompt.read(reply.text)
+    episode.usage += reply.usage
+    episode.cut_off_replies += reply.is_cut_off
+    episode.empty_replies += not action
+    episode.silent = 0 if action else episode.silent + 1
+    after, reward, episode.terminated, episode.truncated, episode.info = env.step(action)
+    step = Step(
+        observation=episode.observation,
+        action=action or NOTHING,
+        thought=thought,
+        reward=float(reward),
+    )
+    episode.steps.append(step)
+    episode.messages += [prompt.answer(step), Message("user", seen_text(after))]
+    episode.observation = after
+    if episode.silent == MAX_SILENT and not (episode.terminated or episode.truncated):
+        episode.truncated = True
+        episode.stopped = f"{MAX_SILENT} replies in a row had no action"
+
+
+def _finish(episode: _Running, policy: PromptedPolicy) -> Trajectory:
+    """The record of the episode; replies that were no good are one line on standard error."""
+    faults = {"without an action": episode.empty_replies, "cut off": episode.cut_off_replies}
+    told = [f"{count} replies {fault}" for fault, count in faults.items() if count]
+    told += [f"ended because {episode.stopped}"] if episode.stopped else []
+    if told:
+        logger.warning("%s: %s", episode.item, ", ".join(told))
+    return Trajectory(
+        id=episode.item,
+        task=policy.task.name,
+        instruction=episode.instruction,
+        steps=tuple(episode.steps),
+        final_observation=episode.observation,
+        score=float(episode.info["score"]),
+        success=bool(episode.info["success"]),
+        truncated=episode.truncated,
+        metadata={
+            **policy.settings(episode.item),
+            "prompt_tokens": episode.usage.prompt_tokens,
+            "completion_tokens": episode.usage.completion_tokens,
+            "empty_replies": episode.empty_replies,
+            "cut_off_replies": episode.cut_off_replies,
+            "stopped": episode.stopped,
+        },
+    )

@@ -1,0 +1,87 @@
+"""The journal: kept line by line, whole after a kill, one writer, no foreign file touched."""
+
+from pathlib import Path
+
+import pytest
+
+from fakes import demonstrations
+from stepagent.journal import Journal, JournalError, journal_path
+from stepagent.trajectories import TrajectoryError, read_trajectories
+
+FIRST, SECOND = demonstrations()[:2]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return journal_path(tmp_path / "out.jsonl.gz")
+
+
+def test_what_was_added_is_on_the_disk_at_once_and_there_again(path: Path) -> None:
+    assert path.name == "out.jsonl.gz.episodes"
+    with Journal(path) as journal:
+        assert journal.episodes == {}
+        journal.add(FIRST)
+        assert read_trajectories(path).trajectories == (FIRST,)
+    with Journal(path) as journal:
+        assert journal.episodes == {FIRST.id: FIRST}
+        journal.add(SECOND)
+    assert read_trajectories(path).trajectories == (FIRST, SECOND)
+
+
+@pytest.mark.parametrize("kept", [1, 3, 7, 50, -1])
+def test_a_last_line_that_was_cut_off_is_taken_out(path: Path, kept: int) -> None:
+    with Journal(path) as journal:
+        journal.add(FIRST)
+    whole = path.read_bytes()
+    with Journal(path) as journal:
+        journal.add(SECOND)
+    path.write_bytes(whole + path.read_bytes()[len(whole) :][:kept])
+    with Journal(path) as journal:
+        assert journal.episodes == {FIRST.id: FIRST}
+        journal.add(SECOND)
+    assert read_trajectories(path).trajectories == (FIRST, SECOND)
+
+
+def test_a_journal_without_an_episode_is_no_file(path: Path) -> None:
+    with Journal(path):
+        assert path.exists()
+    assert not path.exists()
+    path.write_bytes(FIRST.model_dump_json().encode()[:30])
+    with Journal(path) as journal:
+        assert journal.episodes == {}
+    assert not path.exists()
+
+
+def test_two_writers_are_one_too_many(path: Path) -> None:
+    with Journal(path) as journal:
+        for _ in range(2):  # the failed try has not taken the file away
+            with pytest.raises(JournalError, match=r"\.episodes: another process is writing it$"):
+                Journal(path)
+        journal.add(FIRST)
+    assert read_trajectories(path).trajectories == (FIRST,)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("my notes", "not a journal of episodes; name another --out"),
+        ("my notes\n", "not JSON"),
+        ('{"id": "a"}\n', "missing"),
+    ],
+)
+def test_a_foreign_file_is_refused_and_stays(path: Path, text: str, message: str) -> None:
+    path.write_text(text)
+    with pytest.raises((JournalError, TrajectoryError), match=message):
+        Journal(path)
+    assert path.read_text() == text
+
+
+def test_an_episode_under_other_settings_is_refused(path: Path) -> None:
+    with Journal(path) as journal:
+        journal.add(FIRST.model_copy(update={"metadata": {"model": "a\x1b", "temperature": 0}}))
+        journal.check(FIRST.id, {"model": "a\x1b", "temperature": 0.0})
+        with pytest.raises(JournalError) as raised:
+            journal.check(FIRST.id, {"model": "b", "temperature": 0.0})
+    assert f"{FIRST.id} was played with model 'a\\x1b', now it is 'b'; go on as" in str(
+        raised.value
+    )
