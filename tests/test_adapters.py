@@ -175,6 +175,6 @@ def test_bfloat16_is_close_and_keeps_trained_weights_in_float32(base: Path, rank
 def test_gradient_checkpointing_changes_nothing(base: Path) -> None:
     plain = Policy.load(base)
     saving = Policy.load(base, ComputeConfig(gradient_checkpointing=True))
-    assert saving.model.is_gradient_checkpointing
+    assert saving.model.is_activation_checkpointing
     trees = practised_trees(plain)
     torch.testing.assert_close(values(taught(saving), trees), values(taught(plain), trees))

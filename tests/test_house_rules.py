@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "src" / "stepagent"
 LAYERS = (
     ("atomic",),
     ("types", "statistics", "progress"),
+    ("actions", "chat_template"),
     ("trajectories", "renderer", "prefix_tree", "tiny"),
     ("formats",),
     ("tasks", "backends"),
@@ -22,7 +23,7 @@ LAYERS = (
     ("reflection",),
     ("evaluation",),
     ("run",),
-    ("results", "rounds", "gguf"),
+    ("results", "rounds", "gguf", "export"),
     ("pipeline",),
     ("recipes",),
     ("report_plots", "report_runs"),

@@ -231,7 +231,9 @@ def test_only_the_action_and_its_end_are_learnt(name: str) -> None:
     own = renderer(family)
     for trajectory in (SIMPLE, REACT):
         for step, action in zip(trajectory.steps, own.render(trajectory).actions, strict=True):
-            said = f"Thought: {step.thought}\nAction: {step.action}" if step.thought else step.action
+            said = (
+                f"Thought: {step.thought}\nAction: {step.action}" if step.thought else step.action
+            )
             assert text(own, list(action)).replace(" ", "") == (said + family.end).replace(" ", "")
             assert own.parse(action) == (step.thought, step.action)
             assert action[-1] == own.end_id

@@ -25,6 +25,8 @@ COMMANDS = {
     "inspect": ("inspection", "what a policy does in every state of the demonstrations"),
     "reflect": ("reflect", "rounds of inspection and reflection on files, without an environment"),
     "evaluate": ("evaluate", "episodes of a policy in a task"),
+    "convert": ("convert", "a Hugging Face model folder from a GGUF file"),
+    "export-model": ("export_model", "a policy or a discriminator as a folder for others"),
 }
 """Each command's module in `stepagent.commands`, and what it makes."""
 
@@ -32,7 +34,7 @@ HELP = f"""usage: stepagent COMMAND ...
 
 Trains a language-model agent from novice to expert, one step at a time.
 
-{chr(10).join(f"  {name:<10}{what}" for name, (_, what) in COMMANDS.items())}
+{chr(10).join(f"  {name:<14}{what}" for name, (_, what) in COMMANDS.items())}
 
 First run:  stepagent train scienceworld-demo --out runs/demo
 Options:    stepagent COMMAND --help"""

@@ -39,6 +39,7 @@ def convert(file: Path, folder: Path) -> None:
         raise GGUFError(f"{file}: cannot be read as a model: {reason}") from None
     # With it the weights would count as quantized still, and could not be saved.
     del model.config.quantization_config
+    model.hf_quantizer = None  # type: ignore[assignment]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with atomic_folder(folder) as made:
         model.save_pretrained(made)

@@ -40,7 +40,7 @@ def practise(
 
     `num_actions` actions are sampled in each state; the same seed gives the same actions.
     """
-    generated: list[list[Generated]] = [[] for _ in demonstrations]
+    actions_of: list[list[Generated]] = [[] for _ in demonstrations]
     trees, states = zip(*(_state_tree(d) for d in demonstrations), strict=True)
     groups = fill_rows([len(tree) for tree in trees], policy.layers.token_budget * DECODING_ROWS)
     for group in track(groups, "Inspection"):
@@ -68,23 +68,27 @@ def practise(
                 for (i, step, _, _), uniform in zip(decisions, uniforms, strict=True)
             ]
         for (i, *_), action in zip(decisions, actions, strict=True):
-            generated[i].append(action)
+            actions_of[i].append(action)
     return [
         PracticedStep(
             trajectory_id=d.trajectory.id,
             step_index=step,
             expert_action=d.trajectory.steps[step].action,
             agent_actions=tuple(
-                _agent_action(policy, g) for g in own[step * num_actions : (step + 1) * num_actions]
+                _agent_action(policy, d, g)
+                for g in own[step * num_actions : (step + 1) * num_actions]
             ),
         )
-        for d, own in zip(demonstrations, generated, strict=True)
+        for d, own in zip(demonstrations, actions_of, strict=True)
         for step in range(len(d.actions))
     ]
 
 
-def _agent_action(policy: Policy, generated: Generated) -> AgentAction:
-    said = policy.renderer.parse(generated.token_ids)
+def _agent_action(
+    policy: Policy, demonstration: RenderedTrajectory, generated: Generated
+) -> AgentAction:
+    renderer = policy.renderer.for_tools(demonstration.trajectory.tools)
+    said = renderer.parse(generated.token_ids)
     return AgentAction(
         text=said.action,
         thought=said.thought,

@@ -76,7 +76,7 @@ class Policy:
         elif lora.rank:
             adapter = Adapter.add(model, "default", lora)
         if compute.gradient_checkpointing:
-            model.gradient_checkpointing_enable()
+            model.activation_checkpointing_enable()
             model.train()
         layers = Layers(
             cast(PreTrainedModel, model.to(device)),

@@ -12,30 +12,29 @@ contents, so that a dialogue grows by appending ids and never has to be rendered
 With most templates past(a) = ask + a: each state is a prefix of the next one. Some rewrite earlier
 turns, as Qwen3 does, which drops their thinking block. Then states share their histories only, and
 `ask` and action are a branch of their own; the prefix tree holds both kinds alike.
+
+A trajectory with tools has its calls and what they return as the template writes those.
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import cast
 
+from pydantic import JsonValue
 from transformers import PreTrainedTokenizerBase
 
+from stepagent.actions import Call, Said, call_of, split_react, written_call
+from stepagent.chat_template import (
+    CALL_ID,
+    USER,
+    Markup,
+    TemplateError,
+    Tool,
+    render_messages,
+    take_apart,
+)
 from stepagent.types import Trajectory
-
-_USER = tuple(f"\ue000user{i}\ue000" for i in range(3))
-_ASSISTANT = tuple(f"\ue000assistant{i}\ue000" for i in range(2))
-
-
-class TemplateError(ValueError):
-    """The chat template cannot be used for dialogues that grow by appending."""
-
-
-class Said(NamedTuple):
-    """What an action's ids say."""
-
-    thought: str
-    """Empty if there was none."""
-    action: str
 
 
 @dataclass(frozen=True)
@@ -68,10 +67,16 @@ class RenderedTrajectory:
 class Renderer:
     """Instructions, observations and actions as token ids, by one tokenizer's chat template."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Takes the chat template apart; raises `TemplateError` if that cannot be done."""
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, tools: Sequence[dict[str, JsonValue]] = ()
+    ) -> None:
+        """Takes the chat template apart; raises `TemplateError` if that cannot be done.
+
+        `tools` are function schemas, for trajectories whose actions call them.
+        """
         self.tokenizer = tokenizer
-        markup = _take_apart(tokenizer)
+        self._tools: list[Tool] | None = list(tools) or None
+        markup = take_apart(tokenizer, "user", self._tools)
         self._space = markup.space
         self._before = self._encode_markup(markup.before)
         self.ask = tuple(self._encode_markup(markup.ask))
@@ -83,16 +88,34 @@ class Renderer:
         self._close = end[: special[0] + 1] if special else end[:1]
         self.end_id = self._close[-1]
         """The token that ends an action."""
-        # Encoded behind the end token, where it will stand: some tokenizers begin texts with a
-        # space of their own.
-        after = self._encode_markup(markup.end + markup.between)
-        if after[: len(end)] != end:
-            raise TemplateError("chat template: joins the end of a turn with the next one")
-        self._next_turn = after[len(self._close) :]
+        self._next_turn = self._behind_end(markup)
         self._past_lead = self._encode_markup(markup.past)
         self.is_stable = markup.past == markup.ask + markup.lead
         """Whether each state is a prefix of the next one."""
         self._anchor = self._encode_plain("\n")
+        self._markup = markup
+        self._with_tools: dict[str, Renderer] = {}
+        if self._tools:
+            self._read_tool_turns(markup)
+
+    def _behind_end(self, markup: Markup) -> list[int]:
+        # Encoded behind the end token, where it will stand: some tokenizers begin texts with a
+        # space of their own.
+        end, after = (self._encode_markup(t) for t in (markup.end, markup.end + markup.between))
+        if after[: len(end)] != end:
+            raise TemplateError("chat template: joins the end of a turn with the next one")
+        return after[len(self._close) :]
+
+    def _read_tool_turns(self, user: Markup) -> None:
+        """What the template puts around a tool's answer, beside what is around a user's."""
+        tool = take_apart(self.tokenizer, "tool", self._tools)
+        if tool._replace(between=user.between, suffix="", space=user.space) != user:
+            raise TemplateError(
+                "chat template: an action after a tool's answer is marked otherwise"
+            )
+        self._tool_turn = self._behind_end(tool)
+        self._tool_space = tool.space.user
+        self._tool_suffix = self._encode_markup(tool.suffix)
 
     def _encode_markup(self, text: str) -> list[int]:
         return cast(list[int], self.tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -117,10 +140,41 @@ class Renderer:
         """Ids of a later observation, which follow `past` of the action before."""
         return (*self._next_turn, *self._encode_content(observation, self._space.user))
 
+    def answer(self, observation: str) -> tuple[int, ...]:
+        """Ids of what a tool returned, which follow `past` of the call."""
+        content = self._encode_content(observation, self._tool_space)
+        return (*self._tool_turn, *content, *self._tool_suffix)
+
     def action(self, action: str, thought: str = "") -> tuple[int, ...]:
         """Ids of an action that was given as text, with its end-of-turn token."""
+        if self._tools and (call := call_of(action)):
+            return (*self._lead, *self._encode_call(call, thought), *self._close)
         said = f"Thought: {thought}\nAction: {action}" if thought else action
         return (*self._lead, *self._encode_content(said, self._space.assistant), *self._close)
+
+    def _encode_call(self, call: Call, thought: str) -> list[int]:
+        """A call as the template writes it, with the thought as the text before it."""
+        texts = [thought, call.action()]
+        if any(t in text for t in self.tokenizer.all_special_tokens for text in texts):
+            raise ValueError(
+                f"a call of {call.name!r} has a control token of the model in its text"
+            )
+        function = {"type": "function", "id": CALL_ID, "function": call.model_dump()}
+        written = render_messages(
+            self.tokenizer,
+            [
+                {"role": "user", "content": USER[0]},
+                {"role": "assistant", "content": thought, "tool_calls": [function]},
+            ],
+            self._tools,
+            ask=False,
+        )
+        markup = self._markup
+        start = f"{USER[0]}{markup.ask}{markup.lead}"
+        _, found, said = written.partition(start)
+        if not found or markup.end not in said:
+            raise TemplateError("chat template: writes a call elsewhere than after its mark")
+        return self._encode_markup(said[: said.rindex(markup.end)])
 
     def past(self, action: Sequence[int]) -> tuple[int, ...]:
         """Ids of an action as later histories hold it; one that was cut off is closed."""
@@ -132,112 +186,29 @@ class Renderer:
         return (*self._past_lead, *content)
 
     def parse(self, action: Sequence[int]) -> Said:
-        """The text of an action's ids, ReAct's `Thought: ... Action: ...` taken apart."""
+        """The text of an action's ids: ReAct's `Thought: ... Action: ...` and calls taken apart."""
         text = cast(str, self.tokenizer.decode(list(action), skip_special_tokens=True)).strip()
-        if text.startswith("Thought:") and "Action:" in text:
-            thought, _, text = text.removeprefix("Thought:").rpartition("Action:")
-            return Said(thought.strip(), text.strip())
-        return Said("", text)
+        if self._tools and (call := written_call(text)):
+            return Said("", call.action())
+        return split_react(text) if text.startswith("Thought:") else Said("", text)
+
+    def for_tools(self, tools: Sequence[dict[str, JsonValue]]) -> "Renderer":
+        """The renderer of trajectories with these tools; raises `TemplateError`."""
+        key = json.dumps(tools)
+        if not tools:
+            return self
+        if key not in self._with_tools:
+            self._with_tools[key] = Renderer(self.tokenizer, tools)
+        return self._with_tools[key]
 
     def render(self, trajectory: Trajectory) -> RenderedTrajectory:
         """The whole trajectory as ids."""
-        actions = tuple(self.action(step.action, step.thought) for step in trajectory.steps)
+        own = self.for_tools(trajectory.tools)
+        actions = tuple(own.action(step.action, step.thought) for step in trajectory.steps)
         first, *later = trajectory.steps
-        return RenderedTrajectory(
-            trajectory=trajectory,
-            additions=(
-                self.opening(trajectory.instruction, first.observation),
-                *(
-                    (*self.past(before), *self.observation(step.observation))
-                    for before, step in zip(actions[:-1], later, strict=True)
-                ),
-            ),
-            ask=self.ask,
-            actions=actions,
-        )
-
-
-class _Space(NamedTuple):
-    """Spaces that a template puts before contents; they are encoded with the first word."""
-
-    user: str
-    assistant: str
-
-
-class _Markup(NamedTuple):
-    """What a template writes around the contents of a dialogue."""
-
-    before: str
-    """Before the first user content."""
-    ask: str
-    """After a user content, when the assistant is to speak."""
-    lead: str
-    """Between `ask` and the assistant's content, if anything: said with the action."""
-    end: str
-    """After the assistant's content, at the end of the dialogue."""
-    past: str
-    """Between user and assistant content in an earlier turn."""
-    between: str
-    """After `end`, before the next user content."""
-    space: _Space
-
-
-def _take_apart(tokenizer: PreTrainedTokenizerBase) -> _Markup:
-    if not tokenizer.chat_template:
-        raise TemplateError("tokenizer: expected a chat template, found none")
-    contents = [text for pair in zip(_USER, (*_ASSISTANT, ""), strict=True) for text in pair]
-
-    def pieces(count: int, *, ask: bool) -> list[str]:
-        """The text around the first `count` contents."""
-        roles = ("user", "assistant") * 3
-        messages = [
-            {"role": role, "content": content}
-            for role, content in zip(roles[:count], contents[:count], strict=True)
-        ]
-        # Templates ignore names that they do not know.
-        rendered = tokenizer.apply_chat_template(
-            messages,
-            tokenize=False,
-            add_generation_prompt=ask,
-            enable_thinking=False,  # the action comes at once, without a block to fill first
-            date_string="26 Jul 2024",  # Llama 3 would write today's; ids must not depend on it
-        )
-        rest = cast(str, rendered)
-        found = []
-        for content in contents[:count]:
-            piece, mark, rest = rest.partition(content)
-            if not mark:
-                raise TemplateError("chat template: leaves out or reorders messages")
-            found.append(piece)
-        return [*found, rest]
-
-    before, ask = pieces(1, ask=True)
-    _, live, end = pieces(2, ask=False)
-    _, past, between, _ = pieces(3, ask=True)
-    if pieces(5, ask=True) != [before, past, between, past, between, ask]:
-        raise TemplateError("chat template: later turns are marked differently from the first")
-    # The line break that may follow an end token belongs to the next turn.
-    end = end.rstrip("\n") if between.startswith(end.rstrip("\n")) else ""
-    lead = live.removeprefix(ask) if live.startswith(ask) else ""
-    if ask.startswith(live):
-        # What the template adds opens a block of thinking, which a plain answer does not have.
-        ask = live
-    past, between = past, between[len(end) :]
-    user, assistant = _spaces(before), _spaces(ask + lead)
-    if _spaces(between) != user or _spaces(past) != assistant:
-        raise TemplateError("chat template: later turns are marked differently from the first")
-    strip = len(assistant)
-    return _Markup(
-        before=before.removesuffix(user),
-        ask=ask if lead else ask[: len(ask) - strip],
-        lead=lead[: len(lead) - strip] if lead else "",
-        end=end,
-        past=past[: len(past) - strip],
-        between=between.removesuffix(user),
-        space=_Space(user, assistant),
-    )
-
-
-def _spaces(markup: str) -> str:
-    """The spaces, not line breaks, that a piece of markup ends with."""
-    return markup[len(markup.rstrip(" ")) :]
+        additions = [own.opening(trajectory.instruction, first.observation)]
+        for before, ids, step in zip(trajectory.steps, actions, later, strict=False):
+            is_answer = bool(trajectory.tools) and call_of(before.action) is not None
+            observe = own.answer if is_answer else own.observation
+            additions.append((*own.past(ids), *observe(step.observation)))
+        return RenderedTrajectory(trajectory, tuple(additions), own.ask, actions)

@@ -3,11 +3,13 @@
 Policy and discriminator are adapters on the same frozen base. One adapter is active at a time.
 """
 
+import warnings
 from dataclasses import dataclass
 
 import torch
 from peft import LoraConfig
-from torch import nn
+from peft.tuners.lora import Linear as LoraLinear
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 
@@ -73,10 +75,27 @@ class Adapter:
     def copy(self, model: PreTrainedModel, name: str) -> "Adapter":
         """Another adapter of the same shape and weights."""
         own = self.parameters(model)
-        model.add_adapter(model.peft_config[self.name], name)
+        with warnings.catch_warnings():
+            # PEFT asks whether several adapters are meant: they are.
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")
+            model.add_adapter(model.peft_config[self.name], name)
         copied = Adapter(name)
         copied._keep_float32(model)
         with torch.no_grad():
             for key, parameter in copied.parameters(model).items():
                 parameter.copy_(own[key])
         return copied
+
+    def merged(self, model: PreTrainedModel) -> dict[str, Tensor]:
+        """The weights of the model with the adapter added to them, by the plain model's names."""
+        self.activate(model)
+        weights = {
+            name.replace(".base_layer.", "."): value
+            for name, value in model.state_dict().items()
+            if ".lora_" not in name
+        }
+        for name, module in model.named_modules():
+            if isinstance(module, LoraLinear):
+                weight = f"{name}.weight"
+                weights[weight] = weights[weight] + module.get_delta_weight(self.name)
+        return weights

@@ -75,7 +75,7 @@ def evaluate_policy(
     check_num_parallel(config.num_parallel)
     check_new_file(out)
     prepare()
-    agent = open_client(name, prompted) if name else load_policy(Path(policy))
+    agent = open_client(name, prompted) if name else load_policy(policy)
     world = open_task(task)
     try:
         panel = choose_items(world, split, num_per_type, seed=PANEL_SEED)

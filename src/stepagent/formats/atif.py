@@ -15,10 +15,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue
 
+from stepagent.actions import Call
 from stepagent.formats.dialogue import Dialogue, Header, read_dialogue, write_dialogue
 from stepagent.formats.messages import text_of
 from stepagent.formats.records import KEY, Extras, FormatError, checked
-from stepagent.formats.turns import Call, Style, Turn
+from stepagent.formats.turns import Style, Turn
 from stepagent.trajectories import shown
 from stepagent.types import NonEmpty, Record, Trajectory
 

@@ -19,9 +19,10 @@ from typing import Literal
 
 from pydantic import JsonValue
 
+from stepagent.actions import Call
 from stepagent.formats.dialogue import Dialogue, Header, read_dialogue, write_dialogue
 from stepagent.formats.records import JSON, KEY, Extras, FormatError, checked, id_of
-from stepagent.formats.turns import Call, Style, Turn
+from stepagent.formats.turns import Style, Turn
 from stepagent.trajectories import parse, shown
 from stepagent.types import NonEmpty, Record, Trajectory
 

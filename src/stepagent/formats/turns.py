@@ -1,25 +1,13 @@
 """Turns of a dialogue, and what an agent's turn says: a thought and an action."""
 
-import json
-import re
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import Field, JsonValue, ValidationError
+from pydantic import Field, JsonValue
 
+from stepagent.actions import Call, call_of, split_react
 from stepagent.formats.records import StepTexts
 from stepagent.types import Record
-
-
-class Call(Record):
-    """A tool call; as the action of a step it is compact JSON."""
-
-    name: str
-    arguments: dict[str, JsonValue]
-
-    def action(self) -> str:
-        """The call as text."""
-        return json.dumps(self.model_dump(), ensure_ascii=False, separators=(",", ":"))
 
 
 class Turn(Record):
@@ -89,32 +77,16 @@ def read_action(turn: Turn) -> StepTexts:
         return StepTexts(thought=thought, action=turn.call.action())
     if turn.reasoning:
         return StepTexts(thought=turn.reasoning, action=turn.text)
-    # The last label counts, since thoughts quote actions; one within a line is no label.
-    labels = list(re.finditer(r"^Action:", turn.text, re.MULTILINE))
-    action = turn.text[labels[-1].end() :].strip() if labels else ""
-    if not action:
-        return StepTexts(thought="", action=turn.text)
-    thought = turn.text[: labels[-1].start()].strip().removeprefix("Thought:").strip()
-    return StepTexts(thought=thought, action=action)
+    said = split_react(turn.text)
+    return StepTexts(thought=said.thought, action=said.action)
 
 
 def write_action(thought: str, action: str, style: Style) -> Turn:
     """The agent's turn that says them in the style of a format."""
-    call = _call_of(action) if style.has_calls else None
+    call = call_of(action) if style.has_calls else None
     if style.reasoning == "written":
         return Turn(role="agent", text="" if call else action, reasoning=thought, call=call)
     if call:
         return Turn(role="agent", text=thought, call=call)
     text = style.react.format(thought=thought, action=action) if thought else action
     return Turn(role="agent", text=text)
-
-
-def _call_of(action: str) -> Call | None:
-    """The call that an action is; None if it is another text, if only by a space."""
-    if not action.startswith('{"name":'):
-        return None
-    try:
-        call = Call.model_validate_json(action)
-    except ValidationError:
-        return None
-    return call if call.action() == action else None

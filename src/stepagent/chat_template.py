@@ -1,0 +1,127 @@
+"""A tokenizer's chat template, taken apart into the markup around the contents of a dialogue.
+
+Short dialogues of marks are rendered by the template itself; what stands between the marks is the
+markup. Nothing is known of any family of models.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
+
+from transformers import PreTrainedTokenizerBase
+
+USER = tuple(f"\ue000user{i}\ue000" for i in range(3))
+ASSISTANT = tuple(f"\ue000assistant{i}\ue000" for i in range(2))
+Tool = dict[Any, Any] | Callable[..., Any]
+"""A function schema, with the types that transformers' signature asks for."""
+CALL_ID = "call00000"
+"""Nine letters and digits, as Mistral's template wants them."""
+
+
+class TemplateError(ValueError):
+    """The chat template cannot be used for dialogues that grow by appending."""
+
+
+class Space(NamedTuple):
+    """Spaces that a template puts before contents; they are encoded with the first word."""
+
+    user: str
+    assistant: str
+
+
+class Markup(NamedTuple):
+    """What a template writes around the contents of a dialogue."""
+
+    before: str
+    """Before the first user content."""
+    ask: str
+    """After a user content, when the assistant is to speak."""
+    lead: str
+    """Between `ask` and the assistant's content, if anything: said with the action."""
+    end: str
+    """After the assistant's content, at the end of the dialogue."""
+    past: str
+    """Between user and assistant content in an earlier turn."""
+    between: str
+    """After `end`, before the next user content."""
+    suffix: str
+    """After a later observation, before `ask`."""
+    space: Space
+
+
+def render_messages(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: list[dict[str, Any]],
+    tools: list[Tool] | None,
+    *,
+    ask: bool,
+) -> str:
+    """The text of messages; `ask` adds what makes the assistant speak."""
+    # Templates ignore names that they do not know.
+    rendered = tokenizer.apply_chat_template(
+        messages,
+        tools=tools,
+        tokenize=False,
+        add_generation_prompt=ask,
+        enable_thinking=False,  # the action comes at once, without a block to fill first
+        date_string="26 Jul 2024",  # Llama 3 would write today's; ids must not depend on it
+    )
+    return cast(str, rendered)
+
+
+def take_apart(tokenizer: PreTrainedTokenizerBase, role: str, tools: list[Tool] | None) -> Markup:
+    """The markup of a dialogue whose later observations have that role, `user` or `tool`."""
+    if not tokenizer.chat_template:
+        raise TemplateError("tokenizer: expected a chat template, found none")
+    contents = [text for pair in zip(USER, (*ASSISTANT, ""), strict=True) for text in pair]
+
+    def pieces(count: int, *, ask: bool) -> list[str]:
+        """The text around the first `count` contents."""
+        roles = ("user", "assistant", role, "assistant", role)
+        messages = [
+            {"role": role, "content": content}
+            for role, content in zip(roles[:count], contents[:count], strict=True)
+        ]
+        rest = render_messages(tokenizer, messages, tools, ask=ask)
+        found = []
+        for content in contents[:count]:
+            piece, mark, rest = rest.partition(content)
+            if not mark:
+                raise TemplateError("chat template: leaves out or reorders messages")
+            found.append(piece)
+        return [*found, rest]
+
+    before, ask = pieces(1, ask=True)
+    _, live, end = pieces(2, ask=False)
+    _, past, between, last = pieces(3, ask=True)
+    suffix = last.removesuffix(ask)
+    again = pieces(5, ask=True)
+    if not last.endswith(ask) or again != [
+        before, past, between, suffix + past, between, suffix + ask,
+    ]:  # fmt: skip
+        raise TemplateError("chat template: later turns are marked differently from the first")
+    # The line break that may follow an end token belongs to the next turn.
+    end = end.rstrip("\n") if between.startswith(end.rstrip("\n")) else ""
+    lead = live.removeprefix(ask) if live.startswith(ask) else ""
+    if ask.startswith(live):
+        # What the template adds opens a block of thinking, which a plain answer does not have.
+        ask = live
+    past, between = past, between[len(end) :]
+    user, later, assistant = _spaces(before), _spaces(between), _spaces(ask + lead)
+    if (role == "user" and later != user) or _spaces(past) != assistant:
+        raise TemplateError("chat template: later turns are marked differently from the first")
+    strip = len(assistant)
+    return Markup(
+        before=before.removesuffix(user),
+        ask=ask if lead else ask[: len(ask) - strip],
+        lead=lead[: len(lead) - strip] if lead else "",
+        end=end,
+        past=past[: len(past) - strip],
+        between=between.removesuffix(later),
+        suffix=suffix,
+        space=Space(later, assistant),
+    )
+
+
+def _spaces(markup: str) -> str:
+    """The spaces, not line breaks, that a piece of markup ends with."""
+    return markup[len(markup.rstrip(" ")) :]

@@ -1,0 +1,55 @@
+"""`stepagent export-model`: a policy or a discriminator as a folder for others."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from stepagent.atomic import atomic_folder
+from stepagent.commands.models import local_model, prepare
+from stepagent.commands.parsing import UsageError, check_new_folder, run_command
+from stepagent.export import export_discriminator, export_policy
+
+
+def export_model(
+    unit: tyro.conf.Positional[Path],
+    /,
+    *,
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
+    merged: bool = False,
+    discriminator: bool = False,
+) -> None:
+    """Writes a model of a run as a Hugging Face folder with a model card.
+
+    Reads UNIT, the folder of a policy in a run folder; writes the new folder OUT, for
+    AutoModelForCausalLM, or PeftModel if an adapter was trained. With --discriminator it is the
+    step reward model of that round, for AutoModelForSequenceClassification.
+
+    For example: stepagent export-model runs/demo/units/implicit-round1 -o agent
+
+    Args:
+        unit: For example runs/demo/units/implicit-round1.
+        out: Folder for the model.
+        merged: Write a whole model where an adapter was trained.
+        discriminator: The discriminator instead of the policy.
+    """
+    check_new_folder(out)
+    if not unit.is_dir():
+        raise UsageError(f"{unit}: no such folder; expected one such as RUN/units/implicit-round1")
+    local_model(str(unit))
+    if discriminator and not (unit / "discriminator.safetensors").is_file():
+        raise UsageError(f"{unit}: no discriminator; rounds of inverse reflection have one")
+    prepare()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_folder(out) as folder:
+        if discriminator:
+            export_discriminator(unit, folder)
+        else:
+            export_policy(unit, folder, merged=merged)
+    print(out)
+
+
+def main(args: Sequence[str]) -> None:
+    """The command."""
+    run_command(export_model, "export-model", args)

@@ -1,0 +1,145 @@
+"""Models of a run as folders that others open: the policy, or the discriminator as a reward model.
+
+    AutoModelForCausalLM, PeftModel              the policy, whole or as an adapter
+    AutoModelForSequenceClassification           the discriminator: its one logit is f(s, a)
+
+Each folder has a model card that says on which data, by which recipe, and how well it did.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+from safetensors.torch import load_file
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+)
+
+from stepagent.algorithms.discriminator import Discriminator
+from stepagent.backends.device import ComputeConfig
+from stepagent.policy import Policy
+from stepagent.run import read_json
+from stepagent.types import METHODS
+
+_ON_CPU = ComputeConfig(device="cpu", precision="float32")
+
+
+def export_policy(unit: Path, folder: Path, *, merged: bool) -> None:
+    """Writes a unit's policy; `merged` adds an adapter to its base instead of writing it alone."""
+    policy = Policy.load(unit, _ON_CPU)
+    adapter = policy.layers.adapter
+    if merged and adapter is not None:
+        whole = AutoModelForCausalLM.from_config(policy.model.config)
+        whole.load_state_dict(adapter.merged(policy.model))
+        whole.save_pretrained(folder)
+        policy.renderer.tokenizer.save_pretrained(folder)
+    else:
+        policy.save(folder)
+    kind = "an agent's policy"
+    loader = "PeftModel" if adapter is not None and not merged else "AutoModelForCausalLM"
+    (folder / "README.md").write_text(model_card(unit, kind, loader), encoding="utf-8")
+
+
+def export_discriminator(unit: Path, folder: Path) -> None:
+    """Writes a unit's discriminator as a sequence classifier with one label, the expert.
+
+    Its logit at the last token of state and action is f(s, a) of `algorithms/discriminator.py`.
+    """
+    policy = Policy.load(unit, _ON_CPU)
+    discriminator = Discriminator(policy.layers.copy("discriminator"))
+    discriminator.load_state(load_file(unit / "discriminator.safetensors"))
+    layers, tokenizer = discriminator.layers, policy.renderer.tokenizer
+    config = policy.model.config
+    config.num_labels, config.id2label, config.label2id = 1, {0: "expert"}, {"expert": 0}
+    # Classifiers read the last token that is no padding.
+    config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    classifier = cast(PreTrainedModel, AutoModelForSequenceClassification.from_config(config))
+    if layers.adapter is None:
+        weights = layers.model.state_dict()
+    else:
+        prefix = _prefix_of_decoder(layers.model)
+        merged = layers.adapter.merged(layers.model)
+        weights = {n.removeprefix(prefix): w for n, w in merged.items() if n.startswith(prefix)}
+    classifier.get_decoder().load_state_dict(weights)
+    cast(nn.Linear, classifier.score).weight.data.copy_(discriminator.head.weight.data)
+    classifier.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    card = model_card(unit, "a step reward model", "AutoModelForSequenceClassification")
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _prefix_of_decoder(model: PreTrainedModel) -> str:
+    decoder = model.get_decoder()
+    (name,) = [name for name, module in model.named_modules() if module is decoder]
+    return f"{name}."
+
+
+def model_card(unit: Path, kind: str, loader: str) -> str:
+    """What a model is, in Markdown; what the run folder does not say is a dash."""
+    folder = unit.parent.parent
+    run: dict[str, Any] = read_json(folder / "config.json") if _is_run(folder) else {}
+    dev = read_json(unit / "dev.json") if (unit / "dev.json").is_file() else {}
+    base = read_json(unit / "adapter_config.json") if _is_adapter(unit) else {}
+    tags = ["stepagent", "agent"]
+    front = {"library_name": "peft" if loader == "PeftModel" else "transformers", "tags": tags}
+    if name := base.get("base_model_name_or_path"):
+        front["base_model"] = name
+    lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in front.items()), "---", ""]
+    lines += [f"# {unit.name}", "", f"This is {kind}, trained step by step with StepAgent; open it"]
+    lines += [f"with `{loader}`.", ""]
+    lines += _table("Training", _training(run, unit.name))
+    lines += _table("On dev", dev)
+    lines += _table("Data", {n: _short(f) for n, f in run.get("data", {}).items()})
+    lines += _table("Protocol", run.get("protocol", {}))
+    lines += _table("Test", _tested(folder, unit.name))
+    return "\n".join(lines)
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "config.json").is_file() and (folder / "metrics.jsonl").is_file()
+
+
+def _is_adapter(unit: Path) -> bool:
+    return (unit / "adapter_config.json").is_file()
+
+
+def _training(run: dict[str, Any], unit: str) -> dict[str, Any]:
+    method = unit.rpartition("-round")[0] or unit
+    own = run.get("config", {}).get(method, {})
+    return {
+        "recipe": run.get("recipe"),
+        "method": METHODS.get(method, method),
+        "seed": run.get("seed"),
+        "settings": own,
+        "versions": run.get("versions"),
+    }
+
+
+def _tested(folder: Path, unit: str) -> dict[str, Any]:
+    """Test results, if it was this unit that was tested."""
+    method, _, number = unit.rpartition("-round")
+    chosen = folder / "units" / f"{method}-test" / "best_round.json"
+    if not chosen.is_file() or str(read_json(chosen)) != number:
+        return {}
+    rows = [row for row in read_json(folder / "results.json") if row["method"] == method]
+    return {r["metric"]: f"{r['mean']} ({r['low']} to {r['high']}), n = {r['n']}" for r in rows}
+
+
+def _short(facts: dict[str, Any]) -> dict[str, Any]:
+    return {k: len(v) if isinstance(v, list) else v for k, v in facts.items()}
+
+
+def _table(title: str, facts: dict[str, Any]) -> list[str]:
+    if not facts:
+        return [f"## {title}", "", "-", ""]
+    rows = [f"| {name} | {_cell(value)} |" for name, value in facts.items()]
+    return [f"## {title}", "", "| | |", "|---|---|", *rows, ""]
+
+
+def _cell(value: object) -> str:
+    text = "-" if value is None else value if isinstance(value, str) else json.dumps(value)
+    # Text of tasks and models must not end the cell or become markup.
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")

@@ -1,0 +1,118 @@
+"""Memory: budgets that fit, steps that are repeated smaller, and FlexAttention's mask of a tree."""
+
+import pytest
+import torch
+from torch.nn.attention.flex_attention import flex_attention
+
+from fakes import demonstrations, practised_trees, random_policy, rendered, with_budget
+from stepagent.algorithms.dpo import path_logprobs
+from stepagent.algorithms.sft import SFTConfig, sft
+from stepagent.backends.device import HEADROOM, MAX_TOKEN_BUDGET, ComputeConfig, fitting_tokens
+from stepagent.backends.forward import (
+    BUCKET,
+    MIN_TOKEN_BUDGET,
+    Layers,
+    OutOfMemory,
+    filled_up,
+    tree_masks,
+)
+from stepagent.backends.training import Metrics, OptimizerConfig
+from stepagent.policy import Policy
+from stepagent.prefix_tree import Pack, Row
+
+
+def test_the_budget_is_what_fits_into_free_memory() -> None:
+    # 0.8 of 10,000,000 bytes without 1,000,000, at 1,000 bytes each: 7,000, in whole buckets 6,912.
+    assert HEADROOM == 0.8
+    assert fitting_tokens(10_000_000, 1_000_000, 1000.0) == 54 * 128
+    assert fitting_tokens(10_000, 1_000_000, 1000.0) == 128
+    assert fitting_tokens(10**12, 0, 1.0) == MAX_TOKEN_BUDGET
+
+
+def test_a_cpu_computes_in_float32_unless_asked() -> None:
+    assert not ComputeConfig(device="cpu").is_half
+    assert ComputeConfig(device="cpu", precision="bfloat16").is_half
+
+
+def small_memory(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+    """From now on a row of more tokens than `limit` does not fit."""
+    plain = Layers.row_hidden
+
+    def row_hidden(self: Layers, row: Row) -> torch.Tensor:
+        if len(row.token_ids) > limit:
+            raise torch.OutOfMemoryError("too much")
+        return plain(self, row)
+
+    monkeypatch.setattr(Layers, "row_hidden", row_hidden)
+
+
+def trained(policy: Policy) -> tuple[list[Metrics], list[torch.Tensor]]:
+    logged: list[Metrics] = []
+    own = rendered(policy, demonstrations()[:8])
+    config = SFTConfig(optimizer=OptimizerConfig(learning_rate=1e-3), batch_size=4, epochs=1)
+    sft(policy, own, config, seed=0, log=logged.append)
+    return logged, [p.detach() for p in policy.parameters()]
+
+
+def test_a_step_that_runs_out_of_memory_is_repeated_with_half_the_tokens(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    expected, weights = trained(with_budget(random_policy(), 10_000))
+    policy = with_budget(random_policy(), 1600)
+    trees = practised_trees(policy)
+    plain = torch.cat(path_logprobs(policy, trees))
+    small_memory(monkeypatch, 150)
+    found, own = trained(policy)
+    assert policy.layers.token_budget == 100
+    for row, wanted in zip(found, expected, strict=True):
+        assert row == pytest.approx(wanted, rel=1e-4)
+    torch.testing.assert_close(own, weights, rtol=1e-3, atol=1e-4)
+    reading = with_budget(random_policy(), 1600)
+    torch.testing.assert_close(torch.cat(path_logprobs(reading, trees)), plain)
+    assert reading.layers.token_budget == 100
+
+
+def test_a_trajectory_that_never_fits_is_an_error_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    policy = with_budget(random_policy(), 512)
+    small_memory(monkeypatch, 10)
+    with pytest.raises(OutOfMemory, match=f"out of memory with {MIN_TOKEN_BUDGET} tokens at once"):
+        trained(policy)
+
+
+def a_pack() -> Pack:
+    policy = with_budget(random_policy(), 10_000)
+    (packed,) = policy.layers.packs([p.tree for p in practised_trees(policy, 2)])
+    return packed
+
+
+@pytest.mark.parametrize("window", [None, 7])
+def test_flex_attention_with_the_trees_block_mask_equals_the_dense_mask(
+    window: int | None,
+) -> None:
+    (row,) = a_pack().rows
+    policy = random_policy()
+    config = policy.layers.config
+    config._attn_implementation = "flex_attention"
+    if window is not None:
+        config.layer_types, config.sliding_window = ["sliding_attention"], window
+    filled, length = filled_up(row), len(row.token_ids)
+    assert len(filled.token_ids) % BUCKET == 0 and len(filled.token_ids) > length
+    block = tree_masks(config, filled)
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 1, 2, len(filled.token_ids), 16)
+    found = flex_attention(query, key, value, block_mask=block)
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        query[:, :, :length], key[:, :, :length], value[:, :, :length], row.mask(window)
+    )
+    torch.testing.assert_close(found[:, :, :length], expected, rtol=1e-4, atol=1e-5)
+    assert (~row.mask(window)).any()
+
+
+def test_tokens_that_fill_a_row_up_are_seen_by_nobody() -> None:
+    (row,) = a_pack().rows
+    filled, length = filled_up(row), len(row.token_ids)
+    torch.testing.assert_close(filled.mask()[..., :length, :length], row.mask())
+    rest = filled.mask()[0, 0, length:]
+    assert torch.equal(rest, torch.eye(len(filled.token_ids), dtype=torch.bool)[length:])
