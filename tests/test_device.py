@@ -48,7 +48,7 @@ def small_memory(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
 
 def trained(policy: Policy) -> tuple[list[Metrics], list[torch.Tensor]]:
     logged: list[Metrics] = []
-    own = rendered(policy, demonstrations()[:8])
+    own = rendered(policy, demonstrations()[40:48])
     config = SFTConfig(optimizer=OptimizerConfig(learning_rate=1e-3), batch_size=4, epochs=1)
     sft(policy, own, config, seed=0, log=logged.append)
     return logged, [p.detach() for p in policy.parameters()]
