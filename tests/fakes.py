@@ -4,6 +4,7 @@ In the world of boxes one object has to be fetched. Rooms lie in a row, with two
 that say what they hold. The expert goes on until it sees the object and opens its box.
 """
 
+import signal
 import string
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
@@ -312,3 +313,8 @@ def gradient_norm(loss: torch.Tensor, modules: Sequence[torch.nn.Module]) -> flo
     parameters = [p for module in modules for p in module.parameters()]
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     return float(torch.stack([g.norm() for g in gradients if g is not None]).norm())
+
+
+def hear_ctrl_c() -> None:
+    """For a process that is to be interrupted: tests may run where interrupts are ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fakes import BoxWorld, demonstrations
+from fakes import BoxWorld, demonstrations, hear_ctrl_c
 from stepagent import cli
 from stepagent.commands import train as train_command
 from stepagent.commands.models import load_policy
@@ -112,7 +112,7 @@ def test_every_recipe_has_a_task_that_exists(name: str) -> None:
         ),
         (
             ["train", "smoke", "--out", "{tmp}/run", "--policy", "{tmp}/none"],
-            "stepagent: {tmp}/none: no such folder; expected a policy",
+            "stepagent: {tmp}/none: no such folder; expected a Hugging Face model folder",
         ),
         (["report", "{tmp}/none"], "stepagent: {tmp}/none: no such folder"),
         (["report", "{work}"], "stepagent: {work}: not a run folder"),
@@ -273,7 +273,12 @@ def test_the_smoke_recipe_runs_in_the_real_engine_and_survives_ctrl_c(tmp_path: 
     args = [sys.executable, "-m", "stepagent", "train", "smoke", "--out", str(tmp_path / "run")]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
-        args, env=env, stderr=subprocess.PIPE, text=True, start_new_session=True
+        args,
+        env=env,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=hear_ctrl_c,
     ) as running:
         while not (tmp_path / "run" / "units" / "sft-dev").exists():
             assert running.poll() is None

@@ -19,9 +19,9 @@ from stepagent.backends.adapters import LoRAConfig
 from stepagent.backends.training import OptimizerConfig
 from stepagent.commands.export_model import export_model
 from stepagent.commands.parsing import UsageError
-from stepagent.export import model_card
+from stepagent.export import ExportError, model_card
 from stepagent.policy import Policy
-from stepagent.run import write_json
+from stepagent.run import read_json, write_json
 
 IDS = torch.tensor([[5, 6, 7, 8, 9]])
 
@@ -57,22 +57,44 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
     return found
 
 
-@pytest.mark.parametrize("merged", [True, False])
-def test_an_exported_policy_computes_the_same(unit: Path, merged: bool, tmp_path: Path) -> None:
+def test_an_exported_policy_computes_the_same(unit: Path, tmp_path: Path) -> None:
     expected = logits(Policy.load(unit).model)
     out = tmp_path / "out"
-    export_model(unit, out=out, merged=merged)
-    is_adapter = (out / "adapter_config.json").is_file()
-    assert is_adapter == ((unit / "adapter_config.json").is_file() and not merged)
-    if is_adapter:
-        base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
-        opened: torch.nn.Module = PeftModel.from_pretrained(base, out)
-    else:
-        opened = AutoModelForCausalLM.from_pretrained(out)
-        assert not any("lora" in name for name, _ in opened.named_parameters())
+    export_model(unit, out=out, merged=True)
+    opened = AutoModelForCausalLM.from_pretrained(out)
+    assert not any("lora" in name for name, _ in opened.named_parameters())
     torch.testing.assert_close(logits(opened), expected, rtol=1e-4, atol=1e-5)
     text = "open red box"
     assert AutoTokenizer.from_pretrained(out)(text) == AutoTokenizer.from_pretrained(unit)(text)
+
+
+def test_an_adapter_is_exported_alone_only_if_others_can_have_its_base(
+    unit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    if not (unit / "adapter_config.json").is_file():
+        export_model(unit, out=out)
+        assert (out / "model.safetensors").is_file()
+        return
+    with pytest.raises(ExportError, match="--merged writes the whole model"):
+        export_model(unit, out=out)
+    config = read_json(unit / "adapter_config.json")
+    load = Policy.load
+
+    def from_hub(*args: object, **kwargs: object) -> Policy:
+        policy = load(*args, **kwargs)  # type: ignore[arg-type]
+        policy.model.name_or_path = "someone/base"
+        return policy
+
+    monkeypatch.setattr(Policy, "load", from_hub)
+    export_model(unit, out=out)
+    opened = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(config["base_model_name_or_path"]), out
+    )
+    monkeypatch.undo()
+    torch.testing.assert_close(
+        logits(opened), logits(Policy.load(unit).model), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_an_exported_discriminator_gives_the_same_rewards(unit: Path, tmp_path: Path) -> None:
@@ -101,6 +123,18 @@ def test_the_card_says_what_is_known_and_a_dash_for_the_rest(unit: Path) -> None
     assert '| settings | {"reward": "gail"} |' in card
     assert "| score | 41.5 |" in card
     assert "## Test\n\n-\n" in card
+
+
+def test_a_card_has_the_test_results_of_the_round_that_was_tested(unit: Path) -> None:
+    run = unit.parent.parent
+    (run / "units" / "inverse-test").mkdir()
+    row = {"method": "inverse", "metric": "score", "mean": 3.5, "low": 1, "high": 6, "n": 9}
+    write_json(run / "units" / "inverse-test" / "best_round.json", 1)
+    assert "## Test\n\n-\n" in model_card(unit, "a policy", "PeftModel")  # no results yet
+    write_json(run / "results.json", [row])
+    assert "| score | 3.5 (1 to 6), n = 9 |" in model_card(unit, "a policy", "PeftModel")
+    write_json(run / "units" / "inverse-test" / "best_round.json", 2)
+    assert "n = 9" not in model_card(unit, "a policy", "PeftModel")
 
 
 def test_text_of_a_run_cannot_break_the_card(unit: Path) -> None:

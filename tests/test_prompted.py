@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from chat_server import Answer, ChatServer, Messages, Refuse, Reset, Say, Send, solve_boxes
-from fakes import BoxWorld, demonstrations
+from fakes import BoxWorld, demonstrations, hear_ctrl_c
 from stepagent import cli
 from stepagent.commands import collect as collect_command
 from stepagent.commands import evaluate as evaluate_command
@@ -133,7 +133,7 @@ def test_an_error_loses_no_finished_episode_and_the_same_command_goes_on(
     with ChatServer() as server:
         call(command, server, whole)
     assert out.read_bytes() == whole.read_bytes()
-    assert Path(f"{out}.episodes").exists() == (command == "collect")
+    assert read_trajectories(f"{out}.episodes").trajectories
 
 
 SCRIPT = """
@@ -165,7 +165,10 @@ def test_collect_goes_on_after_a_kill(kill: signal.Signals, tmp_path: Path) -> N
     with ChatServer(answer=answer) as server:
         args = arguments("collect", server, out, "--num-parallel", 1)
         with subprocess.Popen(
-            [sys.executable, "-c", script, *args], stderr=subprocess.PIPE, text=True
+            [sys.executable, "-c", script, *args],
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=hear_ctrl_c,
         ) as running:
             _, error = running.communicate(timeout=120)
         assert [file.name for file in tmp_path.iterdir()] == ["out.jsonl.episodes"]

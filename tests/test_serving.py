@@ -55,6 +55,8 @@ def url(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
                     break
                 except OSError:
                     time.sleep(0.2)
+            else:
+                pytest.fail(f"the server did not come up: {log.read_text()}")
             yield f"http://127.0.0.1:{port}/v1"
         finally:
             server.kill()

@@ -7,6 +7,7 @@ markup. Nothing is known of any family of models.
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
+import jinja2
 from transformers import PreTrainedTokenizerBase
 
 USER = tuple(f"\ue000user{i}\ue000" for i in range(3))
@@ -57,14 +58,17 @@ def render_messages(
 ) -> str:
     """The text of messages; `ask` adds what makes the assistant speak."""
     # Templates ignore names that they do not know.
-    rendered = tokenizer.apply_chat_template(
-        messages,
-        tools=tools,
-        tokenize=False,
-        add_generation_prompt=ask,
-        enable_thinking=False,  # the action comes at once, without a block to fill first
-        date_string="26 Jul 2024",  # Llama 3 would write today's; ids must not depend on it
-    )
+    try:
+        rendered = tokenizer.apply_chat_template(
+            messages,
+            tools=tools,
+            tokenize=False,
+            add_generation_prompt=ask,
+            enable_thinking=False,  # the action comes at once, without a block to fill first
+            date_string="26 Jul 2024",  # Llama 3 would write today's; ids must not depend on it
+        )
+    except jinja2.TemplateError as error:  # what templates raise for dialogues they do not take
+        raise TemplateError(f"chat template: {error}") from None
     return cast(str, rendered)
 
 

@@ -7,6 +7,7 @@ Each folder has a model card that says on which data, by which recipe, and how w
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,6 +25,11 @@ from stepagent.policy import Policy
 from stepagent.run import read_json
 from stepagent.types import METHODS
 
+
+class ExportError(ValueError):
+    """A model would be of no use to others; the message is one line."""
+
+
 _ON_CPU = ComputeConfig(device="cpu", precision="float32")
 
 
@@ -31,6 +37,11 @@ def export_policy(unit: Path, folder: Path, *, merged: bool) -> None:
     """Writes a unit's policy; `merged` adds an adapter to its base instead of writing it alone."""
     policy = Policy.load(unit, _ON_CPU)
     adapter = policy.layers.adapter
+    if adapter is not None and not merged and Path(policy.model.name_or_path or "").is_dir():
+        raise ExportError(
+            f"{unit}: an adapter on a model folder of this machine, which others do not have; "
+            "--merged writes the whole model"
+        )
     if merged and adapter is not None:
         whole = AutoModelForCausalLM.from_config(policy.model.config)
         whole.load_state_dict(adapter.merged(policy.model))
@@ -53,6 +64,8 @@ def export_discriminator(unit: Path, folder: Path) -> None:
     discriminator.load_state(load_file(unit / "discriminator.safetensors"))
     layers, tokenizer = discriminator.layers, policy.renderer.tokenizer
     config = policy.model.config
+    if type(config) not in AutoModelForSequenceClassification._model_mapping:
+        raise ExportError(f"{unit}: transformers has no classifier for {config.model_type} models")
     config.num_labels, config.id2label, config.label2id = 1, {0: "expert"}, {"expert": 0}
     # Classifiers read the last token that is no padding.
     config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
@@ -81,7 +94,8 @@ def model_card(unit: Path, kind: str, loader: str) -> str:
     """What a model is, in Markdown; what the run folder does not say is a dash."""
     folder = unit.parent.parent
     run: dict[str, Any] = read_json(folder / "config.json") if _is_run(folder) else {}
-    dev = read_json(unit / "dev.json") if (unit / "dev.json").is_file() else {}
+    measured = folder / "units" / "sft-dev" if unit.name == "sft" else unit
+    dev = read_json(measured / "dev.json") if (measured / "dev.json").is_file() else {}
     base = read_json(unit / "adapter_config.json") if _is_adapter(unit) else {}
     tags = ["stepagent", "agent"]
     front = {"library_name": "peft" if loader == "PeftModel" else "transformers", "tags": tags}
@@ -120,11 +134,14 @@ def _training(run: dict[str, Any], unit: str) -> dict[str, Any]:
 
 def _tested(folder: Path, unit: str) -> dict[str, Any]:
     """Test results, if it was this unit that was tested."""
-    method, _, number = unit.rpartition("-round")
-    chosen = folder / "units" / f"{method}-test" / "best_round.json"
-    if not chosen.is_file() or str(read_json(chosen)) != number:
+    method, _, number = unit.rpartition("-round") if unit != "sft" else ("sft", "", "0")
+    chosen, results = (
+        folder / "units" / f"{method}-test" / "best_round.json",
+        folder / "results.json",
+    )
+    if not chosen.is_file() or str(read_json(chosen)) != number or not results.is_file():
         return {}
-    rows = [row for row in read_json(folder / "results.json") if row["method"] == method]
+    rows = [row for row in read_json(results) if row["method"] == method]
     return {r["metric"]: f"{r['mean']} ({r['low']} to {r['high']}), n = {r['n']}" for r in rows}
 
 
@@ -135,11 +152,11 @@ def _short(facts: dict[str, Any]) -> dict[str, Any]:
 def _table(title: str, facts: dict[str, Any]) -> list[str]:
     if not facts:
         return [f"## {title}", "", "-", ""]
-    rows = [f"| {name} | {_cell(value)} |" for name, value in facts.items()]
+    rows = [f"| {_cell(name)} | {_cell(value)} |" for name, value in facts.items()]
     return [f"## {title}", "", "| | |", "|---|---|", *rows, ""]
 
 
 def _cell(value: object) -> str:
     text = "-" if value is None else value if isinstance(value, str) else json.dumps(value)
     # Text of tasks and models must not end the cell or become markup.
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+    return re.sub(r"([\\|\[\]!])", r"\\\1", " ".join(text.split()).replace("<", "&lt;"))

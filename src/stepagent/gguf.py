@@ -5,6 +5,7 @@ trained. The folder goes to the user's cache under a name with the file's hash.
 """
 
 import os
+import struct
 from pathlib import Path
 
 import torch
@@ -34,7 +35,7 @@ def convert(file: Path, folder: Path) -> None:
         model = AutoModelForCausalLM.from_pretrained(
             str(file.parent), gguf_file=file.name, dtype=torch.float32
         )
-    except (ValueError, KeyError, IndexError, RuntimeError) as error:
+    except (ValueError, LookupError, RuntimeError, OSError, struct.error) as error:
         reason = " ".join(str(error).split())
         raise GGUFError(f"{file}: cannot be read as a model: {reason}") from None
     # With it the weights would count as quantized still, and could not be saved.

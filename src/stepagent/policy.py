@@ -3,7 +3,7 @@
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,10 @@ class Reading:
     """(paths, width) hidden state at the last token before each path."""
 
 
+class PolicyError(ValueError):
+    """A policy cannot be used, or not for this trajectory; the message is one line."""
+
+
 class Policy:
     """A language model that acts."""
 
@@ -54,17 +58,23 @@ class Policy:
         """Opens a Hugging Face model: the id of one on the hub, a model folder, an adapter folder.
 
         With LoRA the model is frozen and gets a new adapter, unless the folder is one already.
-        Raises `TemplateError` if the chat template cannot be taken apart.
+        Raises `TemplateError` if the chat template cannot be taken apart, `PolicyError` if the
+        model computes its logits in an unknown way.
         """
-        is_local = Path(name).is_dir()
-        adapted = lora.rank > 0 or (Path(name) / "adapter_config.json").is_file()
-        tokenizer = AutoTokenizer.from_pretrained(str(name), local_files_only=is_local)
+        is_adapter = (Path(name) / "adapter_config.json").is_file()
+        # The base of an adapter folder may be on the hub.
+        source: dict[str, Any] = {
+            "local_files_only": Path(name).is_dir() and not is_adapter,
+            "trust_remote_code": False,
+        }
+        adapted = lora.rank > 0 or is_adapter
+        tokenizer = AutoTokenizer.from_pretrained(str(name), **source)
         model = cast(
             PreTrainedModel,
             AutoModelForCausalLM.from_pretrained(
                 str(name),
                 dtype=torch.bfloat16 if adapted and compute.is_half else torch.float32,
-                local_files_only=is_local,
+                **source,
             ),
         ).eval()
         device = compute.torch_device
@@ -90,9 +100,24 @@ class Policy:
             logger.info("%s: %s layers cannot share prefixes: slower, same results", name, kinds)
         if not policy.renderer.is_stable:
             logger.info("%s: its chat template rewrites earlier turns; states share less", name)
+        policy._check_logits()
         if compute.token_budget is None and device.type == "cuda":
             layers.token_budget = policy._fitting_tokens()
         return policy
+
+    @torch.no_grad()
+    def _check_logits(self) -> None:
+        """Raises `PolicyError` if the model does more with a hidden state than its head."""
+        ids = torch.arange(1, 9, device=self.model.device)
+        tree = PrefixTree()
+        tree.add_path(tree.add(ROOT, ids[:1].tolist())[-1], ids[1:].tolist())
+        (packed,) = self.layers.packs([tree])
+        _, hidden = self.layers.hidden(packed)
+        with self.layers.reading():
+            expected = self.model(input_ids=ids[None]).logits[0, : len(hidden)]
+        found = torch.softmax(self.layers.logits(hidden), -1)
+        if not torch.allclose(found, torch.softmax(expected.to(found), -1), atol=0.02):
+            raise PolicyError(f"{self.model.name_or_path}: its logits are not those of its head")
 
     def _fitting_tokens(self) -> int:
         """The token budget for training that the free memory of the GPU allows, by trying 1,024."""
@@ -123,10 +148,10 @@ class Policy:
         self.layers.load_state(saved.layers.state())
 
     def render(self, trajectory: Trajectory) -> RenderedTrajectory:
-        """The trajectory as token ids; raises ValueError if it is longer than the context."""
+        """The trajectory as token ids; raises `PolicyError` if it is longer than the context."""
         rendered = self.renderer.render(trajectory)
         if rendered.num_tokens > self.context:
-            raise ValueError(
+            raise PolicyError(
                 f"{trajectory.id}: has {rendered.num_tokens} tokens, the model's context is "
                 f"{self.context}"
             )

@@ -37,6 +37,10 @@ from stepagent.chat_template import (
 from stepagent.types import Trajectory
 
 
+class CallError(ValueError):
+    """A tool call cannot be rendered."""
+
+
 @dataclass(frozen=True)
 class RenderedTrajectory:
     """A trajectory as token ids."""

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from stepagent.backends.generation import Decoding, RunningEpisodes, random_numbers
-from stepagent.policy import Policy
+from stepagent.policy import Policy, PolicyError
 from stepagent.progress import track
 from stepagent.renderer import RenderedTrajectory
 from stepagent.tasks.base import EnvironmentLost, Task, TextEnv
@@ -119,7 +119,7 @@ def _begin(episode: _Running, policy: Policy, room: int) -> None:
     opening = policy.renderer.opening(episode.instruction, episode.observation)
     episode.steps, episode.actions, episode.additions = [], [], [opening]
     if (length := len(episode.state(policy.renderer.ask))) > room:
-        raise ValueError(
+        raise PolicyError(
             f"{episode.item}: its first state has {length} tokens, the policy's context of "
             f"{policy.context} leaves room for {room}"
         )

@@ -24,6 +24,15 @@ class LoRAConfig:
     target_modules: str = "all-linear"
     """Which layers get one: PEFT's name for all linear layers, or a regular expression."""
 
+    def __post_init__(self) -> None:
+        """Raises `LoRAError` for a rank that cannot be."""
+        if self.rank < 0:
+            raise LoRAError(f"--lora.rank must be at least 0, not {self.rank}")
+
+
+class LoRAError(ValueError):
+    """Adapters cannot be made as asked; the message is one line."""
+
 
 @dataclass(frozen=True)
 class Adapter:
@@ -41,7 +50,10 @@ class Adapter:
             task_type="CAUSAL_LM",
         )
         model.requires_grad_(False)
-        model.add_adapter(settings, name)
+        try:
+            model.add_adapter(settings, name)
+        except ValueError as error:
+            raise LoRAError(f"LoRA: {str(error).splitlines()[0]}") from None
         adapter = cls(name)
         adapter._keep_float32(model)
         return adapter

@@ -13,6 +13,10 @@ HEADROOM = 0.8
 """Share of the free memory that is planned with; allocators lose some of it in fragments."""
 
 
+class ComputeError(ValueError):
+    """Settings that this machine cannot follow; the message is one line."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ComputeConfig:
     """Device, precision and memory."""
@@ -25,6 +29,15 @@ class ComputeConfig:
     """Keep less for the backward pass and compute it again: slower, with less memory."""
     token_budget: int | None = None
     """Tokens forwarded together; by default 512 on a CPU, on a GPU what its memory holds."""
+
+    def __post_init__(self) -> None:
+        """Raises `ComputeError` for what cannot be."""
+        if self.token_budget is not None and self.token_budget < 1:
+            raise ComputeError(
+                f"--compute.token-budget must be at least 1, not {self.token_budget}"
+            )
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ComputeError("--compute.device cuda: PyTorch finds no GPU here")
 
     @property
     def torch_device(self) -> torch.device:

@@ -9,8 +9,8 @@ import tyro
 from stepagent.commands.models import open_task
 from stepagent.commands.parsing import (
     UsageError,
+    check_at_least_one,
     check_new_file,
-    check_num_parallel,
     run_command,
     unknown,
 )
@@ -77,7 +77,8 @@ def collect_demonstrations(
     name = model_name(expert, prompted)
     if name is None and expert != OWN:
         raise UsageError(unknown("expert", expert, [OWN, f"{PREFIX}MODEL"]))
-    check_num_parallel(num_parallel)
+    check_at_least_one("--num-parallel", num_parallel)
+    check_at_least_one("--num-per-type", num_per_type)
     check_new_file(out)
     client = open_client(name, prompted) if name else None
     config = TaskConfig(task_types=task_types, simplification=simplification, step_limit=step_limit)

@@ -7,8 +7,9 @@ from typing import Annotated
 import tyro
 
 from stepagent.backends.chat import ChatClient
+from stepagent.backends.device import ComputeConfig
 from stepagent.commands.models import load_policy, open_task, prepare
-from stepagent.commands.parsing import UsageError, check_new_file, check_num_parallel, run_command
+from stepagent.commands.parsing import UsageError, check_at_least_one, check_new_file, run_command
 from stepagent.commands.prompted import (
     PROMPTED,
     PromptedConfig,
@@ -25,13 +26,12 @@ from stepagent.evaluation import (
     panel_hash,
     summarize,
 )
-from stepagent.journal import journal_path
 from stepagent.pipeline import PANEL_SEED, TaskConfig
 from stepagent.results import interval_text
 from stepagent.tasks.base import Split
 from stepagent.trajectories import write_jsonl
 
-DEFAULT = EvaluationConfig()
+DEFAULT, DEFAULT_COMPUTE = EvaluationConfig(), ComputeConfig()
 
 
 def evaluate_policy(
@@ -42,6 +42,7 @@ def evaluate_policy(
     split: Split = "test",
     num_per_type: int = 18,
     seed: int = 0,
+    compute: ComputeConfig = DEFAULT_COMPUTE,
     config: Annotated[EvaluationConfig, tyro.conf.arg(name="")] = DEFAULT,
     prompted: Annotated[PromptedConfig, tyro.conf.arg(name="")] = PROMPTED,
 ) -> None:
@@ -52,9 +53,9 @@ def evaluate_policy(
     mean equal items.
 
     With --policy openai:MODEL a chat model is prompted, and tokens and cost are printed too. Every
-    finished episode is written to OUT.episodes at once, so that the same command goes on after a
-    kill and pays for no episode twice; that file goes when OUT, which has them all, is written. The
-    key is read from the environment variable OPENAI_API_KEY.
+    finished episode is written to OUT.episodes at once and stays there, so that the same command
+    goes on after a kill and pays for no episode twice. The key is read from the environment
+    variable OPENAI_API_KEY.
 
     For example: stepagent evaluate --policy novice --task-types find-plant --out episodes.jsonl
 
@@ -66,16 +67,18 @@ def evaluate_policy(
         split: Which items to choose from.
         num_per_type: Items of each task type; all, where the split has fewer.
         seed: Of a local policy's sampling, if it is not greedy; the panel does not depend on it.
+        compute: Device, precision and memory of a local policy.
         config: How episodes are run.
         prompted: How a chat model is asked.
     """
     name = model_name(policy, prompted)
     if name and config.decoding != DEFAULT.decoding:
         raise UsageError(f"{policy}: --decoding is only for local policies; see --temperature")
-    check_num_parallel(config.num_parallel)
+    check_at_least_one("--num-parallel", config.num_parallel)
+    check_at_least_one("--num-per-type", num_per_type)
     check_new_file(out)
     prepare()
-    agent = open_client(name, prompted) if name else load_policy(policy)
+    agent = open_client(name, prompted) if name else load_policy(policy, compute)
     world = open_task(task)
     try:
         panel = choose_items(world, split, num_per_type, seed=PANEL_SEED)
@@ -91,7 +94,6 @@ def evaluate_policy(
     print(f"success  {interval_text(result.success, percent=True)}")
     print(f"panel    {len(panel)} {split} items, sha256 {panel_hash(panel)}")
     if name:
-        journal_path(out).unlink()
         print_bill(result.episodes, prompted)
     print(f"episodes {out}")
 

@@ -6,13 +6,14 @@ from typing import Annotated
 
 import tyro
 
+from stepagent.backends.device import ComputeConfig
 from stepagent.commands.models import load_policy, prepare
 from stepagent.commands.parsing import check_new_file, run_command
 from stepagent.inspection import agreement
 from stepagent.reflection import InspectionConfig, inspect_demonstrations
 from stepagent.trajectories import read_trajectories, write_jsonl
 
-DEFAULT = InspectionConfig()
+DEFAULT, DEFAULT_COMPUTE = InspectionConfig(), ComputeConfig()
 
 
 def inspect(
@@ -21,6 +22,7 @@ def inspect(
     demonstrations: Path,
     out: Path,
     seed: int = 0,
+    compute: ComputeConfig = DEFAULT_COMPUTE,
     config: Annotated[InspectionConfig, tyro.conf.arg(name="")] = DEFAULT,
 ) -> None:
     """Lets a policy act in every state of the expert's trajectories; no environment is needed.
@@ -35,12 +37,13 @@ def inspect(
         demonstrations: The expert's trajectories.
         out: The file for the practised steps; a name that ends in .gz is compressed.
         seed: Of the sampling.
+        compute: Device, precision and memory.
         config: How the agent acts.
     """
     check_new_file(out)
     prepare()
     trajectories = read_trajectories(demonstrations).trajectories
-    agent = load_policy(policy)
+    agent = load_policy(policy, compute)
     rendered = [agent.render(t) for t in trajectories]
     practised = inspect_demonstrations(agent, rendered, config, seed=seed)
     write_jsonl(out, practised)

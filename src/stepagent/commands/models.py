@@ -35,8 +35,8 @@ def local_model(name: str) -> str:
         for needed in (model, "tokenizer_config.json"):
             if not (path / needed).is_file():
                 raise UsageError(f"{path}: not a policy, it has no {needed}")
-        return name
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or path.exists():
+        return str(path.resolve())  # adapters keep it as the place of their base
+    if path.suffix == ".gguf" or not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name) or path.exists():
         raise UsageError(
             f"{name}: no such folder; expected a Hugging Face model folder, a GGUF file, or the id "
             "of a model on the hub"
@@ -53,7 +53,9 @@ def load_policy(
     model = local_model(name)
     try:
         return Policy.load(model, compute, lora)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, ImportError, ValueError) as error:
+        if type(error).__module__.startswith("stepagent."):
+            raise
         reason = str(error).strip().splitlines()[0]
         raise UsageError(f"{name}: not a usable policy: {reason}") from None
 

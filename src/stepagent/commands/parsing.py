@@ -30,10 +30,10 @@ def run_command(function: Callable[..., None], name: str, args: Sequence[str]) -
     tyro.cli(function, prog=f"stepagent {name}", args=args, config=CONFIG)
 
 
-def check_num_parallel(number: int) -> None:
-    """Raises `UsageError` for a number of episodes at the same time that runs none."""
+def check_at_least_one(option: str, number: int) -> None:
+    """Raises `UsageError` for a number of nothing."""
     if number < 1:
-        raise UsageError(f"--num-parallel must be at least 1, not {number}")
+        raise UsageError(f"{option} must be at least 1, not {number}")
 
 
 def check_new_folder(folder: Path) -> None:

@@ -10,7 +10,7 @@ import tyro
 from stepagent.algorithms.dpo import DPOConfig
 from stepagent.backends.adapters import LoRAConfig
 from stepagent.backends.device import ComputeConfig
-from stepagent.commands.models import load_policy, prepare
+from stepagent.commands.models import load_policy, local_model, prepare
 from stepagent.commands.parsing import CONFIG
 from stepagent.evaluation import likeness
 from stepagent.policy import Policy
@@ -83,14 +83,15 @@ def main(args: Sequence[str]) -> None:
     """The command."""
     found = tyro.cli(Arguments, prog="stepagent reflect", args=args, config=CONFIG)
     prepare()
-    policy = load_policy(found.policy, found.compute, found.lora)
+    model = local_model(found.policy)
+    policy = load_policy(model, found.compute, found.lora)
     lesson = Lesson(
         demonstrations=_rendered(policy, found.demonstrations),
         practised=(),
         held_out=_rendered(policy, found.held_out),
         held_out_practised=(),
     )
-    with Run(found.out, _settings(found), resume=found.resume) as run:
+    with Run(found.out, _settings(found, model), resume=found.resume) as run:
         _reflect(found, run, policy, lesson)
         print(_table(run))
     print(f"Policies: {found.out}/units/{found.method}-round1 to {found.rounds}")
@@ -100,15 +101,19 @@ def _rendered(policy: Policy, file: Path) -> list[Any]:
     return [policy.render(t) for t in read_trajectories(file).trajectories]
 
 
-def _settings(args: Arguments) -> dict[str, Any]:
+def _settings(args: Arguments, model: str) -> dict[str, Any]:
     """What has to be the same when the run is resumed, the contents of the inputs included."""
-    files = [args.demonstrations, args.held_out, *sorted(Path(args.policy).glob("*.safetensors"))]
-    own = {name: getattr(args, name) for name in SETTINGS}
+    files = [args.demonstrations, args.held_out, *sorted(Path(model).glob("*.safetensors"))]
+    own = {name: to_json(getattr(args, name)) for name in SETTINGS}
     return {
         "recipe": f"reflect --method {args.method}",
         "seed": args.seed,
         "protocol": {},
-        "config": {"rounds": args.rounds, **{name: to_json(value) for name, value in own.items()}},
+        "config": {
+            "rounds": args.rounds,
+            "policy": model,
+            **{name: to_json(value) for name, value in own.items()},
+        },
         "inputs": {str(file): file_hash(file) for file in files},
     }
 

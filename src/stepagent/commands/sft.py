@@ -12,7 +12,7 @@ from stepagent.backends.adapters import LoRAConfig
 from stepagent.backends.device import ComputeConfig
 from stepagent.backends.training import Metrics, num_batches
 from stepagent.commands.models import load_policy, prepare
-from stepagent.commands.parsing import check_new_folder, run_command
+from stepagent.commands.parsing import UsageError, check_new_folder, run_command
 from stepagent.progress import track
 from stepagent.tiny import TinyConfig, build_tiny_model
 from stepagent.trajectories import read_trajectories
@@ -53,6 +53,8 @@ def train_novice(
         tiny: Size of the model from scratch.
     """
     check_new_folder(out)
+    if lora.rank and model is None:
+        raise UsageError("--lora.rank: a model made from scratch has nothing to adapt")
     prepare()
     read = read_trajectories(demonstrations, skip_invalid=skip_invalid)
     for rejected in read.rejected:

@@ -53,9 +53,11 @@ def main(args: Sequence[str]) -> None:
         Arguments, prog=f"stepagent train {recipe}", args=options, default=default, config=CONFIG
     )
     config = found.config
+    prepare()
     if found.policy is not None:
         config = replace(config, model=local_model(found.policy))
-    prepare()
+    if config.lora.rank and not isinstance(config.model, str):
+        raise UsageError("--lora.rank: a model made from scratch has nothing to adapt")
     task = open_task(config.task)
     settings = {
         "recipe": recipe,
