@@ -133,7 +133,17 @@ def test_an_error_loses_no_finished_episode_and_the_same_command_goes_on(
     with ChatServer() as server:
         call(command, server, whole)
     assert out.read_bytes() == whole.read_bytes()
-    assert read_trajectories(f"{out}.episodes").trajectories
+    assert Path(f"{out}.episodes").exists() == (command == "collect")
+
+
+def test_episodes_that_were_paid_for_and_are_not_in_the_output_are_kept(tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    with ChatServer() as server:
+        call("collect", server, out)  # leaves its journal, with every episode
+        kept = Path(f"{out}.episodes").read_bytes()
+        call("evaluate", server, out, "--split", "train", "--num-per-type", 1)
+    assert len(read_trajectories(out).trajectories) < kept.count(b"\n")
+    assert Path(f"{out}.episodes").read_bytes() == kept
 
 
 SCRIPT = """

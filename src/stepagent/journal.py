@@ -27,6 +27,13 @@ def journal_path(out: Path) -> Path:
     return out.with_name(f"{out.name}.episodes")
 
 
+def drop_journal(out: Path) -> None:
+    """Removes the journal of a finished output file, unless it has more episodes than that."""
+    path, kept = journal_path(out), {t.id for t in read_jsonl(out, Trajectory)}
+    if path.exists() and all(t.id in kept for t in read_jsonl(path, Trajectory)):
+        path.unlink()
+
+
 class Journal:
     """An open journal, locked against a second process; `with` closes it."""
 

@@ -26,6 +26,7 @@ from stepagent.evaluation import (
     panel_hash,
     summarize,
 )
+from stepagent.journal import drop_journal
 from stepagent.pipeline import PANEL_SEED, TaskConfig
 from stepagent.results import interval_text
 from stepagent.tasks.base import Split
@@ -53,9 +54,9 @@ def evaluate_policy(
     mean equal items.
 
     With --policy openai:MODEL a chat model is prompted, and tokens and cost are printed too. Every
-    finished episode is written to OUT.episodes at once and stays there, so that the same command
-    goes on after a kill and pays for no episode twice. The key is read from the environment
-    variable OPENAI_API_KEY.
+    finished episode is written to OUT.episodes at once, so that the same command goes on after a
+    kill and pays for no episode twice; that file goes as soon as OUT has all that it has. The key
+    is read from the environment variable OPENAI_API_KEY.
 
     For example: stepagent evaluate --policy novice --task-types find-plant --out episodes.jsonl
 
@@ -94,6 +95,7 @@ def evaluate_policy(
     print(f"success  {interval_text(result.success, percent=True)}")
     print(f"panel    {len(panel)} {split} items, sha256 {panel_hash(panel)}")
     if name:
+        drop_journal(out)
         print_bill(result.episodes, prompted)
     print(f"episodes {out}")
 
