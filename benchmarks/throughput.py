@@ -3,8 +3,8 @@
 For each method one pass over the same practised demonstrations, first with shared prefixes, then
 with a row for each path, side by side in one process. `tokens` are those of the original paths, so
 both kinds are measured by the same work. The share of the machine's peak is counted on tokens that
-were really forwarded, 2 x parameters floating point operations for each and 6 where gradients are
-taken, against the fastest large matrix product that the machine does in the same precision.
+were really forwarded, 2 x parameters floating point operations for each and 6 (4 with LoRA) where
+gradients are taken, against the fastest large matrix product of the machine in the same precision.
 
     python benchmarks/throughput.py --policy FOLDER --demonstrations FILE --trajectories 16
     python benchmarks/throughput.py --random 1b --tokenizer FOLDER --demonstrations FILE
@@ -73,9 +73,10 @@ def learners(
     policy: Policy, trees: Sequence[StepTree], batch_size: int
 ) -> dict[str, tuple[int, Callable[[], object]]]:
     """Each method with the operations it spends on a token and parameter, and one pass of it."""
+    own = policy.layers.copy("discriminator")
 
     def inverse() -> None:
-        found = Discriminator(policy.layers.copy(f"discriminator{time.monotonic_ns()}"))
+        found = Discriminator(own)
         found.layers.shares_prefixes = policy.layers.shares_prefixes
         config = DiscriminatorConfig(batch_size=batch_size)
         train_discriminator(found, trees, config, epochs=1, seed=0, log=lambda _: None)
@@ -89,8 +90,10 @@ def learners(
         config = DPOConfig(epochs=1, batch_size=batch_size)
         dpo(policy, trees, config, seed=0, log=lambda _: None)
 
-    # Reference, then gradient; discriminator's gradient, rewards, old policy, gradient.
-    return {"implicit": (2 + 6, implicit), "inverse": (6 + 2 + 2 + 6, inverse)}
+    # A frozen base needs no gradient of its own weights. Reference, then gradient; discriminator's
+    # gradient, rewards, old policy, gradient.
+    train = 6 if policy.layers.adapter is None else 4
+    return {"implicit": (2 + train, implicit), "inverse": (train + 2 + 2 + train, inverse)}
 
 
 def main() -> None:
@@ -128,8 +131,12 @@ def measure(policy: Policy, options: argparse.Namespace) -> None:
     peak = matmul_peak(policy.model.device, dtype)
     parameters = sum(p.numel() for p in policy.model.parameters())
     config = SFTConfig(epochs=1, batch_size=options.batch_size)
+
+    def clone() -> None:
+        sft(policy, demonstrations, config, seed=0, log=lambda _: None)
+
     methods = {
-        "sft": (6, lambda: sft(policy, demonstrations, config, seed=0, log=lambda _: None)),
+        "sft": (4 if options.rank else 6, clone),
         **learners(policy, trees, options.batch_size),
     }
     whole = sum(len(t.tree.ancestors(path[-1])) for t in trees for path in t.tree.paths)

@@ -5,6 +5,7 @@ markup. Nothing is known of any family of models.
 """
 
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any, NamedTuple, cast
 
 import jinja2
@@ -14,6 +15,8 @@ USER = tuple(f"\ue000user{i}\ue000" for i in range(3))
 ASSISTANT = tuple(f"\ue000assistant{i}\ue000" for i in range(2))
 Tool = dict[Any, Any] | Callable[..., Any]
 """A function schema, with the types that transformers' signature asks for."""
+DAY = datetime(2024, 7, 26)
+"""What templates are told today is."""
 CALL_ID = "call00000"
 """Nine letters and digits, as Mistral's template wants them."""
 
@@ -65,7 +68,9 @@ def render_messages(
             tokenize=False,
             add_generation_prompt=ask,
             enable_thinking=False,  # the action comes at once, without a block to fill first
-            date_string="26 Jul 2024",  # Llama 3 would write today's; ids must not depend on it
+            # Some would write today's date; ids must not depend on it.
+            date_string=DAY.strftime("%d %b %Y"),
+            strftime_now=DAY.strftime,
         )
     except jinja2.TemplateError as error:  # what templates raise for dialogues they do not take
         raise TemplateError(f"chat template: {error}") from None
@@ -103,13 +108,12 @@ def take_apart(tokenizer: PreTrainedTokenizerBase, role: str, tools: list[Tool] 
         before, past, between, suffix + past, between, suffix + ask,
     ]:  # fmt: skip
         raise TemplateError("chat template: later turns are marked differently from the first")
-    # The line break that may follow an end token belongs to the next turn.
-    end = end.rstrip("\n") if between.startswith(end.rstrip("\n")) else ""
+    end = _end_of_turn(tokenizer, end, between)
     lead = live.removeprefix(ask) if live.startswith(ask) else ""
     if ask.startswith(live):
         # What the template adds opens a block of thinking, which a plain answer does not have.
         ask = live
-    past, between = past, between[len(end) :]
+    between = between[len(end) :]
     user, later, assistant = _spaces(before), _spaces(between), _spaces(ask + lead)
     if (role == "user" and later != user) or _spaces(past) != assistant:
         raise TemplateError("chat template: later turns are marked differently from the first")
@@ -124,6 +128,17 @@ def take_apart(tokenizer: PreTrainedTokenizerBase, role: str, tools: list[Tool] 
         suffix=suffix,
         space=Space(later, assistant),
     )
+
+
+def _end_of_turn(tokenizer: PreTrainedTokenizerBase, last: str, between: str) -> str:
+    """What closes the last assistant turn and earlier ones alike: up to the first control token.
+
+    The line break that may follow belongs to the next turn; some templates end the whole dialogue
+    with one more token.
+    """
+    ends = [last.index(t) + len(t) for t in tokenizer.added_tokens_encoder if t in last]
+    end = last[: min(ends)] if ends else last.rstrip("\n")
+    return end if between.startswith(end) else ""
 
 
 def _spaces(markup: str) -> str:

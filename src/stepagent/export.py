@@ -67,8 +67,8 @@ def export_discriminator(unit: Path, folder: Path) -> None:
     if type(config) not in AutoModelForSequenceClassification._model_mapping:
         raise ExportError(f"{unit}: transformers has no classifier for {config.model_type} models")
     config.num_labels, config.id2label, config.label2id = 1, {0: "expert"}, {"expert": 0}
-    # Classifiers read the last token that is no padding.
-    config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    config.pad_token_id = _padding(policy)
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(config.pad_token_id)
     classifier = cast(PreTrainedModel, AutoModelForSequenceClassification.from_config(config))
     if layers.adapter is None:
         weights = layers.model.state_dict()
@@ -82,6 +82,16 @@ def export_discriminator(unit: Path, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
     card = model_card(unit, "a step reward model", "AutoModelForSequenceClassification")
     (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _padding(policy: Policy) -> int:
+    """A token to fill up with. Classifiers read the last token that is not this one.
+
+    It must not be the end of an action, at which rewards are read, though models often have it so.
+    """
+    tokenizer = policy.renderer.tokenizer
+    known = [tokenizer.pad_token_id, *tokenizer.all_special_ids]
+    return next((i for i in known if i not in (None, policy.renderer.end_id)), 0)
 
 
 def _prefix_of_decoder(model: PreTrainedModel) -> str:

@@ -5,6 +5,7 @@ the actions of all states decode together.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -40,6 +41,34 @@ def practise(
 
     `num_actions` actions are sampled in each state; the same seed gives the same actions.
     """
+    while True:
+        with suppress(torch.OutOfMemoryError):
+            actions_of = _actions(policy, demonstrations, decoding, seed, num_actions)
+            break
+        policy.layers.halve_budget()
+    return [
+        PracticedStep(
+            trajectory_id=d.trajectory.id,
+            step_index=step,
+            expert_action=d.trajectory.steps[step].action,
+            agent_actions=tuple(
+                _agent_action(policy, d, g)
+                for g in own[step * num_actions : (step + 1) * num_actions]
+            ),
+        )
+        for d, own in zip(demonstrations, actions_of, strict=True)
+        for step in range(len(d.actions))
+    ]
+
+
+def _actions(
+    policy: Policy,
+    demonstrations: Sequence[RenderedTrajectory],
+    decoding: Decoding,
+    seed: int,
+    num_actions: int,
+) -> list[list[Generated]]:
+    """For each demonstration the actions in its states, `num_actions` for each."""
     actions_of: list[list[Generated]] = [[] for _ in demonstrations]
     trees, states = zip(*(_state_tree(d) for d in demonstrations), strict=True)
     groups = fill_rows([len(tree) for tree in trees], policy.layers.token_budget * DECODING_ROWS)
@@ -69,19 +98,7 @@ def practise(
             ]
         for (i, *_), action in zip(decisions, actions, strict=True):
             actions_of[i].append(action)
-    return [
-        PracticedStep(
-            trajectory_id=d.trajectory.id,
-            step_index=step,
-            expert_action=d.trajectory.steps[step].action,
-            agent_actions=tuple(
-                _agent_action(policy, d, g)
-                for g in own[step * num_actions : (step + 1) * num_actions]
-            ),
-        )
-        for d, own in zip(demonstrations, actions_of, strict=True)
-        for step in range(len(d.actions))
-    ]
+    return actions_of
 
 
 def _agent_action(

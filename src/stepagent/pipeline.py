@@ -197,7 +197,10 @@ def _novice(
         if isinstance(config.model, TinyConfig):
             build_tiny_model(chosen, config.model, seed=config.seed, folder=folder)
         policy = Policy.load(
-            config.model if isinstance(config.model, str) else folder, config.compute, config.lora
+            config.model if isinstance(config.model, str) else folder,
+            config.compute,
+            config.lora,
+            seed=config.seed,
         )
         rendered = [policy.render(t) for t in chosen]
 

@@ -164,10 +164,6 @@ class Pack:
             path_end=self.path_end.to(device),
         )
 
-    def by_path(self, values: Sequence[Tensor]) -> Tensor:
-        """(paths,) from one tensor for each tree that was given to `pack`, (its paths,)."""
-        return torch.cat([values[tree] for tree in self.trees])
-
     def path_lengths(self) -> Tensor:
         """(paths,) number of tokens of each path."""
         return torch.bincount(self.target_path, minlength=self.num_paths)

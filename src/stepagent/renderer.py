@@ -80,6 +80,8 @@ class Renderer:
         """
         self.tokenizer = tokenizer
         self._tools: list[Tool] | None = list(tools) or None
+        if any(token in json.dumps(tools) for token in tokenizer.added_tokens_encoder):
+            raise CallError("tools: a schema has a control token of the model in its text")
         markup = take_apart(tokenizer, "user", self._tools)
         self._space = markup.space
         self._before = self._encode_markup(markup.before)
@@ -159,7 +161,7 @@ class Renderer:
     def _encode_call(self, call: Call, thought: str) -> list[int]:
         """A call as the template writes it, with the thought as the text before it."""
         texts = [thought, call.action()]
-        if any(t in text for t in self.tokenizer.all_special_tokens for text in texts):
+        if any(t in text for t in self.tokenizer.added_tokens_encoder for text in texts):
             raise ValueError(
                 f"a call of {call.name!r} has a control token of the model in its text"
             )
@@ -191,7 +193,12 @@ class Renderer:
 
     def parse(self, action: Sequence[int]) -> Said:
         """The text of an action's ids: ReAct's `Thought: ... Action: ...` and calls taken apart."""
-        text = cast(str, self.tokenizer.decode(list(action), skip_special_tokens=True)).strip()
+        ids, lead = list(action), len(self._lead)
+        if ids[:lead] == self._lead:
+            ids = ids[lead:]
+        if ids[-len(self._close) :] == self._close:
+            ids = ids[: -len(self._close)]
+        text = cast(str, self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
         if self._tools and (call := written_call(text)):
             return Said("", call.action())
         return split_react(text) if text.startswith("Thought:") else Said("", text)

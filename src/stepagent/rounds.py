@@ -47,13 +47,15 @@ class Rounds:
         A discriminator at chance ends the rounds; why is recorded in config.json.
         """
         try:
-            for number in range(1, num_rounds + 1):
-                if self.run.is_done(self.unit(number)):
-                    folder = self.run.unit_folder(self.unit(number))
-                    policy.restore(folder)
-                    self.learner.load(folder)
-                else:
-                    self._round(policy, number)
+            done = 0
+            while done < num_rounds and self.run.is_done(self.unit(done + 1)):
+                done += 1
+            if done:
+                folder = self.run.unit_folder(self.unit(done))
+                policy.restore(folder)
+                self.learner.load(folder)
+            for number in range(done + 1, num_rounds + 1):
+                self._round(policy, number)
             last = f"{self.method}-measure"
             if self.learner.measures and not self.run.is_done(last):
                 with self.run.unit(last):

@@ -5,10 +5,12 @@ Policy and discriminator are adapters on the same frozen base. One adapter is ac
 
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from peft import LoraConfig
 from peft.tuners.lora import Linear as LoraLinear
+from peft.utils.save_and_load import load_peft_weights, set_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -41,7 +43,7 @@ class Adapter:
     name: str
 
     @classmethod
-    def add(cls, model: PreTrainedModel, name: str, config: LoRAConfig) -> "Adapter":
+    def add(cls, model: PreTrainedModel, name: str, config: LoRAConfig, *, seed: int) -> "Adapter":
         """A new adapter, which changes nothing yet; the model's own weights are frozen."""
         settings = LoraConfig(
             r=config.rank,
@@ -51,7 +53,9 @@ class Adapter:
         )
         model.requires_grad_(False)
         try:
-            model.add_adapter(settings, name)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                model.add_adapter(settings, name)
         except ValueError as error:
             raise LoRAError(f"LoRA: {str(error).splitlines()[0]}") from None
         adapter = cls(name)
@@ -61,7 +65,7 @@ class Adapter:
     @classmethod
     def of(cls, model: PreTrainedModel) -> "Adapter":
         """The adapter that a model was loaded with, ready to be trained on."""
-        (name,) = model.peft_config
+        (name,) = model.peft_config  # a folder holds one
         model.set_adapter(name)
         adapter = cls(name)
         adapter._keep_float32(model)
@@ -97,6 +101,10 @@ class Adapter:
             for key, parameter in copied.parameters(model).items():
                 parameter.copy_(own[key])
         return copied
+
+    def restore(self, model: PreTrainedModel, folder: Path) -> None:
+        """Takes over the weights of an adapter folder."""
+        set_peft_model_state_dict(model, load_peft_weights(str(folder), "cpu"), self.name)
 
     def merged(self, model: PreTrainedModel) -> dict[str, Tensor]:
         """The weights of the model with the adapter added to them, by the plain model's names."""

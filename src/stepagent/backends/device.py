@@ -7,8 +7,8 @@ import torch
 
 CPU_TOKEN_BUDGET = 512
 """Longer rows compute more attention between trees than sharing a pass saves."""
-MAX_TOKEN_BUDGET = 131072
-"""More tokens at once do not keep a GPU any busier."""
+MAX_TOKEN_BUDGET = 16384
+"""Masks are made from dense ones of this length, squared; more does not keep a GPU any busier."""
 HEADROOM = 0.8
 """Share of the free memory that is planned with; allocators lose some of it in fragments."""
 

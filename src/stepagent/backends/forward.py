@@ -1,9 +1,7 @@
-"""Forward passes of a language model's layers over rows of the prefix tree.
+"""A language model's layers, read over rows of the prefix tree.
 
-Layers with full or sliding-window attention follow a tree exactly: the mask says who sees whom, and
-depth in the tree is all that positions and windows need. Layers that carry a state from token to
-token (recurrent, convolutional) or cut the text into chunks would mix the branches: for a model
-with any of them each path is a row of its own. Values are the same, only slower.
+For a model whose layers cannot follow a tree each path is a row of its own: values are the same,
+only slower.
 """
 
 import logging
@@ -14,94 +12,18 @@ from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import Cache, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from stepagent.backends.adapters import Adapter
 from stepagent.backends.device import CPU_TOKEN_BUDGET
+from stepagent.backends.masks import by_kind, dense, filled_up, follows_trees, tree_masks
 from stepagent.prefix_tree import Pack, PrefixTree, Row, pack
 
 logger = logging.getLogger(__name__)
 
-TREE_KINDS = {"full_attention", "sliding_attention"}
-"""Layers that can follow the mask of a tree."""
-
-BUCKET = 128
-"""Rows are filled up to a multiple of this for FlexAttention, which compiles for each length."""
-
 MIN_TOKEN_BUDGET = 64
-"""Below this rows hold one trajectory each, however small the budget."""
-
-Mask = Tensor | BlockMask
-Masks = Mask | dict[str, Mask] | None
-
-
-def layer_kinds(config: PreTrainedConfig) -> set[str]:
-    """The kinds of attention that the layers have, by the names of transformers."""
-    if getattr(config, "layers_block_type", None):  # older name, of models with recurrent layers
-        return set(config.layers_block_type)
-    if kinds := getattr(config, "layer_types", None):
-        return set(kinds)
-    window = getattr(config, "sliding_window", None)
-    return {"full_attention" if window is None else "sliding_attention"}
-
-
-def follows_trees(model: PreTrainedModel) -> bool:
-    """Whether all layers of the model can follow the mask of a tree."""
-    is_recurrent = getattr(model, "_is_stateful", False)
-    return not is_recurrent and layer_kinds(model.config.get_text_config()) <= TREE_KINDS
-
-
-def tree_masks(config: PreTrainedConfig, row: Row) -> Masks:
-    """What the layers of a model take as the mask of a row; None for plain causal attention."""
-    if row.is_sequence:
-        # The model's own mask is the same and lets SDPA skip building one.
-        return None
-    implementation = config._attn_implementation
-    if implementation == "flex_attention":
-        return by_kind(config, lambda window: _block_mask(row, window))
-    return by_kind(config, lambda window: dense(row.mask(window), implementation))
-
-
-def by_kind(config: PreTrainedConfig, mask: Callable[[int | None], Mask]) -> Masks:
-    """A mask for each kind of layer that the model has; `mask` takes a window or None."""
-    kinds, window = layer_kinds(config), getattr(config, "sliding_window", None)
-    windows = {"full_attention": None, "sliding_attention": window}
-    masks = {kind: mask(windows[kind]) for kind in sorted(kinds)}
-    # Models with one kind of layers take its mask, those with several a dictionary.
-    return masks if len(masks) > 1 else next(iter(masks.values()))
-
-
-def dense(mask: Tensor, implementation: str | None) -> Tensor:
-    """A bool mask as an attention implementation takes it: eager attention adds it to scores."""
-    if implementation != "eager":
-        return mask
-    lowest = torch.finfo(torch.get_default_dtype()).min
-    return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, lowest)
-
-
-def _block_mask(row: Row, window: int | None) -> BlockMask:
-    """The mask of a row, which has to be filled up to a whole bucket."""
-    end, depth = row.subtree_end, row.positions
-
-    def visible(_: Tensor, __: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        seen = (key <= query) & (query < end[key])
-        return seen if window is None else seen & (depth[query] - depth[key] < window)
-
-    length = len(end)
-    return create_block_mask(visible, None, None, length, length, device=str(end.device))
-
-
-def filled_up(row: Row) -> Row:
-    """The row with tokens nobody sees behind it, up to a multiple of `BUCKET`."""
-    length = len(row.token_ids)
-    extra = torch.arange(length, -(-length // BUCKET) * BUCKET, device=row.token_ids.device)
-    return Row(
-        token_ids=torch.cat([row.token_ids, torch.zeros_like(extra)]),
-        positions=torch.cat([row.positions, torch.zeros_like(extra)]),
-        subtree_end=torch.cat([row.subtree_end, extra + 1]),
-        predictors=row.predictors,
-    )
+"""Half of this would hold hardly any trajectory."""
 
 
 class OutOfMemory(RuntimeError):
@@ -118,12 +40,17 @@ class Layers:
         token_budget: int = CPU_TOKEN_BUDGET,
         is_half: bool = False,
         adapter: Adapter | None = None,
+        decoding_kernel: str | None = None,
     ) -> None:
         """`token_budget` bounds the tokens that are forwarded together; `is_half` is bfloat16."""
         self.model = model
         self.token_budget = token_budget
         self.is_half = is_half
         self.adapter = adapter
+        # FlexAttention compiles for every length, and with a cache lengths grow with every token.
+        kernel = self.config._attn_implementation
+        self.decoding_kernel = decoding_kernel or kernel
+        """How attention is computed where there is a cache."""
         self.shares_prefixes = follows_trees(model)
         """Whether paths of a tree share a row; else each has its own."""
 
@@ -155,11 +82,15 @@ class Layers:
         else:
             model, adapter = self.model, self.adapter.copy(self.model, name)
         return type(self)(
-            model, token_budget=self.token_budget, is_half=self.is_half, adapter=adapter
+            model,
+            token_budget=self.token_budget,
+            is_half=self.is_half,
+            adapter=adapter,
+            decoding_kernel=self.decoding_kernel,
         )
 
     def state(self) -> dict[str, Tensor]:
-        """What `copy` made and training changed, by name."""
+        """All weights that training may change, by name."""
         if self.adapter is None:
             return self.model.state_dict()
         return {n: p.detach() for n, p in self.adapter.parameters(self.model).items()}
@@ -203,16 +134,35 @@ class Layers:
     def row_hidden(self, row: Row) -> Tensor:
         """(length, width) final hidden states of a row."""
         length = len(row.token_ids)
-        if self.config._attn_implementation == "flex_attention" and not row.is_sequence:
-            row = filled_up(row)
-        with self.reading():
+        masks = None
+        if self.shares_prefixes:
+            if self.config._attn_implementation == "flex_attention":
+                row = filled_up(row)
+            masks = tree_masks(self.config, row)
+        with self.reading(), self._checkpointing():
             output = self.model.get_decoder()(
                 input_ids=row.token_ids[None],
                 position_ids=row.positions[None],
-                attention_mask=tree_masks(self.config, row),
+                attention_mask=masks,
                 use_cache=False,
             )
         return cast(Tensor, output.last_hidden_state[0, :length])
+
+    @contextmanager
+    def _checkpointing(self) -> Iterator[None]:
+        """Layers asked to checkpoint do so inside, where there is a gradient.
+
+        They do it in training mode only, in which they could not use a cache either; and dropout is
+        never wanted, since what was sampled has to be read as it was.
+        """
+        layers = [m for m in self.model.modules() if isinstance(m, GradientCheckpointingLayer)]
+        for layer in layers:
+            layer.training = layer.gradient_checkpointing and torch.is_grad_enabled()
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.training = False
 
     def extend(
         self,
@@ -225,10 +175,8 @@ class Layers:
 
         `visible` is given a window or None and returns the bool mask (batch, 1, new, seen).
         """
-        config = self.config
+        config, kernel = self.config, self.decoding_kernel
         implementation = config._attn_implementation
-        # FlexAttention compiles for every length, and lengths grow with every token.
-        kernel = "sdpa" if implementation == "flex_attention" else implementation
         config._attn_implementation = kernel
         try:
             with self.reading():
@@ -252,7 +200,7 @@ class Layers:
         return output.last_hidden_state[:, -1], output.past_key_values
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(..., vocabulary) next-token logits, in at least float32."""
+        """(..., vocabulary) next-token logits, given in at least float32."""
         head, config = cast(nn.Module, self.model.get_output_embeddings()), self.config
         with self.reading():
             logits = cast(Tensor, head(hidden))
@@ -268,6 +216,7 @@ class Layers:
 
     def hidden(self, packed: Pack) -> tuple[Tensor, Tensor]:
         """Hidden states (tokens, width) of all tokens, (predictors, width) of the predictors."""
-        by_row = [self.row_hidden(row) for row in packed.rows]
+        with self.reading():  # once for all rows: autocast keeps its copies of the weights inside
+            by_row = [self.row_hidden(row) for row in packed.rows]
         predictors = [h[row.predictors] for h, row in zip(by_row, packed.rows, strict=True)]
         return torch.cat(by_row), torch.cat(predictors)

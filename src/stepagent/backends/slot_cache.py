@@ -80,7 +80,7 @@ class SlotCache:
 
     def __init__(self, layers: Layers, num_rows: int) -> None:
         """Starts empty; grows as higher slots are used."""
-        self.language_model = layers
+        self.model_layers = layers
         self.slots = _Slots(num_rows, torch.empty(0), torch.empty(0))
         self.positions = torch.zeros(num_rows, 0, dtype=torch.long, device=layers.model.device)
         """(rows, slots) position of the token in each slot."""
@@ -107,7 +107,7 @@ class SlotCache:
             near = mask if window is None else mask & (positions[:, :, None] - seen < window)
             return near[:, None]
 
-        return self.language_model.extend(token_ids, positions, self.cache, visible)
+        return self.model_layers.extend(token_ids, positions, self.cache, visible)
 
     def keep_rows(self, rows: Sequence[int]) -> None:
         """Drops every row that is not listed."""

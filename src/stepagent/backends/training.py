@@ -1,6 +1,7 @@
 """Parameter updates: one optimizer step for each batch of prefix trees, whatever the loss is."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,11 +54,12 @@ class Updater:
         The metrics of the parts are summed as well, so each part has to weigh its own by its share.
         Where memory runs out the layers' token budget is halved and the step is begun again.
         """
-        while True:
-            try:
+        total = None
+        while total is None:
+            # The budget is halved outside of `except`, where the failed graph is free again.
+            with suppress(torch.OutOfMemoryError):
                 total = self._gradient(losses())
-                break
-            except torch.OutOfMemoryError:
+            if total is None:
                 self.optimizer.zero_grad(set_to_none=True)
                 layers.halve_budget()
         norm = nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
@@ -114,10 +116,9 @@ def read_trees(
     cut up again by trees.
     """
     while True:
-        try:
+        with suppress(torch.OutOfMemoryError):
             return _read(layers.packs(trees), trees, read)
-        except torch.OutOfMemoryError:
-            layers.halve_budget()
+        layers.halve_budget()
 
 
 def _read(

@@ -48,11 +48,13 @@ def load_policy(
     name: str,
     compute: ComputeConfig = ComputeConfig(),  # noqa: B008, it is frozen
     lora: LoRAConfig = LoRAConfig(),  # noqa: B008
+    *,
+    seed: int = 0,
 ) -> Policy:
     """The policy of that name; raises `UsageError` if there is none."""
     model = local_model(name)
     try:
-        return Policy.load(model, compute, lora)
+        return Policy.load(model, compute, lora, seed=seed)
     except (OSError, SafetensorError, ImportError, ValueError) as error:
         if type(error).__module__.startswith("stepagent."):
             raise

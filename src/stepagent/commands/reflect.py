@@ -84,7 +84,7 @@ def main(args: Sequence[str]) -> None:
     found = tyro.cli(Arguments, prog="stepagent reflect", args=args, config=CONFIG)
     prepare()
     model = local_model(found.policy)
-    policy = load_policy(model, found.compute, found.lora)
+    policy = load_policy(model, found.compute, found.lora, seed=found.seed)
     lesson = Lesson(
         demonstrations=_rendered(policy, found.demonstrations),
         practised=(),

@@ -65,7 +65,7 @@ def train_novice(
     with atomic_folder(out) as folder:
         if model is None:
             build_tiny_model(read.trajectories, tiny, seed=seed, folder=folder)
-        policy = load_policy(model or str(folder), compute, lora)
+        policy = load_policy(model or str(folder), compute, lora, seed=seed)
         rendered = [policy.render(t) for t in read.trajectories]
         updates = config.epochs * num_batches(len(rendered), config.batch_size)
         bar = track(range(updates), "SFT")
