@@ -24,6 +24,7 @@ LAYERS = (
     ("evaluation",),
     ("run",),
     ("results", "rounds", "gguf", "export"),
+    ("settings",),
     ("pipeline",),
     ("recipes",),
     ("report_plots", "report_runs"),

@@ -18,10 +18,11 @@ from stepagent.algorithms.sft import SFTConfig
 from stepagent.backends.generation import Decoding
 from stepagent.backends.training import OptimizerConfig
 from stepagent.evaluation import EvaluationConfig
-from stepagent.pipeline import DataConfig, TaskConfig, TrainConfig, train
+from stepagent.pipeline import train
 from stepagent.reflection import InspectionConfig, Inverse, InverseConfig
 from stepagent.report import write_report
 from stepagent.run import Run, to_json
+from stepagent.settings import DataConfig, TaskConfig, TrainConfig
 from stepagent.tiny import TinyConfig
 
 FAST = OptimizerConfig(learning_rate=3e-3)

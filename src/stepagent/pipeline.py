@@ -7,17 +7,11 @@ Every step is a unit of the run folder: finished ones are skipped when a run is 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
-from stepagent.algorithms.dpo import DPOConfig
-from stepagent.algorithms.sft import SFTConfig, pretrain, sft
-from stepagent.backends.adapters import LoRAConfig
-from stepagent.backends.device import ComputeConfig
-from stepagent.backends.training import Metrics, OptimizerConfig
+from stepagent.algorithms.sft import pretrain, sft
+from stepagent.backends.training import Metrics
 from stepagent.demonstrations import collect
 from stepagent.evaluation import (
-    EvaluationConfig,
     choose_items,
     evaluate,
     likeness,
@@ -26,9 +20,7 @@ from stepagent.evaluation import (
 from stepagent.policy import Policy
 from stepagent.reflection import (
     Implicit,
-    InspectionConfig,
     Inverse,
-    InverseConfig,
     Learner,
     Lesson,
     MoreSFT,
@@ -36,76 +28,12 @@ from stepagent.reflection import (
 from stepagent.results import write_results
 from stepagent.rounds import Rounds
 from stepagent.run import Run, file_hash, read_json, write_json
+from stepagent.settings import Method, TaskConfig, TrainConfig
 from stepagent.tasks.base import Task
 from stepagent.tasks.scienceworld import ScienceWorld
 from stepagent.tiny import TinyConfig, build_tiny_model
 from stepagent.trajectories import read_jsonl, read_trajectories, write_jsonl
 from stepagent.types import Trajectory
-
-Method = Literal["sft_more", "implicit", "inverse"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaskConfig:
-    """Which environment, under which protocol."""
-
-    task_types: tuple[str, ...]
-    """ScienceWorld task types."""
-    simplification: str = "easy"
-    """The simulator's simplifications."""
-    step_limit: int = 50
-    """Steps after which an episode is cut off."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """How many items of each task type are used for what."""
-
-    sft: int = 36
-    """Training demonstrations for SFT."""
-    reflection: int = 72
-    """Training demonstrations for the learners, those of SFT included."""
-    dev: int = 6
-    """Dev items: rounds are chosen on them; their expert trajectories are the held-out states."""
-    test: int = 18
-    """Test items, used once."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """All settings of a run."""
-
-    task: TaskConfig
-    """Environment and protocol."""
-    data: DataConfig = DataConfig()
-    """Sizes of the splits."""
-    model: TinyConfig | str = TinyConfig()
-    """A model to build from scratch; or the id of one on the hub, or its folder."""
-    lora: LoRAConfig = LoRAConfig()
-    """Train low-rank adapters on the model instead of the model itself."""
-    compute: ComputeConfig = ComputeConfig()
-    """Device, precision and memory."""
-    pretrain: SFTConfig = SFTConfig()
-    """Language modelling of the novice's demonstrations, if the model is built from scratch."""
-    sft: SFTConfig = SFTConfig()
-    """The novice."""
-    methods: tuple[Method, ...] = ("sft_more", "implicit", "inverse")
-    """Learners to compare, each from the same novice."""
-    rounds: int = 2
-    """Rounds of each learner."""
-    inspection: InspectionConfig = InspectionConfig()
-    """How the agent practises."""
-    sft_more: SFTConfig = SFTConfig(epochs=2, optimizer=OptimizerConfig(learning_rate=2e-4))
-    """One round of the control; as many updates as one round of reflection is fair."""
-    implicit: DPOConfig = DPOConfig()
-    """One round of implicit reflection."""
-    inverse: InverseConfig = InverseConfig()
-    """One round of inverse reflection."""
-    evaluation: EvaluationConfig = EvaluationConfig()
-    """Episodes in the environment."""
-    seed: int = 0
-    """Of model, data order, practice and discriminator; panels are the same for all seeds."""
-
 
 PANEL_SEED = 0
 """Which items form the panels does not depend on the seed of the run."""
@@ -117,10 +45,30 @@ def make_task(config: TaskConfig) -> ScienceWorld:
 
 
 def train(config: TrainConfig, run: Run, task: Task) -> None:
-    """Runs everything that is not finished yet in the run folder."""
+    """Runs everything that is not finished yet in the run folder.
+
+    Each step opens the policy that it needs and lets go of it: one model is in memory at a time.
+    """
     demonstrations, held_out = _data(config, run, task)
     if not run.is_done("sft"):
         _novice(config, run, task, demonstrations)
+    lesson = _lesson(config, run, task, demonstrations, held_out)
+    for method in config.methods:
+        _rounds(config, run, task, method, lesson)
+    for tested in ("sft", *config.methods):
+        if not run.is_done(f"{tested}-test"):
+            _test(config, run, task, tested)
+    write_results(config.seed, run)
+
+
+def _lesson(
+    config: TrainConfig,
+    run: Run,
+    task: Task,
+    demonstrations: Sequence[Trajectory],
+    held_out: Sequence[Trajectory],
+) -> Lesson:
+    """What all methods learn from, after the novice was evaluated on dev."""
     novice = Policy.load(run.unit_folder("sft"), config.compute)
     lesson = Lesson(
         demonstrations=[novice.render(t) for t in demonstrations],
@@ -132,25 +80,25 @@ def train(config: TrainConfig, run: Run, task: Task) -> None:
         with run.unit("sft-dev") as folder:
             metrics = _dev(config, run, task, novice, lesson, "sft", 0)
             write_json(folder / "dev.json", metrics)
-    for method in config.methods:
+    return lesson
 
-        def dev(policy: Policy, number: int, method: str = method) -> dict[str, float | None]:
-            return _dev(config, run, task, policy, lesson, method, number)
 
-        policy = Policy.load(run.unit_folder("sft"), config.compute)
-        Rounds(
-            run=run,
-            method=method,
-            learner=_learner(config, method, policy),
-            lesson=lesson,
-            inspection=config.inspection,
-            seed=config.seed,
-            evaluate=dev,
-        ).go(policy, config.rounds)
-    for tested in ("sft", *config.methods):
-        if not run.is_done(f"{tested}-test"):
-            _test(config, run, task, tested)
-    write_results(config.seed, run)
+def _rounds(config: TrainConfig, run: Run, task: Task, method: Method, lesson: Lesson) -> None:
+    """All rounds of a method, from the novice."""
+
+    def dev(policy: Policy, number: int) -> dict[str, float | None]:
+        return _dev(config, run, task, policy, lesson, method, number)
+
+    policy = Policy.load(run.unit_folder("sft"), config.compute)
+    Rounds(
+        run=run,
+        method=method,
+        learner=_learner(config, method, policy),
+        lesson=lesson,
+        inspection=config.inspection,
+        seed=config.seed,
+        evaluate=dev,
+    ).go(policy, config.rounds)
 
 
 def _data(

@@ -12,8 +12,8 @@ from stepagent.backends.adapters import LoRAConfig
 from stepagent.backends.generation import Decoding
 from stepagent.backends.training import OptimizerConfig
 from stepagent.evaluation import EvaluationConfig
-from stepagent.pipeline import DataConfig, TaskConfig, TrainConfig
 from stepagent.reflection import InspectionConfig, InverseConfig
+from stepagent.settings import DataConfig, TaskConfig, TrainConfig
 from stepagent.tiny import TinyConfig
 
 _ADAM = OptimizerConfig(learning_rate=3e-4)

@@ -27,7 +27,8 @@ from stepagent.commands.prompted import (
 from stepagent.demonstrations import collect, solved
 from stepagent.evaluation import choose_items
 from stepagent.journal import journal_path
-from stepagent.pipeline import PANEL_SEED, TaskConfig
+from stepagent.pipeline import PANEL_SEED
+from stepagent.settings import TaskConfig
 from stepagent.tasks.base import Split
 from stepagent.trajectories import write_jsonl
 from stepagent.types import Trajectory

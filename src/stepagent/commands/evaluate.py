@@ -27,8 +27,9 @@ from stepagent.evaluation import (
     summarize,
 )
 from stepagent.journal import drop_journal
-from stepagent.pipeline import PANEL_SEED, TaskConfig
+from stepagent.pipeline import PANEL_SEED
 from stepagent.results import interval_text
+from stepagent.settings import TaskConfig
 from stepagent.tasks.base import Split
 from stepagent.trajectories import write_jsonl
 

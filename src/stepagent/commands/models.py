@@ -11,8 +11,9 @@ from stepagent.backends.adapters import LoRAConfig
 from stepagent.backends.device import ComputeConfig
 from stepagent.commands.parsing import UsageError
 from stepagent.gguf import converted
-from stepagent.pipeline import TaskConfig, make_task
+from stepagent.pipeline import make_task
 from stepagent.policy import Policy
+from stepagent.settings import TaskConfig
 from stepagent.tasks.scienceworld import ScienceWorld
 
 

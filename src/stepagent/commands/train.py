@@ -10,10 +10,11 @@ import tyro
 
 from stepagent.commands.models import local_model, open_task, prepare
 from stepagent.commands.parsing import CONFIG, UsageError, unknown
-from stepagent.pipeline import TrainConfig, train
+from stepagent.pipeline import train
 from stepagent.recipes import RECIPES
 from stepagent.report import write_report
 from stepagent.run import Run, to_json
+from stepagent.settings import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,77 @@
+"""All settings of a run. Recipes are complete ones; every field is a command-line option."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from stepagent.algorithms.dpo import DPOConfig
+from stepagent.algorithms.sft import SFTConfig
+from stepagent.backends.adapters import LoRAConfig
+from stepagent.backends.device import ComputeConfig
+from stepagent.backends.training import OptimizerConfig
+from stepagent.evaluation import EvaluationConfig
+from stepagent.reflection import InspectionConfig, InverseConfig
+from stepagent.tiny import TinyConfig
+
+Method = Literal["sft_more", "implicit", "inverse"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    """Which environment, under which protocol."""
+
+    task_types: tuple[str, ...]
+    """ScienceWorld task types."""
+    simplification: str = "easy"
+    """The simulator's simplifications."""
+    step_limit: int = 50
+    """Steps after which an episode is cut off."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """How many items of each task type are used for what."""
+
+    sft: int = 36
+    """Training demonstrations for SFT."""
+    reflection: int = 72
+    """Training demonstrations for the learners, those of SFT included."""
+    dev: int = 6
+    """Dev items: rounds are chosen on them; their expert trajectories are the held-out states."""
+    test: int = 18
+    """Test items, used once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """All settings of a run."""
+
+    task: TaskConfig
+    """Environment and protocol."""
+    data: DataConfig = DataConfig()
+    """Sizes of the splits."""
+    model: TinyConfig | str = TinyConfig()
+    """A model to build from scratch; or the id of one on the hub, or its folder."""
+    lora: LoRAConfig = LoRAConfig()
+    """Train low-rank adapters on the model instead of the model itself."""
+    compute: ComputeConfig = ComputeConfig()
+    """Device, precision and memory."""
+    pretrain: SFTConfig = SFTConfig()
+    """Language modelling of the novice's demonstrations, if the model is built from scratch."""
+    sft: SFTConfig = SFTConfig()
+    """The novice."""
+    methods: tuple[Method, ...] = ("sft_more", "implicit", "inverse")
+    """Learners to compare, each from the same novice."""
+    rounds: int = 2
+    """Rounds of each learner."""
+    inspection: InspectionConfig = InspectionConfig()
+    """How the agent practises."""
+    sft_more: SFTConfig = SFTConfig(epochs=2, optimizer=OptimizerConfig(learning_rate=2e-4))
+    """One round of the control; as many updates as one round of reflection is fair."""
+    implicit: DPOConfig = DPOConfig()
+    """One round of implicit reflection."""
+    inverse: InverseConfig = InverseConfig()
+    """One round of inverse reflection."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """Episodes in the environment."""
+    seed: int = 0
+    """Of model, data order, practice and discriminator; panels are the same for all seeds."""
