@@ -114,6 +114,18 @@ def test_every_recipe_has_a_task_that_exists(name: str) -> None:
             ["train", "smoke", "--out", "{tmp}/run", "--policy", "{tmp}/none"],
             "stepagent: {tmp}/none: no such folder; expected a Hugging Face model folder",
         ),
+        (
+            ["train", "smoke", "--out", "{tmp}/run", "--lora.rank", "4"],
+            "stepagent: --lora.rank: a model made from scratch has nothing to adapt",
+        ),
+        (
+            ["export-model", "{work}/novice", "--discriminator", "-o", "{tmp}/out"],
+            "stepagent: {work}/novice: no discriminator",
+        ),
+        (
+            ["convert", "{work}/held-out.jsonl", "-o", "{tmp}/out"],
+            "stepagent: {work}/held-out.jsonl: not a GGUF file",
+        ),
         (["report", "{tmp}/none"], "stepagent: {tmp}/none: no such folder"),
         (["report", "{work}"], "stepagent: {work}: not a run folder"),
         (
@@ -132,6 +144,11 @@ def test_every_recipe_has_a_task_that_exists(name: str) -> None:
             ["sft", "--demonstrations", "{work}/held-out.jsonl", "--model", "{work}",
              "--out", "{tmp}/new"],
             "stepagent: {work}: not a policy, it has no config.json",
+        ),
+        (
+            ["inspect", "--policy", "{tmp}/none.gguf", "--demonstrations",
+             "{work}/held-out.jsonl", "--out", "{tmp}/steps.jsonl"],
+            "stepagent: {tmp}/none.gguf: no such folder; expected",
         ),
         (
             ["inspect", "--policy", "{work}", "--demonstrations", "{work}/held-out.jsonl",
@@ -167,6 +184,21 @@ def test_an_unknown_option_is_an_error_that_suggests_the_right_one(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--lora.rank", "-1", "--lora.rank must be at least 0, not -1"),
+        ("--compute.token-budget", "0", "--compute.token-budget: at least 1, not 0"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_refused_before_anything_is_done(
+    option: str, value: str, message: str, tmp_path: Path, fails: Fails
+) -> None:
+    error = fails("train", "smoke", "--out", tmp_path / "run", option, value)
+    assert message in error
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_damaged_weights_are_an_error_in_one_line(work: Path, tmp_path: Path, fails: Fails) -> None:
     for file in (work / "novice").iterdir():
         (tmp_path / file.name).write_bytes(
@@ -199,13 +231,15 @@ def test_ctrl_c_ends_with_130_and_says_how_to_go_on(
     assert capsys.readouterr().err.endswith(told)
 
 
+@pytest.mark.parametrize("command", ["sft", "inspect"])
 def test_lines_that_are_skipped_are_listed(
-    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: str, work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines = (work / "held-out.jsonl").read_text()
     (tmp_path / "bad.jsonl").write_text("nonsense\n" + lines)
-    call("sft", "--demonstrations", tmp_path / "bad.jsonl", "--out", tmp_path / "new",
-         "--skip-invalid", "--sft.epochs", "1", *TINY)  # fmt: skip
+    more = {"sft": ["--sft.epochs", "1", *TINY], "inspect": ["--policy", work / "novice"]}
+    call(command, "--demonstrations", tmp_path / "bad.jsonl", "--out", tmp_path / "new",
+         "--skip-invalid", *more[command])  # fmt: skip
     out = capsys.readouterr().out
     assert f"left out: {tmp_path}/bad.jsonl:1: not JSON" in out
     assert "left out: 1 lines in all" in out

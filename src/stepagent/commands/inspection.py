@@ -9,9 +9,10 @@ import tyro
 from stepagent.backends.device import ComputeConfig
 from stepagent.commands.models import load_policy, prepare
 from stepagent.commands.parsing import check_new_file, run_command
+from stepagent.commands.reading import read_demonstrations
 from stepagent.inspection import agreement
 from stepagent.reflection import InspectionConfig, inspect_demonstrations
-from stepagent.trajectories import read_trajectories, write_jsonl
+from stepagent.trajectories import write_jsonl
 
 DEFAULT, DEFAULT_COMPUTE = InspectionConfig(), ComputeConfig()
 
@@ -21,6 +22,7 @@ def inspect(
     policy: str,
     demonstrations: Path,
     out: Path,
+    skip_invalid: bool = False,
     seed: int = 0,
     compute: ComputeConfig = DEFAULT_COMPUTE,
     config: Annotated[InspectionConfig, tyro.conf.arg(name="")] = DEFAULT,
@@ -36,13 +38,14 @@ def inspect(
         policy: A model folder, a GGUF file, or the id of a model on the hub.
         demonstrations: The expert's trajectories.
         out: The file for the practised steps; a name that ends in .gz is compressed.
+        skip_invalid: Leave out lines that are no valid trajectory, and list them.
         seed: Of the sampling.
         compute: Device, precision and memory.
         config: How the agent acts.
     """
     check_new_file(out)
     prepare()
-    trajectories = read_trajectories(demonstrations).trajectories
+    trajectories = read_demonstrations(demonstrations, skip_invalid=skip_invalid)
     agent = load_policy(policy, compute)
     rendered = [agent.render(t) for t in trajectories]
     practised = inspect_demonstrations(agent, rendered, config, seed=seed)

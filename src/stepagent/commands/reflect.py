@@ -12,6 +12,7 @@ from stepagent.backends.adapters import LoRAConfig
 from stepagent.backends.device import ComputeConfig
 from stepagent.commands.models import load_policy, local_model, prepare
 from stepagent.commands.parsing import CONFIG
+from stepagent.commands.reading import read_demonstrations
 from stepagent.evaluation import likeness
 from stepagent.policy import Policy
 from stepagent.reflection import (
@@ -22,9 +23,9 @@ from stepagent.reflection import (
     Learner,
     Lesson,
 )
+from stepagent.renderer import RenderedTrajectory
 from stepagent.rounds import Rounds
 from stepagent.run import Run, file_hash, to_json
-from stepagent.trajectories import read_trajectories
 
 SETTINGS = ("compute", "lora", "inspection", "implicit", "inverse")
 
@@ -61,6 +62,8 @@ class Arguments:
     """Other trajectories of the expert, to measure on."""
     out: Path
     """Folder for everything."""
+    skip_invalid: bool = False
+    """Leave out lines that are no valid trajectory, and list them."""
     rounds: int = 1
     """How often to inspect and reflect."""
     resume: bool = False
@@ -86,9 +89,9 @@ def main(args: Sequence[str]) -> None:
     model = local_model(found.policy)
     policy = load_policy(model, found.compute, found.lora, seed=found.seed)
     lesson = Lesson(
-        demonstrations=_rendered(policy, found.demonstrations),
+        demonstrations=_rendered(policy, found.demonstrations, found),
         practised=(),
-        held_out=_rendered(policy, found.held_out),
+        held_out=_rendered(policy, found.held_out, found),
         held_out_practised=(),
     )
     with Run(found.out, _settings(found, model), resume=found.resume) as run:
@@ -97,8 +100,9 @@ def main(args: Sequence[str]) -> None:
     print(f"Policies: {found.out}/units/{found.method}-round1 to {found.rounds}")
 
 
-def _rendered(policy: Policy, file: Path) -> list[Any]:
-    return [policy.render(t) for t in read_trajectories(file).trajectories]
+def _rendered(policy: Policy, file: Path, args: Arguments) -> list[RenderedTrajectory]:
+    trajectories = read_demonstrations(file, skip_invalid=args.skip_invalid)
+    return [policy.render(t) for t in trajectories]
 
 
 def _settings(args: Arguments, model: str) -> dict[str, Any]:

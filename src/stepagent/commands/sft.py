@@ -13,9 +13,9 @@ from stepagent.backends.device import ComputeConfig
 from stepagent.backends.training import Metrics, num_batches
 from stepagent.commands.models import load_policy, prepare
 from stepagent.commands.parsing import UsageError, check_new_folder, run_command
+from stepagent.commands.reading import read_demonstrations
 from stepagent.progress import track
 from stepagent.tiny import TinyConfig, build_tiny_model
-from stepagent.trajectories import read_trajectories
 
 DEFAULT, DEFAULT_TINY = SFTConfig(), TinyConfig()
 DEFAULT_COMPUTE, DEFAULT_LORA = ComputeConfig(), LoRAConfig()
@@ -56,17 +56,13 @@ def train_novice(
     if lora.rank and model is None:
         raise UsageError("--lora.rank: a model made from scratch has nothing to adapt")
     prepare()
-    read = read_trajectories(demonstrations, skip_invalid=skip_invalid)
-    for rejected in read.rejected:
-        print(f"left out: {demonstrations}:{rejected.line_number}: {rejected.reason}")
-    if read.rejected:
-        print(f"left out: {len(read.rejected)} lines in all")
+    trajectories = read_demonstrations(demonstrations, skip_invalid=skip_invalid)
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_folder(out) as folder:
         if model is None:
-            build_tiny_model(read.trajectories, tiny, seed=seed, folder=folder)
+            build_tiny_model(trajectories, tiny, seed=seed, folder=folder)
         policy = load_policy(model or str(folder), compute, lora, seed=seed)
-        rendered = [policy.render(t) for t in read.trajectories]
+        rendered = [policy.render(t) for t in trajectories]
         updates = config.epochs * num_batches(len(rendered), config.batch_size)
         bar = track(range(updates), "SFT")
         losses: list[float] = []
