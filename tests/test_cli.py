@@ -188,7 +188,7 @@ def test_an_unknown_option_is_an_error_that_suggests_the_right_one(
     ("option", "value", "message"),
     [
         ("--lora.rank", "-1", "--lora.rank must be at least 0, not -1"),
-        ("--compute.token-budget", "0", "--compute.token-budget: at least 1, not 0"),
+        ("--compute.token-budget", "0", "--compute.token-budget must be at least 1, not 0"),
     ],
 )
 def test_a_setting_that_cannot_be_is_refused_before_anything_is_done(
