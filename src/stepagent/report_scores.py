@@ -42,9 +42,10 @@ class ScoreTable:
     plots: tuple[Markup, ...]
 
     def best(self, run: int, metric: str) -> float | None:
-        """The highest mean of a column."""
+        """The highest mean of a column; none if all are the same."""
         column = [c.mean for key, c in self.cells.items() if key[1:] == (run, metric)]
-        return max((mean for mean in column if mean is not None), default=None)
+        means = {mean for mean in column if mean is not None}
+        return max(means) if len(means) > 1 else None
 
     def across(self, method: str, metric: str) -> tuple[float, float, float] | None:
         """Mean, least and greatest of the runs, which is None if one of them is missing."""
