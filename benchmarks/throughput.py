@@ -77,7 +77,7 @@ def learners(
 
     def inverse() -> None:
         found = Discriminator(own)
-        found.layers.shares_prefixes = policy.layers.shares_prefixes
+        own.shares_prefixes = policy.layers.shares_prefixes  # it is switched while measuring
         config = DiscriminatorConfig(batch_size=batch_size)
         train_discriminator(found, trees, config, epochs=1, seed=0, log=lambda _: None)
         rewards = expert_logits(found, trees)

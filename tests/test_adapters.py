@@ -172,6 +172,29 @@ def test_bfloat16_is_close_and_keeps_trained_weights_in_float32(base: Path, rank
     assert Discriminator(half.layers.copy("d")).head.weight.dtype == torch.float32
 
 
+def test_the_seed_decides_what_an_adapter_starts_from(base: Path) -> None:
+    lora = LoRAConfig(rank=4)
+    starts = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(len(starts))  # whatever else has drawn random numbers
+        starts.append(
+            torch.cat([p.flatten() for p in Policy.load(base, lora=lora, seed=seed).parameters()])
+        )
+    assert torch.equal(starts[0], starts[1])
+    assert not torch.equal(starts[0], starts[2])
+
+
+def test_gradient_checkpointing_leaves_practice_as_it_is(base: Path) -> None:
+    found = []
+    for checkpointing in (False, True):
+        policy = Policy.load(base, ComputeConfig(gradient_checkpointing=checkpointing))
+        own = rendered(taught(policy), demonstrations()[:3])
+        found.append(inspect_demonstrations(policy, own, InspectionConfig(), seed=0))
+    assert [s.agent_actions[0].token_ids for s in found[0]] == [
+        s.agent_actions[0].token_ids for s in found[1]
+    ]
+
+
 def test_gradient_checkpointing_changes_nothing(base: Path) -> None:
     plain = Policy.load(base)
     saving = Policy.load(base, ComputeConfig(gradient_checkpointing=True))

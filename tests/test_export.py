@@ -117,6 +117,27 @@ def test_an_exported_discriminator_gives_the_same_rewards(unit: Path, tmp_path: 
     assert classifier.config.id2label == {0: "expert"}
 
 
+def test_rewards_are_read_at_the_end_of_the_action_even_if_it_is_the_models_padding(
+    unit: Path, tmp_path: Path
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(unit)
+    tokenizer.pad_token = tokenizer.eos_token  # as in many models
+    tokenizer.save_pretrained(unit)
+    policy = Policy.load(unit)
+    assert policy.renderer.tokenizer.pad_token_id == policy.renderer.end_id
+    export_model(unit, out=tmp_path / "out", discriminator=True)
+    classifier = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    found = Discriminator(policy.layers.copy("discriminator"))
+    found.load_state(load_file(unit / "discriminator.safetensors"))
+    trees = practised_trees(policy, 1, 1)
+    tree = trees[0].tree
+    ids = torch.tensor([[tree.tokens[n] for n in tree.ancestors(tree.paths[0][-1])]])
+    assert int(ids[0, -1]) == policy.renderer.end_id
+    with torch.no_grad():
+        given = classifier(input_ids=ids).logits[0, 0]
+    torch.testing.assert_close(given, expert_logits(found, trees)[0][0], rtol=1e-4, atol=1e-5)
+
+
 def test_the_card_says_what_is_known_and_a_dash_for_the_rest(unit: Path) -> None:
     card = model_card(unit, "a policy", "AutoModelForCausalLM")
     assert "| recipe | boxes |" in card and "| seed | 7 |" in card

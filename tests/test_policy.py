@@ -31,9 +31,11 @@ from fakes import (
     states_of,
 )
 from stepagent import policy as policy_module
+from stepagent.backends import forward
+from stepagent.backends.forward import Layers
 from stepagent.backends.generation import Decoding
 from stepagent.inspection import practise
-from stepagent.policy import Policy
+from stepagent.policy import Policy, PolicyError
 from stepagent.rollout import rollout
 
 SIZE = {
@@ -178,6 +180,24 @@ def test_logits_made_in_parts_change_nothing(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(policy_module, "MAX_LOGITS", 7 * 320)
     for found, expected in zip(results(), whole, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_that_does_more_than_its_head_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = Layers.logits
+    monkeypatch.setattr(Layers, "logits", lambda self, hidden: 2 * plain(self, hidden))
+    with pytest.raises(PolicyError, match="are not those of its layers and its head"):
+        policy_of(SHARING["llama"], tmp_path)
+
+
+def test_a_model_that_turns_out_to_mix_branches_gets_separate_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forward, "tree_masks", lambda config, row: None)
+    policy = policy_of(SHARING["llama"], tmp_path)
+    assert not policy.layers.shares_prefixes
+    assert not policy.layers.copy("discriminator").shares_prefixes
 
 
 def test_a_saved_policy_opens_with_equal_weights(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ from chat_server import Answer, ChatServer, Messages, Refuse, Say, solve_boxes
 from fakes import STEP_LIMIT, BoxWorld, demonstrations
 from stepagent.backends.chat import ChatClient, ChatConfig, ChatError, TooLong
 from stepagent.prompting import MAX_SILENT, PromptedPolicy, play
-from stepagent.prompts import NOTHING, PromptFormat
-from stepagent.tasks.base import EnvironmentLost
+from stepagent.prompts import PromptFormat
+from stepagent.tasks.base import NOTHING, EnvironmentLost
 from stepagent.types import Trajectory
 
 ITEMS = ["far/41", "near/40", "far/44", "near/43"]

@@ -3,7 +3,8 @@
 import pytest
 
 from fakes import demonstrations
-from stepagent.prompts import NOTHING, RULES, Prompt
+from stepagent.prompts import RULES, Prompt
+from stepagent.tasks.base import NOTHING
 from stepagent.types import Step, Trajectory
 
 REACT, ACTION = Prompt("react"), Prompt("action")

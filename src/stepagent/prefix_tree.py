@@ -164,10 +164,6 @@ class Pack:
             path_end=self.path_end.to(device),
         )
 
-    def path_lengths(self) -> Tensor:
-        """(paths,) number of tokens of each path."""
-        return torch.bincount(self.target_path, minlength=self.num_paths)
-
 
 def _preorder(tree: PrefixTree) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Preorder index, subtree size and depth of every node; children keep their order."""

@@ -20,14 +20,11 @@ from typing import Any
 from pydantic import JsonValue
 
 from stepagent.backends.chat import ChatClient, Message, TooLong, Usage
-from stepagent.prompts import NOTHING, Prompt, PromptFormat, seen_text
-from stepagent.tasks.base import EnvironmentLost, Task, TextEnv
+from stepagent.prompts import Prompt, PromptFormat, seen_text
+from stepagent.tasks.base import MAX_TRIES, NOTHING, EnvironmentLost, Task, TextEnv
 from stepagent.types import Step, Trajectory
 
 logger = logging.getLogger(__name__)
-
-MAX_TRIES = 3
-"""How often an episode is begun before a lost environment is an error."""
 
 MAX_SILENT = 3
 """Replies without an action, one after the other, that end an episode."""

@@ -10,12 +10,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from stepagent.backends.chat import Message
+from stepagent.tasks.base import NOTHING
 from stepagent.types import Step, Trajectory
 
 PromptFormat = Literal["action", "react"]
-
-NOTHING = "(nothing)"
-"""Stands for an empty action or observation: neither records nor servers take empty text."""
 
 RULES: dict[PromptFormat, str] = {
     "action": (

@@ -17,13 +17,10 @@ from stepagent.backends.generation import Decoding, RunningEpisodes, random_numb
 from stepagent.policy import Policy, PolicyError
 from stepagent.progress import track
 from stepagent.renderer import RenderedTrajectory
-from stepagent.tasks.base import EnvironmentLost, Task, TextEnv
+from stepagent.tasks.base import MAX_TRIES, NOTHING, EnvironmentLost, Task, TextEnv
 from stepagent.types import Step, Trajectory
 
 logger = logging.getLogger(__name__)
-
-MAX_TRIES = 3
-"""How often an episode is begun before a lost environment ends the rollout."""
 
 
 @dataclass
@@ -156,7 +153,7 @@ def _act(episode: _Running, policy: Policy, room: int) -> None:
         _begin(episode, policy, room)
         return
     # An empty action is a real one to the environment, but no record may have it.
-    action = text or "(nothing)"
+    action = text or NOTHING
     episode.steps.append(
         Step(observation=episode.observation, action=action, thought=thought, reward=float(reward))
     )

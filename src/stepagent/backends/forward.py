@@ -81,13 +81,15 @@ class Layers:
             model, adapter = cast(PreTrainedModel, deepcopy(self.model.get_decoder())), None
         else:
             model, adapter = self.model, self.adapter.copy(self.model, name)
-        return type(self)(
+        copied = type(self)(
             model,
             token_budget=self.token_budget,
             is_half=self.is_half,
             adapter=adapter,
             decoding_kernel=self.decoding_kernel,
         )
+        copied.shares_prefixes = self.shares_prefixes
+        return copied
 
     def state(self) -> dict[str, Tensor]:
         """All weights that training may change, by name."""

@@ -17,6 +17,13 @@ TextEnv = gym.Env[str, str]
 """
 
 
+MAX_TRIES = 3
+"""How often an episode is begun before a lost environment is an error."""
+
+NOTHING = "(nothing)"
+"""Stands for an empty action or observation: neither records nor chat servers take empty text."""
+
+
 class EnvironmentLost(RuntimeError):
     """The engine died or hangs: the episode has no score and must be repeated."""
 
