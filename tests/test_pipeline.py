@@ -119,6 +119,20 @@ def test_what_the_novice_does_is_found_out_once_for_all_methods(
     assert practised == [6, 4, 6, 4]
 
 
+def test_trajectories_that_do_not_fit_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    short = replace(
+        CONFIG, rounds=1, methods=("implicit",), model=replace(CONFIG.model, context=80)
+    )
+    folder = finish(tmp_path / "run", short)
+    data = json.loads((folder / "config.json").read_text())["data"]
+    assert data["SFT, too long"]["of"] == 8
+    assert 0 < len(data["SFT, too long"]["left_out"]) < 8
+    assert "the model's context is 80" in data["SFT, too long"]["left_out"][0]
+    assert "trajectories, longer than the model's context of 80 tokens" in caplog.text
+
+
 def test_the_same_seed_gives_the_same_files_and_another_seed_others(
     whole: Path, tmp_path: Path
 ) -> None:

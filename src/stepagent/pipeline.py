@@ -6,6 +6,7 @@
 Every step is a unit of the run folder: finished ones are skipped when a run is resumed.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 
 from stepagent.algorithms.sft import pretrain, sft
@@ -25,6 +26,7 @@ from stepagent.reflection import (
     Lesson,
     MoreSFT,
 )
+from stepagent.renderer import RenderedTrajectory
 from stepagent.results import write_results
 from stepagent.rounds import Practice, Rounds
 from stepagent.run import Run, file_hash, read_json, write_json
@@ -34,6 +36,8 @@ from stepagent.tasks.scienceworld import ScienceWorld
 from stepagent.tiny import TinyConfig, build_tiny_model
 from stepagent.trajectories import read_jsonl, read_trajectories, write_jsonl
 from stepagent.types import Trajectory
+
+logger = logging.getLogger(__name__)
 
 PANEL_SEED = 0
 """Which items form the panels does not depend on the seed of the run."""
@@ -73,9 +77,9 @@ def _lesson(
     """What all methods learn from, after the novice was evaluated on dev."""
     novice = Policy.load(run.unit_folder("sft"), config.compute)
     lesson = Lesson(
-        demonstrations=[novice.render(t) for t in demonstrations],
+        demonstrations=_rendered(run, novice, demonstrations, "reflection"),
         practised=(),
-        held_out=[novice.render(t) for t in held_out],
+        held_out=_rendered(run, novice, held_out, "held-out"),
         held_out_practised=(),
     )
     if not run.is_done("sft-dev"):
@@ -131,6 +135,20 @@ def _data(
     return read_trajectories(train_file).trajectories, read_trajectories(dev_file).trajectories
 
 
+def _rendered(
+    run: Run, policy: Policy, trajectories: Sequence[Trajectory], use: str
+) -> list[RenderedTrajectory]:
+    """Those that fit into the model's context; the others are counted in config.json."""
+    rendered, too_long = policy.render_fitting(trajectories)
+    if too_long:
+        run.record_data(f"{use}, too long", {"left_out": too_long, "of": len(trajectories)})
+        logger.warning(
+            "left out of %s: %d of %d trajectories, longer than the model's context of %d tokens",
+            use, len(too_long), len(trajectories), policy.context,
+        )  # fmt: skip
+    return rendered
+
+
 def _first(
     task: Task, demonstrations: Sequence[Trajectory], num_per_group: int
 ) -> list[Trajectory]:
@@ -159,7 +177,7 @@ def _novice(
             config.lora,
             seed=config.seed,
         )
-        rendered = [policy.render(t) for t in chosen]
+        rendered = _rendered(run, policy, chosen, "SFT")
 
         def log(phase: str) -> Callable[[Metrics], None]:
             return lambda metrics: run.log(stage="sft", round=0, phase=phase, **metrics)
