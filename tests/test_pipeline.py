@@ -31,7 +31,7 @@ from stepagent.tiny import TinyConfig
 FAST = OptimizerConfig(learning_rate=3e-3)
 CONFIG = TrainConfig(
     task=TaskConfig(task_types=("near", "far")),
-    data=DataConfig(sft=4, reflection=6, dev=2, test=3),
+    data=DataConfig(sft=4, reflection=6, shared=4, dev=2, test=3),
     model=TinyConfig(vocab_size=320, hidden_size=32, num_layers=2, num_heads=2, context=512),
     pretrain=SFTConfig(epochs=1, optimizer=FAST),
     sft=SFTConfig(epochs=4, optimizer=FAST),
@@ -111,7 +111,10 @@ def test_what_the_novice_does_is_found_out_once_for_all_methods(
 
     monkeypatch.setattr(rounds, "inspect_demonstrations", counted)
     config = replace(
-        CONFIG, rounds=1, methods=("implicit", "inverse"), data=replace(CONFIG.data, reflection=3)
+        CONFIG,
+        rounds=1,
+        methods=("implicit", "inverse"),
+        data=replace(CONFIG.data, reflection=3, shared=0),
     )
     finish(tmp_path / "run", config)
     # Of two groups, 3 demonstrations and 2 of dev: before the first round, and what inverse

@@ -56,7 +56,9 @@ def train(config: TrainConfig, run: Run, task: Task) -> None:
     demonstrations, held_out = _data(config, run, task)
     if not run.is_done("sft"):
         _novice(config, run, task, demonstrations)
-    learnt = _first(task, demonstrations, config.data.reflection)
+    learnt = _of_each_group(
+        task, demonstrations, config.data.sft - config.data.shared, config.data.reflection
+    )
     lesson = _lesson(config, run, task, learnt, held_out)
     practice = Practice(lesson, config.inspection, seed=config.seed)
     for method in config.methods:
@@ -113,12 +115,12 @@ def _data(
     dev_file = run.folder / "practice" / "demonstrations-dev.jsonl"
     if not run.is_done("data"):
         with run.unit("data") as folder:
-            most = max(config.data.sft, config.data.reflection)
-            items = choose_items(task, "train", most, seed=PANEL_SEED)
+            wanted = config.data.sft + config.data.reflection - config.data.shared
+            items = choose_items(task, "train", wanted, seed=PANEL_SEED)
             dev = choose_items(task, "dev", config.data.dev, seed=PANEL_SEED)
             test = choose_items(task, "test", config.data.test, seed=PANEL_SEED)
-            for file, wanted in ((train_file, items), (dev_file, dev)):
-                found = collect(task, wanted)
+            for file, chosen in ((train_file, items), (dev_file, dev)):
+                found = collect(task, chosen)
                 write_jsonl(file, found.trajectories)
                 facts = {
                     "sha256": file_hash(file),
@@ -149,25 +151,21 @@ def _rendered(
     return rendered
 
 
-def _first(
-    task: Task, demonstrations: Sequence[Trajectory], num_per_group: int
+def _of_each_group(
+    task: Task, demonstrations: Sequence[Trajectory], skipped: int, count: int
 ) -> list[Trajectory]:
-    """The first demonstrations of each group."""
-    count: dict[str, int] = {}
-    chosen = []
+    """So many demonstrations of each group, after the first `skipped`, or all that there are."""
+    groups: dict[str, list[Trajectory]] = {}
     for t in demonstrations:
-        group = task.group(t.id)
-        count[group] = count.get(group, 0) + 1
-        if count[group] <= num_per_group:
-            chosen.append(t)
-    return chosen
+        groups.setdefault(task.group(t.id), []).append(t)
+    return [t for own in groups.values() for t in own[skipped : skipped + count]]
 
 
 def _novice(
     config: TrainConfig, run: Run, task: Task, demonstrations: Sequence[Trajectory]
 ) -> None:
     """Behavioural cloning of the first demonstrations of each group."""
-    chosen = _first(task, demonstrations, config.data.sft)
+    chosen = _of_each_group(task, demonstrations, 0, config.data.sft)
     with run.unit("sft") as folder:
         if isinstance(config.model, TinyConfig):
             build_tiny_model(chosen, config.model, seed=config.seed, folder=folder)
