@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from transformers import PreTrainedModel
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from stepagent.algorithms.discriminator import Discriminator
@@ -186,6 +186,12 @@ def _random_policy(seed: int, hidden_size: int, scale: float) -> Policy:
     )
     with TemporaryDirectory() as folder:
         build_tiny_model(demonstrations(), size, seed=seed, folder=Path(folder))
+        # Random throughout, an ordinary Llama: without the copying that a tiny model begins with.
+        rope = {"rope_type": "default", "rope_theta": 1e4}
+        config = LlamaConfig.from_pretrained(folder, rope_parameters=rope)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            LlamaForCausalLM(config).save_pretrained(folder)
         policy = Policy.load(folder)
     with torch.no_grad():
         for parameter in policy.model.parameters():

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "src" / "stepagent"
 LAYERS = (
     ("atomic",),
     ("types", "statistics", "progress"),
-    ("actions", "chat_template"),
+    ("actions", "chat_template", "copying"),
     ("trajectories", "renderer", "prefix_tree", "tiny"),
     ("formats",),
     ("tasks", "backends"),

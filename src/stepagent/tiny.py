@@ -1,7 +1,8 @@
 """A small language model made from the demonstrations alone: a first run downloads nothing.
 
-Only construction is special: what is written here is an ordinary Hugging Face folder (config,
-safetensors weights, tokenizer with a chat template) that `Policy.load` opens like any other.
+Only construction is special: the model can copy before it has learnt anything. What is written
+here is an ordinary Hugging Face folder (config, safetensors weights, tokenizer with a chat
+template) that `Policy.load` opens like any other.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,6 +13,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from stepagent.copying import ROPE_THETA, write_copying
 from stepagent.types import Trajectory
 
 PAD, USER, ASSISTANT, END = "<|pad|>", "<|user|>", "<|assistant|>", "<|end|>"
@@ -73,7 +75,7 @@ def _texts(trajectories: Sequence[Trajectory]) -> Iterator[str]:
 def build_tiny_model(
     trajectories: Sequence[Trajectory], config: TinyConfig, *, seed: int, folder: Path
 ) -> None:
-    """Writes a random Llama model and a tokenizer trained on the trajectories to `folder`."""
+    """Writes a Llama that only copies, and a tokenizer trained on the trajectories, to `folder`."""
     tokenizer = train_tokenizer(_texts(trajectories), config.vocab_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -86,11 +88,13 @@ def build_tiny_model(
                 num_attention_heads=config.num_heads,
                 num_key_value_heads=config.num_heads,
                 max_position_embeddings=config.context,
+                rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA},
                 tie_word_embeddings=True,
                 bos_token_id=None,
                 eos_token_id=tokenizer.eos_token_id,
                 pad_token_id=tokenizer.pad_token_id,
             )
         )
+        write_copying(model)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
