@@ -222,7 +222,8 @@ def small_tree(num_agent: int, *, same: bool) -> StepTree:
     """Two steps with so many agent actions each."""
     flags = [True, *[False] * num_agent] * 2
     is_same = [expert or same for expert in flags]
-    return StepTree(PrefixTree(), torch.tensor(flags), torch.tensor(is_same))
+    every = torch.ones(len(flags), dtype=torch.bool)
+    return StepTree(PrefixTree(), torch.tensor(flags), torch.tensor(is_same), every)
 
 
 def test_a_copy_of_the_expert_is_at_chance_on_held_out_steps() -> None:

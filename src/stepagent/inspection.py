@@ -132,6 +132,9 @@ class StepTree:
     """(paths,) bool."""
     is_same: Tensor
     """(paths,) bool, true where the action is the expert's, its own included."""
+    is_end: Tensor
+    """(paths,) bool, true where no reward can follow. In practice that is everywhere: the next
+    state is the expert's whatever was done."""
 
 
 def step_tree(
@@ -153,7 +156,19 @@ def step_tree(
             is_expert.append(False)
             # Other ids can spell the same text: that is no mistake to learn from.
             is_same.append(own.text == practised[step].expert_action.strip())
-    return StepTree(tree, torch.tensor(is_expert), torch.tensor(is_same))
+    every = torch.ones(len(is_expert), dtype=torch.bool)
+    return StepTree(tree, torch.tensor(is_expert), torch.tensor(is_same), every)
+
+
+def episode_tree(episode: RenderedTrajectory) -> StepTree:
+    """The tree of an episode that the agent played itself: its actions, the last one ends it."""
+    tree, states = _state_tree(episode)
+    for state, action in zip(states, episode.actions, strict=True):
+        tree.add_path(state, action)
+    nowhere = torch.zeros(len(states), dtype=torch.bool)
+    is_end = nowhere.clone()
+    is_end[-1] = True
+    return StepTree(tree, is_expert=nowhere, is_same=nowhere, is_end=is_end)
 
 
 def step_trees(

@@ -10,7 +10,7 @@ distributions along the action, whose sum is the causal entropy of the step (Zie
 Ratios and clipping are per token; an action's tokens share its advantage. V is read at the state's
 last token. In practice mode the next state is the expert's whatever the agent did, so each
 practised step is a decision of its own: it is a GAE episode of length one, advantage = step reward
-- V(s).
+- V(s). Episodes that the agent played itself are GAE episodes as they are.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -56,6 +56,8 @@ class PPOConfig:
     """Weight of the divergence from the round's starting policy."""
     sft_coef: float = 1.0
     """Weight of the negative log-likelihood of expert actions (behavioural-cloning anchor)."""
+    gae_lambda: float = 0.95
+    """Of played episodes: how far an advantage trusts rewards to come more than the value head."""
     whiten: bool = True
     """Scale the round's advantages to mean 0 and standard deviation 1."""
     batch_size: int = 8
@@ -127,7 +129,7 @@ def explained_variance(values: Tensor, returns: Tensor) -> float:
     return float(1 - (returns - values).var() / variance) if variance > 0 else float("nan")
 
 
-class _Practice(NamedTuple):
+class Targets(NamedTuple):
     """What stays fixed during a round, for each tree."""
 
     old_logprobs: list[Tensor]
@@ -153,7 +155,22 @@ def ppo(
     `rewards` holds for each tree the step rewards of its paths (paths,). Expert paths take part in
     the anchor only.
     """
-    fixed, facts = _advantages(policy, value_head, practised, rewards, config)
+    targets, facts = _advantages(policy, value_head, practised, rewards, config)
+    improve(policy, value_head, practised, targets, config, seed=seed, log=log)
+    return facts
+
+
+def improve(
+    policy: Policy,
+    value_head: ValueHead,
+    practised: Sequence[StepTree],
+    targets: Targets,
+    config: PPOConfig,
+    *,
+    seed: int,
+    log: Callable[[Metrics], None],
+) -> None:
+    """The round's updates, in place, wherever its advantages come from."""
     per_epoch = num_batches(len(practised), config.batch_size)
     parameters = [*policy.parameters(), *value_head.parameters()]
     updater = Updater(parameters, config.optimizer, config.epochs * per_epoch)
@@ -161,9 +178,8 @@ def ppo(
         for batch in shuffled_batches(
             len(practised), config.batch_size, "PPO", seed=seed, epoch=epoch
         ):
-            losses = partial(_losses, policy, value_head, practised, fixed, batch, config)
+            losses = partial(_losses, policy, value_head, practised, targets, batch, config)
             log(updater.update(policy.layers, losses))
-    return facts
 
 
 def _advantages(
@@ -172,7 +188,7 @@ def _advantages(
     practised: Sequence[StepTree],
     rewards: Sequence[Tensor],
     config: PPOConfig,
-) -> tuple[_Practice, Metrics]:
+) -> tuple[Targets, Metrics]:
     """What the round is made of, and how well the value head foresaw it."""
 
     def read(packed: Pack) -> tuple[Tensor, Tensor]:
@@ -183,19 +199,21 @@ def _advantages(
     old_logprobs, values = (list(part) for part in zip(*readings, strict=True))
     sizes = [len(r) for r in rewards]
     is_agent = ~torch.cat([p.is_expert for p in practised])
-    returns = torch.cat(list(rewards))
-    every_step_ends = torch.ones_like(returns, dtype=torch.bool)
+    is_end = torch.cat([p.is_end for p in practised])
+    given = torch.cat(list(rewards))
+    foreseen = torch.cat(values)
+    advantages = gae(given, foreseen, is_end, gae_lambda=config.gae_lambda)
+    returns = advantages + foreseen
     metrics = {
-        "reward_mean": float(returns[is_agent].mean()),
-        "reward_std": float(returns[is_agent].std(correction=0)),
-        "explained_variance": explained_variance(torch.cat(values)[is_agent], returns[is_agent]),
+        "reward_mean": float(given[is_agent].mean()),
+        "reward_std": float(given[is_agent].std(correction=0)),
+        "explained_variance": explained_variance(foreseen[is_agent], returns[is_agent]),
     }
-    advantages = gae(returns, torch.cat(values), every_step_ends)
     if config.whiten:
         own = advantages[is_agent]
         advantages = (advantages - own.mean()) / (own.std(correction=0) + 1e-8)
     advantages = torch.where(is_agent, advantages, 0.0)
-    return _Practice(
+    return Targets(
         old_logprobs, list(torch.split(advantages, sizes)), list(torch.split(returns, sizes))
     ), metrics
 
@@ -204,7 +222,7 @@ def _losses(
     policy: Policy,
     value_head: ValueHead,
     practised: Sequence[StepTree],
-    fixed: _Practice,
+    targets: Targets,
     batch: Sequence[int],
     config: PPOConfig,
 ) -> Iterator[tuple[Tensor, Metrics]]:
@@ -215,21 +233,22 @@ def _losses(
         n for i in batch for n, e in zip(lengths[i], is_expert_by_tree[i], strict=True) if e
     )
     num_agent = sum(map(sum, lengths.values())) - num_expert
+    num_expert = max(1, num_expert)  # played episodes have none
     num_actions = sum(len(e) - sum(e) for e in is_expert_by_tree.values())
     device = policy.model.device
     for packed, trees in batch_packs(policy.layers, [p.tree for p in practised], batch):
         is_expert = gather([p.is_expert for p in practised], trees, device)
         by_agent = ~is_expert[packed.target_path]
         reading = policy.read(packed)
-        advantages = gather(fixed.advantages, trees, device)[packed.target_path]
-        old_logprobs = gather(fixed.old_logprobs, trees, device)
+        advantages = gather(targets.advantages, trees, device)[packed.target_path]
+        old_logprobs = gather(targets.old_logprobs, trees, device)
         clip = ppo_loss(
             reading.logprobs[by_agent],
             old_logprobs[by_agent],
             advantages[by_agent],
             config.clip_range,
         )
-        returns = gather(fixed.returns, trees, device)
+        returns = gather(targets.returns, trees, device)
         value_loss = (value_head.values(reading) - returns)[~is_expert].square().sum() / num_actions
         entropy = reading.entropies[by_agent].sum() / num_agent
         # The k3 estimate on tokens of the starting policy: unbiased for KL(start || now).

@@ -1,0 +1,116 @@
+"""DPO on whole episodes: the expert's preferred to the agent's own of the same item (ETO, SPIN).
+
+    delta = beta * [(log pi(tau_e) - log ref(tau_e)) - (log pi(tau_a) - log ref(tau_a))]
+    L     = mean(-log sigma(delta)) + sft_coef * NLL(actions of tau_e)
+
+log pi(tau) is the sum over all action tokens of an episode. ETO (Song et al. 2024, arXiv
+2403.02502, eq. 5) takes the pairs in which the agent's episode has the lower final reward; SPIN
+(Chen et al. 2024, arXiv 2401.01335, eq. 4.7) takes all of them, whatever the reward. Both are
+baselines: they need an environment, and one preference has to explain all steps of an episode.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from stepagent.algorithms.sft import sft_loss
+from stepagent.backends.training import (
+    Metrics,
+    OptimizerConfig,
+    Updater,
+    batch_packs,
+    num_batches,
+    read_paths,
+    shuffled_batches,
+)
+from stepagent.inspection import StepTree
+from stepagent.policy import Policy
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrajectoryDPOConfig:
+    """One round of DPO on pairs of episodes."""
+
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-4)
+    """AdamW settings, anew in each round."""
+    beta: float = 0.1
+    """Strength of the pull to the reference."""
+    sft_coef: float = 0.0
+    """Weight of the negative log-likelihood of expert actions."""
+    epochs: int = 1
+    """Passes over the pairs."""
+    batch_size: int = 4
+    """Pairs in one update."""
+
+
+def trajectory_dpo(
+    policy: Policy,
+    pairs: Sequence[tuple[StepTree, StepTree]],
+    config: TrajectoryDPOConfig,
+    *,
+    seed: int,
+    log: Callable[[Metrics], None],
+) -> None:
+    """One round in place on pairs of the expert's and the agent's episode, without branches.
+
+    The reference is the policy as it comes in.
+    """
+    trees = [episode for pair in pairs for episode in pair]
+    reference = _logprobs(policy, trees)
+    per_epoch = num_batches(len(pairs), config.batch_size)
+    updater = Updater(policy.parameters(), config.optimizer, config.epochs * per_epoch)
+    for epoch in range(config.epochs):
+        for batch in shuffled_batches(
+            len(pairs), config.batch_size, "Trajectory DPO", seed=seed, epoch=epoch
+        ):
+            losses = partial(_losses, policy, trees, reference, batch, config)
+            log(updater.update(policy.layers, losses))
+
+
+def _logprobs(policy: Policy, trees: Sequence[StepTree]) -> Tensor:
+    """(episodes,) of all their actions."""
+    found = read_paths(policy.layers, [t.tree for t in trees], policy.path_logprobs)
+    return torch.stack([logprobs.sum() for logprobs in found])
+
+
+def _losses(
+    policy: Policy,
+    trees: Sequence[StepTree],
+    reference: Tensor,
+    batch: Sequence[int],
+    config: TrajectoryDPOConfig,
+) -> Iterator[tuple[Tensor, Metrics]]:
+    """The parts of one update's loss.
+
+    The two episodes of a pair may be in different packs. So their margin is read first, without
+    gradient: d(-log sigma(delta)) = -sigma(-delta) d(delta), which is linear in the episodes.
+    """
+    chosen = torch.tensor([2 * pair for pair in batch])
+    members = torch.stack([chosen, chosen + 1], dim=1).flatten().tolist()
+    now = _logprobs(policy, [trees[i] for i in members]) - reference[members]
+    margins = config.beta * (now[::2] - now[1::2])
+    pulls = config.beta * torch.sigmoid(-margins) / len(batch)
+    weight = dict(zip(members, torch.stack([-pulls, pulls], dim=1).flatten().tolist(), strict=True))
+    num_tokens = sum(len(path) for i in chosen.tolist() for path in trees[i].tree.paths)
+    preference = float(-F.logsigmoid(margins).mean())
+    facts = {
+        "loss": preference,
+        "dpo_loss": preference,
+        "reward_margin": float(margins.mean()),
+        "reward_accuracy": float((margins > 0).float().mean()),
+        "sft_loss": 0.0,
+    }
+    for packed, own in batch_packs(policy.layers, [t.tree for t in trees], members):
+        logprobs = policy.read(packed).logprobs
+        paths = [(weight[i], i % 2 == 0) for i in own for _ in trees[i].tree.paths]
+        weights = logprobs.new_tensor([w for w, _ in paths])[packed.target_path]
+        by_expert = torch.tensor([e for _, e in paths], device=logprobs.device)[packed.target_path]
+        anchor = sft_loss(logprobs[by_expert], num_tokens)
+        facts["loss"] += config.sft_coef * anchor.item()
+        facts["sft_loss"] += anchor.item()
+        yield (weights * logprobs).sum() + config.sft_coef * anchor, facts
+        facts = dict.fromkeys(facts, 0.0)  # the parts' metrics are summed
