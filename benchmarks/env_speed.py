@@ -17,8 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from stepagent.demonstrations import collect
 from stepagent.evaluation import choose_items
-from stepagent.pipeline import make_task
-from stepagent.settings import TASKS
+from stepagent.settings import TASKS, make_task
 from stepagent.tasks.base import Task
 from stepagent.tasks.scienceworld import ScienceWorld
 from stepagent.types import Trajectory

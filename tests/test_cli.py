@@ -16,10 +16,9 @@ from fakes import BoxWorld, demonstrations, hear_ctrl_c
 from stepagent import cli
 from stepagent.commands import train as train_command
 from stepagent.commands.models import load_policy
-from stepagent.pipeline import make_task
 from stepagent.recipes import RECIPES
 from stepagent.run import read_json
-from stepagent.settings import TASKS
+from stepagent.settings import TASKS, make_task
 from stepagent.trajectories import read_jsonl, write_jsonl
 from stepagent.types import PracticedStep
 

@@ -21,6 +21,7 @@ LAYERS = (
     ("rollout", "demonstrations", "prompting"),
     ("algorithms",),
     ("reflection",),
+    ("baselines",),
     ("evaluation",),
     ("run",),
     ("results", "rounds", "gguf", "export"),

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from stepagent.algorithms.sft import pretrain, sft
 from stepagent.atomic import file_hash
 from stepagent.backends.training import Metrics
+from stepagent.baselines import ETO, GRPO, RFT, SPIN, FinalPPO
 from stepagent.demonstrations import collect
 from stepagent.evaluation import (
     choose_items,
@@ -29,15 +30,11 @@ from stepagent.reflection import (
 )
 from stepagent.renderer import RenderedTrajectory
 from stepagent.results import write_results
+from stepagent.rollout import rollout
 from stepagent.rounds import Practice, Rounds
 from stepagent.run import Run, read_json, write_json
-from stepagent.settings import Method, TaskConfig, TrainConfig
-from stepagent.tasks.alfworld import Alfworld, AlfworldConfig
+from stepagent.settings import Method, TrainConfig
 from stepagent.tasks.base import Task
-from stepagent.tasks.mind2web import Mind2Web, Mind2WebConfig
-from stepagent.tasks.multihop_qa import MultihopQA, QAConfig
-from stepagent.tasks.scienceworld import ScienceWorld, ScienceWorldConfig
-from stepagent.tasks.webshop import WebShop, WebShopConfig
 from stepagent.tiny import TinyConfig, build_tiny_model
 from stepagent.trajectories import read_jsonl, read_trajectories, write_jsonl
 from stepagent.types import Trajectory
@@ -46,21 +43,6 @@ logger = logging.getLogger(__name__)
 
 PANEL_SEED = 0
 """Which items form the panels does not depend on the seed of the run."""
-
-
-def make_task(config: TaskConfig) -> Task:
-    """The task of a run."""
-    match config:
-        case ScienceWorldConfig():
-            return ScienceWorld(config.task_types, config.simplification, config.step_limit)
-        case AlfworldConfig():
-            return Alfworld(config)
-        case WebShopConfig():
-            return WebShop(config)
-        case Mind2WebConfig():
-            return Mind2Web(config)
-        case QAConfig():
-            return MultihopQA(config)
 
 
 def train(config: TrainConfig, run: Run, task: Task) -> None:
@@ -112,6 +94,22 @@ def _rounds(config: TrainConfig, run: Run, task: Task, method: Method, practice:
     def dev(policy: Policy, number: int) -> dict[str, float | None]:
         return _dev(config, run, task, policy, practice.lesson, method, number)
 
+    def explore(policy: Policy, episodes: int, seed: int) -> list[RenderedTrajectory]:
+        items = [d.trajectory.id for d in practice.lesson.demonstrations]
+        return [
+            episode
+            for number in range(episodes)
+            for episode in rollout(
+                policy,
+                task,
+                items,
+                config.inspection.decoding,
+                seed=seed * 1000 + number,
+                num_parallel=config.evaluation.num_parallel,
+                description="Exploration",
+            )
+        ]
+
     policy = Policy.load(run.unit_folder("sft"), config.compute)
     Rounds(
         run=run,
@@ -119,6 +117,7 @@ def _rounds(config: TrainConfig, run: Run, task: Task, method: Method, practice:
         learner=_learner(config, method, policy),
         practice=practice,
         evaluate=dev,
+        explore=explore,
     ).go(policy, config.rounds)
 
 
@@ -209,6 +208,18 @@ def _learner(config: TrainConfig, method: Method, novice: Policy) -> Learner:
             return Implicit(config.implicit)
         case "inverse":
             return Inverse(config.inverse, novice)
+        case "step_dpo":
+            return Implicit(config.step_dpo)
+        case "rft":
+            return RFT(config.rft)
+        case "eto":
+            return ETO(config.eto)
+        case "spin":
+            return SPIN(config.spin)
+        case "ppo":
+            return FinalPPO(config.ppo, novice)
+        case "grpo":
+            return GRPO(config.grpo)
 
 
 def _dev(

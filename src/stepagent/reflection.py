@@ -65,6 +65,8 @@ class Lesson:
     practised: Sequence[PracticedStep]
     held_out: Sequence[RenderedTrajectory]
     held_out_practised: Sequence[PracticedStep]
+    explored: Sequence[RenderedTrajectory] = ()
+    """Episodes that the policy of the round played itself on the items of the demonstrations."""
 
     @property
     def trees(self) -> list[StepTree]:
@@ -86,6 +88,8 @@ class Learner(Protocol):
 
     practises: bool
     """Whether a lesson has to be practised before it is learnt."""
+    explores: int
+    """How many episodes of each item the policy plays before; reflection needs none."""
     measures: bool
     """Whether `measure` finds anything."""
 
@@ -123,10 +127,11 @@ def inspect_demonstrations(
     )
 
 
-class _Stateless:
+class Stateless:
     """A learner that carries nothing from round to round and cannot measure the agent."""
 
     practises = True
+    explores = 0
     measures = False
 
     def measure(self, lesson: Lesson, *, seed: int, log: Log) -> HeldOut | None:
@@ -140,7 +145,7 @@ class _Stateless:
         """Nothing to read."""
 
 
-class MoreSFT(_Stateless):
+class MoreSFT(Stateless):
     """The control: more behavioural cloning of the same demonstrations, no reflection."""
 
     practises = False
@@ -155,7 +160,7 @@ class MoreSFT(_Stateless):
         return None
 
 
-class Implicit(_Stateless):
+class Implicit(Stateless):
     """Implicit reflection: step-wise DPO against the round's starting policy."""
 
     def __init__(self, config: DPOConfig) -> None:
@@ -174,6 +179,7 @@ class Inverse:
     """Inverse reflection: a discriminator's output rewards PPO."""
 
     practises = True
+    explores = 0
     measures = True
 
     def __init__(self, config: InverseConfig, policy: Policy) -> None:

@@ -5,7 +5,7 @@ learner measure that policy where it can, and then improves it. What is measured
 round therefore belongs to the round before; after the last one the final policy is measured too.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from stepagent.algorithms.discriminator import DiscriminatorAtChance
@@ -18,6 +18,7 @@ from stepagent.reflection import (
     inspect_demonstrations,
     with_rewards,
 )
+from stepagent.renderer import RenderedTrajectory
 from stepagent.run import Run, write_json
 from stepagent.trajectories import write_jsonl
 
@@ -65,6 +66,9 @@ class Rounds:
     practice: Practice
     evaluate: Callable[[Policy, int], Mapping[str, float | None]]
     """Logs and returns how the policy of a round does on dev."""
+    explore: Callable[[Policy, int, int], Sequence[RenderedTrajectory]] | None = None
+    """So many episodes of the policy on each item of the demonstrations, by the round's seed; only
+    baselines explore."""
 
     def unit(self, number: int) -> str:
         """Name of a round's unit; its folder holds the policy after the round."""
@@ -97,6 +101,8 @@ class Rounds:
             lesson = self.practice.lesson
             if self.learner.practises:
                 lesson = self._inspect(policy, number)
+            if self.learner.explores:
+                lesson = replace(lesson, explored=self._explore(policy, number))
             rewards = self.learner.learn(
                 policy, lesson, seed=self.practice.seed_of(number), log=self._log(number)
             )
@@ -106,6 +112,22 @@ class Rounds:
             write_json(folder / "dev.json", self.evaluate(policy, number))
             policy.save(folder)
             self.learner.save(folder)
+
+    def _explore(self, policy: Policy, number: int) -> Sequence[RenderedTrajectory]:
+        """The round's episodes, counted: they are what reflection does without."""
+        assert self.explore is not None
+        found = self.explore(policy, self.learner.explores, self.practice.seed_of(number))
+        played = [episode.trajectory for episode in found]
+        self.run.log(
+            stage=self.method,
+            round=number,
+            phase="explore",
+            episodes=len(played),
+            env_steps=sum(len(t.steps) for t in played),
+            score=sum(t.score or 0.0 for t in played) / len(played),
+            success=sum(bool(t.success) for t in played) / len(played),
+        )
+        return found
 
     def _inspect(self, policy: Policy, number: int) -> Lesson:
         """The practised lesson of a round, after the learner has measured on it what it can."""

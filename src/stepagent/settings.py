@@ -4,17 +4,21 @@ from dataclasses import dataclass
 from typing import Literal
 
 from stepagent.algorithms.dpo import DPOConfig
+from stepagent.algorithms.grpo import GRPOConfig
 from stepagent.algorithms.sft import SFTConfig
+from stepagent.algorithms.trajectory_dpo import TrajectoryDPOConfig
 from stepagent.backends.adapters import LoRAConfig
 from stepagent.backends.device import ComputeConfig
 from stepagent.backends.training import OptimizerConfig
+from stepagent.baselines import FinalPPOConfig, RFTConfig
 from stepagent.evaluation import EvaluationConfig
 from stepagent.reflection import InspectionConfig, InverseConfig
-from stepagent.tasks.alfworld import AlfworldConfig
-from stepagent.tasks.mind2web import Mind2WebConfig
-from stepagent.tasks.multihop_qa import QAConfig
-from stepagent.tasks.scienceworld import ScienceWorldConfig
-from stepagent.tasks.webshop import WebShopConfig
+from stepagent.tasks.alfworld import Alfworld, AlfworldConfig
+from stepagent.tasks.base import Task
+from stepagent.tasks.mind2web import Mind2Web, Mind2WebConfig
+from stepagent.tasks.multihop_qa import MultihopQA, QAConfig
+from stepagent.tasks.scienceworld import ScienceWorld, ScienceWorldConfig
+from stepagent.tasks.webshop import WebShop, WebShopConfig
 from stepagent.tiny import TinyConfig
 
 
@@ -22,7 +26,7 @@ class SettingsError(ValueError):
     """Settings that contradict each other; the message is one line."""
 
 
-Method = Literal["sft_more", "implicit", "inverse"]
+Method = Literal["sft_more", "implicit", "inverse", "step_dpo", "rft", "eto", "spin", "ppo", "grpo"]
 
 
 TaskConfig = ScienceWorldConfig | AlfworldConfig | WebShopConfig | Mind2WebConfig | QAConfig
@@ -38,6 +42,21 @@ TASKS: dict[str, TaskConfig] = {
     "musique": QAConfig(dataset="musique"),
 }
 """Every task by its name, with the protocol that is used if nothing else is asked for."""
+
+
+def make_task(config: TaskConfig) -> Task:
+    """The task of a run."""
+    match config:
+        case ScienceWorldConfig():
+            return ScienceWorld(config.task_types, config.simplification, config.step_limit)
+        case AlfworldConfig():
+            return Alfworld(config)
+        case WebShopConfig():
+            return WebShop(config)
+        case Mind2WebConfig():
+            return Mind2Web(config)
+        case QAConfig():
+            return MultihopQA(config)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +113,18 @@ class TrainConfig:
     """One round of implicit reflection."""
     inverse: InverseConfig = InverseConfig()
     """One round of inverse reflection."""
+    step_dpo: DPOConfig = DPOConfig(sft_coef=0.0)
+    """One round of implicit reflection without its anchor."""
+    rft: RFTConfig = RFTConfig()
+    """One round of rejection sampling."""
+    eto: TrajectoryDPOConfig = TrajectoryDPOConfig()
+    """One round of ETO."""
+    spin: TrajectoryDPOConfig = TrajectoryDPOConfig()
+    """One round of SPIN."""
+    ppo: FinalPPOConfig = FinalPPOConfig()
+    """One round of PPO on final rewards."""
+    grpo: GRPOConfig = GRPOConfig()
+    """One round of GRPO on final rewards."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """Episodes in the environment."""
     seed: int = 0

@@ -13,6 +13,12 @@ METHODS = {
     "sft_more": "SFT, continued",
     "implicit": "Implicit reflection",
     "inverse": "Inverse reflection",
+    "step_dpo": "Step-wise DPO, no anchor",
+    "rft": "RFT",
+    "eto": "ETO",
+    "spin": "SPIN",
+    "ppo": "PPO, final reward",
+    "grpo": "GRPO, final reward",
 }
 """The methods a run compares, in the order of tables, with their names for people."""
 

@@ -13,9 +13,8 @@ from stepagent.backends.adapters import LoRAConfig
 from stepagent.backends.device import ComputeConfig
 from stepagent.commands.parsing import UsageError
 from stepagent.gguf import converted
-from stepagent.pipeline import make_task
 from stepagent.policy import Policy
-from stepagent.settings import TASKS, TaskConfig
+from stepagent.settings import TASKS, TaskConfig, make_task
 from stepagent.tasks.base import Task
 
 if TYPE_CHECKING:

@@ -1,0 +1,179 @@
+"""Baselines that learn from episodes of their own: what reflection is compared with.
+
+Each plays the items of the demonstrations in the environment first, which reflection never does,
+and learns from the final reward of an episode, not of a step.
+
+    RFT         clone the demonstrations and the agent's own successes
+    ETO, SPIN   prefer the expert's whole episode to the agent's own (trajectory DPO)
+    PPO, GRPO   raise the final reward
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from stepagent.algorithms.grpo import GRPOConfig, grpo
+from stepagent.algorithms.ppo import PPOConfig, ValueHead, ppo
+from stepagent.algorithms.sft import SFTConfig, sft
+from stepagent.algorithms.trajectory_dpo import TrajectoryDPOConfig, trajectory_dpo
+from stepagent.inspection import episode_tree
+from stepagent.policy import Policy
+from stepagent.reflection import Lesson, Log, Stateless
+from stepagent.renderer import RenderedTrajectory
+
+
+@dataclass(frozen=True, kw_only=True)
+class RFTConfig:
+    """One round of rejection sampling."""
+
+    episodes: int = 4
+    """Of each item."""
+    sft: SFTConfig = SFTConfig(epochs=1)
+    """On the demonstrations and the successes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinalPPOConfig:
+    """One round of PPO on final rewards."""
+
+    episodes: int = 4
+    """Of each item."""
+    ppo: PPOConfig = PPOConfig(epochs=1, sft_coef=0.0, kl_coef=0.04)
+    """Policy updates."""
+
+
+class RFT(Stateless):
+    """Rejection-sampling fine-tuning (Yuan et al. 2023, arXiv 2308.01825), of whole episodes.
+
+    Equal successes of an item count once, as in the paper.
+    """
+
+    practises = False
+
+    def __init__(self, config: RFTConfig) -> None:
+        """One `RFTConfig` for every round."""
+        self.config = config
+        self.explores = config.episodes
+
+    def learn(self, policy: Policy, lesson: Lesson, *, seed: int, log: Log) -> list[Tensor] | None:
+        """Clones the demonstrations and what succeeded."""
+        succeeded = {
+            (e.trajectory.id, e.actions): e for e in lesson.explored if e.trajectory.success
+        }
+        log("train", {"successes": len(succeeded)})
+        both = [*lesson.demonstrations, *succeeded.values()]
+        sft(policy, both, self.config.sft, seed=seed, log=lambda m: log("train", m))
+        return None
+
+
+class ETO(Stateless):
+    """Exploration-based trajectory optimization (Song et al. 2024, arXiv 2403.02502).
+
+    The expert's episode against the agent's own, where that has the lower score.
+    """
+
+    practises = False
+    explores = 1
+
+    def __init__(self, config: TrajectoryDPOConfig) -> None:
+        """One `TrajectoryDPOConfig` for every round."""
+        self.config = config
+
+    def learn(self, policy: Policy, lesson: Lesson, *, seed: int, log: Log) -> list[Tensor] | None:
+        """Trajectory DPO on the pairs; none leave the policy as it is."""
+        pairs = [
+            (episode_tree(expert), episode_tree(agent))
+            for expert, agent in _by_item(lesson)
+            if self.prefers(expert, agent)
+        ]
+        log("train", {"pairs": len(pairs)})
+        if pairs:
+            trajectory_dpo(policy, pairs, self.config, seed=seed, log=lambda m: log("train", m))
+        return None
+
+    def prefers(self, expert: RenderedTrajectory, agent: RenderedTrajectory) -> bool:
+        """Whether the two are a pair."""
+        return _final_reward(agent) < _final_reward(expert)
+
+
+class SPIN(ETO):
+    """Self-play fine-tuning (Chen et al. 2024, arXiv 2401.01335): every episode is a pair."""
+
+    def prefers(self, expert: RenderedTrajectory, agent: RenderedTrajectory) -> bool:
+        """Unless they are the same."""
+        return expert.actions != agent.actions
+
+
+class FinalPPO(Stateless):
+    """PPO (Schulman et al. 2017) whose only reward is the score at the end of an episode."""
+
+    practises = False
+
+    def __init__(self, config: FinalPPOConfig, policy: Policy) -> None:
+        """The value head starts at zero."""
+        self.config = config
+        self.explores = config.episodes
+        self.value_head = ValueHead(policy.layers)
+
+    def learn(self, policy: Policy, lesson: Lesson, *, seed: int, log: Log) -> list[Tensor] | None:
+        """Raises the final reward of the explored episodes."""
+        episodes = [episode_tree(e) for e in lesson.explored]
+        rewards = [
+            final_reward * e.is_end
+            for e, final_reward in zip(episodes, map(_final_reward, lesson.explored), strict=True)
+        ]
+        facts = ppo(
+            policy, self.value_head, episodes, rewards, self.config.ppo, seed=seed,
+            log=lambda m: log("ppo", m),
+        )  # fmt: skip
+        log("ppo", facts)
+        return None
+
+    def save(self, folder: Path) -> None:
+        """The value head as safetensors."""
+        save_file(self.value_head.state_dict(), folder / "value_head.safetensors")
+
+    def load(self, folder: Path) -> None:
+        """Reads it."""
+        self.value_head.load_state_dict(load_file(folder / "value_head.safetensors"))
+
+
+class GRPO(Stateless):
+    """Group-relative policy optimization of the final score (Shao et al. 2024)."""
+
+    practises = False
+
+    def __init__(self, config: GRPOConfig) -> None:
+        """One `GRPOConfig` for every round."""
+        self.config = config
+        self.explores = config.group_size
+
+    def learn(self, policy: Policy, lesson: Lesson, *, seed: int, log: Log) -> list[Tensor] | None:
+        """Raises what is above the average of its item."""
+        facts = grpo(
+            policy,
+            [episode_tree(e) for e in lesson.explored],
+            torch.tensor([_final_reward(e) for e in lesson.explored]),
+            [e.trajectory.id for e in lesson.explored],
+            self.config,
+            seed=seed,
+            log=lambda m: log("train", m),
+        )
+        log("train", facts)
+        return None
+
+
+def _final_reward(episode: RenderedTrajectory) -> float:
+    """0 to 1."""
+    return (episode.trajectory.score or 0.0) / 100
+
+
+def _by_item(lesson: Lesson) -> Iterator[tuple[RenderedTrajectory, RenderedTrajectory]]:
+    """Each explored episode with the demonstration of its item."""
+    expert = {d.trajectory.id: d for d in lesson.demonstrations}
+    for episode in lesson.explored:
+        yield expert[episode.trajectory.id], episode
