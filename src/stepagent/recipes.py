@@ -44,9 +44,7 @@ SCIENCEWORLD_DEMO = TrainConfig(
     sft_more=SFTConfig(epochs=1, batch_size=1, optimizer=_ADAM),
     implicit=DPOConfig(beta=0.1, epochs=1, batch_size=1, optimizer=_ADAM),
     inverse=InverseConfig(
-        discriminator=DiscriminatorConfig(
-            warmup_epochs=8, batch_size=2, optimizer=OptimizerConfig(learning_rate=2e-3)
-        ),
+        discriminator=DiscriminatorConfig(warmup_epochs=8, batch_size=4, optimizer=_ADAM),
         ppo=PPOConfig(epochs=1, batch_size=1, optimizer=_ADAM),
     ),
     evaluation=EvaluationConfig(decoding=Decoding(max_new_tokens=24, temperature=0.0)),
@@ -74,9 +72,7 @@ SCIENCEWORLD_SMOLLM2 = TrainConfig(
     inspection=InspectionConfig(num_actions=2, decoding=Decoding(max_new_tokens=20)),
     implicit=DPOConfig(epochs=1, batch_size=2, optimizer=_LORA_ADAM),
     inverse=InverseConfig(
-        discriminator=DiscriminatorConfig(
-            warmup_epochs=4, batch_size=1, optimizer=OptimizerConfig(learning_rate=1e-3)
-        ),
+        discriminator=DiscriminatorConfig(warmup_epochs=4, batch_size=2, optimizer=_LORA_ADAM),
         ppo=PPOConfig(epochs=1, batch_size=2, optimizer=_LORA_ADAM),
     ),
     evaluation=EvaluationConfig(decoding=Decoding(max_new_tokens=20, temperature=0.0)),
