@@ -5,7 +5,8 @@ are only read. Data has to be there (`stepagent tasks`).
 
     python benchmarks/all_tasks.py --out runs/all-tasks --seed 0
 
-Prints a table in Markdown: test scores with 95 % intervals, and which round was tested.
+Prints a table in Markdown: test scores with 95 % intervals, where no round beat the novice on dev
+and it was tested itself, and where a method stopped before its first round was over.
 """
 
 import argparse
@@ -32,8 +33,15 @@ def row(task: str, run: Path) -> str:
         r["method"]: r for r in json.loads((run / "results.json").read_bytes())
         if r["metric"] == "score"
     }  # fmt: skip
+    stopped = json.loads((run / "config.json").read_bytes())["data"]
     cells = []
     for method in METHODS:
+        if (
+            "stopped" in stopped.get(method, {})
+            and not (run / "units" / f"{method}-round1").exists()
+        ):
+            cells.append("stopped, discriminator at chance")
+            continue
         found = scores[method]
         tested = json.loads((run / "units" / f"{method}-test" / "best_round.json").read_bytes())
         cell = f"{found['mean']:.1f} ({found['low']:.1f} to {found['high']:.1f})"

@@ -23,7 +23,6 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from stepagent.algorithms.discriminator import (
-    Discriminator,
     DiscriminatorConfig,
     expert_logits,
     train_discriminator,
@@ -34,7 +33,7 @@ from stepagent.algorithms.sft import SFTConfig, sft
 from stepagent.backends.adapters import LoRAConfig
 from stepagent.backends.device import ComputeConfig
 from stepagent.backends.generation import Decoding
-from stepagent.inspection import StepTree, practise, step_trees
+from stepagent.inspection import StepTree, path_logprobs, practise, step_trees
 from stepagent.policy import Policy
 from stepagent.prefix_tree import pack
 from stepagent.trajectories import read_trajectories
@@ -73,14 +72,14 @@ def learners(
     policy: Policy, trees: Sequence[StepTree], batch_size: int
 ) -> dict[str, tuple[int, Callable[[], object]]]:
     """Each method with the operations it spends on a token and parameter, and one pass of it."""
-    own = policy.layers.copy("discriminator")
+    found = policy.copy("discriminator")
 
     def inverse() -> None:
-        found = Discriminator(own)
-        own.shares_prefixes = policy.layers.shares_prefixes  # it is switched while measuring
-        config = DiscriminatorConfig(batch_size=batch_size)
-        train_discriminator(found, trees, config, epochs=1, seed=0, log=lambda _: None)
-        rewards = expert_logits(found, trees)
+        # It is switched while measuring.
+        found.layers.shares_prefixes = policy.layers.shares_prefixes
+        config, agent = DiscriminatorConfig(batch_size=batch_size), path_logprobs(policy, trees)
+        train_discriminator(found, trees, agent, config, epochs=1, seed=0, log=lambda _: None)
+        rewards = expert_logits(found, trees, path_logprobs(policy, trees))
         ppo(
             policy, ValueHead(policy.layers), trees, rewards,
             PPOConfig(epochs=1, batch_size=batch_size), seed=0, log=lambda _: None,
@@ -90,10 +89,10 @@ def learners(
         config = DPOConfig(epochs=1, batch_size=batch_size)
         dpo(policy, trees, config, seed=0, log=lambda _: None)
 
-    # A frozen base needs no gradient of its own weights. Reference, then gradient; discriminator's
-    # gradient, rewards, old policy, gradient.
+    # A frozen base needs no gradient of its own weights. Reference, then gradient; agent,
+    # discriminator's gradient, rewards, agent, old policy, gradient.
     train = 6 if policy.layers.adapter is None else 4
-    return {"implicit": (2 + train, implicit), "inverse": (train + 2 + 2 + train, inverse)}
+    return {"implicit": (2 + train, implicit), "inverse": (2 + train + 2 + 2 + 2 + train, inverse)}
 
 
 def main() -> None:

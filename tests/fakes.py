@@ -22,7 +22,6 @@ from gymnasium import spaces
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from stepagent.algorithms.discriminator import Discriminator
 from stepagent.algorithms.sft import SFTConfig, sft
 from stepagent.backends import forward
 from stepagent.backends.forward import Layers
@@ -293,7 +292,7 @@ Log = Callable[[Metrics], None]
 
 
 def assert_packing_changes_nothing(
-    train: Callable[[int, Log], Sequence[torch.nn.Module | Discriminator]],
+    train: Callable[[int, Log], Sequence[torch.nn.Module | Policy]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """`train(token_budget, log)` has to log the same and give equal weights however rows are made.

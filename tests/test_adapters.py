@@ -10,16 +10,15 @@ from transformers import AutoModelForCausalLM
 
 from fakes import demonstrations, practised_trees, random_policy, rendered
 from stepagent.algorithms.discriminator import (
-    Discriminator,
     DiscriminatorAtChance,
     DiscriminatorConfig,
 )
-from stepagent.algorithms.dpo import DPOConfig, path_logprobs
+from stepagent.algorithms.dpo import DPOConfig
 from stepagent.algorithms.sft import SFTConfig, sft
 from stepagent.backends.adapters import LoRAConfig
 from stepagent.backends.device import ComputeConfig
 from stepagent.backends.training import Metrics, OptimizerConfig
-from stepagent.inspection import StepTree
+from stepagent.inspection import StepTree, path_logprobs
 from stepagent.policy import Policy
 from stepagent.reflection import (
     Implicit,
@@ -88,17 +87,14 @@ def test_the_discriminator_is_another_adapter_on_the_policys_model(policy: Polic
         InverseConfig(discriminator=DiscriminatorConfig(optimizer=FAST, warmup_epochs=1)), policy
     )
     assert learner.discriminator.layers.model is policy.model
-    copied = learner.discriminator.layers.state()
-    own = policy.layers.state()
-    assert copied.keys() == own.keys()
-    assert all(torch.equal(copied[name], own[name]) for name in own)
-    assert not any(copied[name].data_ptr() == own[name].data_ptr() for name in own)
-    copied = {name: value.clone() for name, value in copied.items()}
+    pairs = list(zip(learner.discriminator.parameters(), policy.parameters(), strict=True))
+    assert all(torch.equal(p, q) and p.data_ptr() != q.data_ptr() for p, q in pairs)
+    copied = [p.detach().clone() for p in learner.discriminator.parameters()]
     # It may be at chance after so little training, which is not what this is about.
     with suppress(DiscriminatorAtChance):
-        learner.measure(lesson(policy), seed=0, log=lambda *_: None)
-    now = learner.discriminator.layers.state()
-    assert not all(torch.equal(copied[name], now[name]) for name in now)
+        learner.measure(policy, lesson(policy), seed=0, log=lambda *_: None)
+    now = zip(learner.discriminator.parameters(), copied, strict=True)
+    assert not all(torch.equal(p, q) for p, q in now)
     torch.testing.assert_close(values(policy, trees), start, rtol=0, atol=0)
 
 
@@ -123,7 +119,7 @@ def test_an_adapter_folder_opens_here_and_with_peft_and_transformers(
     base: Path, policy: Policy, tmp_path: Path
 ) -> None:
     taught(policy)
-    policy.layers.copy("discriminator")  # must not be in the folder
+    policy.copy("discriminator")  # must not be in the folder
     trees = practised_trees(policy)
     expected = values(policy, trees)
     folder = tmp_path / "adapter"
@@ -169,7 +165,6 @@ def test_bfloat16_is_close_and_keeps_trained_weights_in_float32(base: Path, rank
     start = [p.detach().clone() for p in half.parameters()]
     taught(half)
     assert not all(torch.equal(a, b) for a, b in zip(start, half.parameters(), strict=True))
-    assert Discriminator(half.layers.copy("d")).head.weight.dtype == torch.float32
 
 
 def test_the_seed_decides_what_an_adapter_starts_from(base: Path) -> None:

@@ -5,12 +5,12 @@ import torch
 from torch.nn.attention.flex_attention import flex_attention
 
 from fakes import demonstrations, practised_trees, random_policy, rendered, with_budget
-from stepagent.algorithms.dpo import path_logprobs
 from stepagent.algorithms.sft import SFTConfig, sft
 from stepagent.backends.device import HEADROOM, MAX_TOKEN_BUDGET, ComputeConfig, fitting_tokens
 from stepagent.backends.forward import MIN_TOKEN_BUDGET, Layers, OutOfMemory
 from stepagent.backends.masks import BUCKET, filled_up, tree_masks
 from stepagent.backends.training import Metrics, OptimizerConfig
+from stepagent.inspection import path_logprobs
 from stepagent.policy import Policy
 from stepagent.prefix_tree import Pack, Row
 

@@ -23,7 +23,6 @@ from fakes import (
     with_budget,
 )
 from stepagent.algorithms.discriminator import (
-    Discriminator,
     DiscriminatorConfig,
     discriminator_loss,
     expert_logits,
@@ -33,7 +32,7 @@ from stepagent.algorithms.discriminator import (
     train_discriminator,
 )
 from stepagent.backends.training import Metrics, OptimizerConfig
-from stepagent.inspection import StepTree, step_trees
+from stepagent.inspection import StepTree, path_logprobs, step_trees
 from stepagent.policy import Policy
 from stepagent.prefix_tree import PrefixTree
 from stepagent.reflection import (
@@ -48,12 +47,21 @@ from stepagent.types import PracticedStep
 OWN = [*demonstrations()[:4], *demonstrations()[40:44]]
 
 
-def discriminator(policy: Policy) -> Discriminator:
-    """A copy of the policy's layers with a head that is not zero."""
-    found = Discriminator(policy.layers.copy("discriminator"))
+def discriminator(policy: Policy) -> Policy:
+    """A copy of the policy that has moved a little."""
+    found = policy.copy("discriminator")
+    torch.manual_seed(1)
     with torch.no_grad():
-        found.head.weight.copy_(torch.linspace(-1, 1, policy.layers.width)[None])
+        for parameter in found.parameters():
+            parameter.mul_(1 + 0.1 * torch.randn_like(parameter))
     return found
+
+
+def plain_logprob(policy: Policy, ids: list[int], length: int) -> Tensor:
+    """Log-probability of the last ids by one call of the model."""
+    logits = policy.model(input_ids=torch.tensor([ids])).logits[0, -length - 1 : -1]
+    chosen = torch.log_softmax(logits, -1).gather(1, torch.tensor(ids[-length:])[:, None])
+    return chosen.sum()
 
 
 def config(warmup_epochs: int = 4) -> DiscriminatorConfig:
@@ -173,7 +181,16 @@ def test_reward_forms_by_hand_and_far_out() -> None:
     assert step_rewards(far, "log-d").tolist() == [0, -1000]
 
 
-def test_logits_are_read_at_the_actions_last_token_as_by_plain_calls() -> None:
+def test_at_the_start_everything_is_even() -> None:
+    policy = random_policy()
+    trees = practised_trees(policy)
+    agent = path_logprobs(policy, trees)
+    logits = expert_logits(policy.copy("discriminator"), trees, agent)
+    assert all(not f.any() for f in logits)
+    assert held_out(logits, trees).accuracy == 0.5
+
+
+def test_logits_are_the_ratios_of_likelihoods_by_plain_calls() -> None:
     policy = in_float64(random_policy(scale=4.0))
     found = discriminator(policy)
     actions = [["jump", "look at the box"] for t in OWN for _ in t.steps]
@@ -185,14 +202,13 @@ def test_logits_are_read_at_the_actions_last_token_as_by_plain_calls() -> None:
             steps = [p for p in practised if p.trajectory_id == d.trajectory.id]
             for state, action, step in zip(states_of(d), d.actions, steps, strict=True):
                 for ids in (action, *(a.token_ids for a in step.agent_actions)):
-                    hidden = found.layers.model(
-                        input_ids=torch.tensor([[*state, *ids]])
-                    ).last_hidden_state
-                    expected.append(found.head(hidden[0, -1])[0])
+                    p, pi = (plain_logprob(x, [*state, *ids], len(ids)) for x in (found, policy))
+                    expected.append(p - pi)
+    assert torch.stack(expected).std() > 0.1
     trees = step_trees(own, practised)
     for token_budget in (1, 10_000):
         found.layers.token_budget = token_budget
-        logits = expert_logits(found, trees)
+        logits = expert_logits(found, trees, path_logprobs(policy, trees))
         torch.testing.assert_close(torch.cat(logits), torch.stack(expected), rtol=1e-8, atol=1e-10)
 
 
@@ -200,9 +216,10 @@ def test_packing_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = in_float64(random_policy(scale=4.0))
     practised = practised_trees(policy)
 
-    def train(token_budget: int, log: Log) -> list[torch.nn.Module]:
-        found = discriminator(with_budget(policy, token_budget))
-        train_discriminator(found, practised, config(), epochs=2, seed=5, log=log)
+    def train(token_budget: int, log: Log) -> list[Policy]:
+        own = with_budget(policy, token_budget)
+        found, agent = discriminator(own), path_logprobs(own, practised)
+        train_discriminator(found, practised, agent, config(), epochs=2, seed=5, log=log)
         return [found]
 
     assert_packing_changes_nothing(train, monkeypatch)
@@ -210,9 +227,10 @@ def test_packing_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_training_stops_after_the_epoch_that_was_enough() -> None:
     policy, logged = random_policy(), list[Metrics]()
+    trees = practised_trees(policy, 3)
     answers = iter([False, True])
     train_discriminator(
-        discriminator(policy), practised_trees(policy, 3), config(), epochs=5, seed=0,
+        discriminator(policy), trees, path_logprobs(policy, trees), config(), epochs=5, seed=0,
         log=logged.append, enough=lambda: next(answers),
     )  # fmt: skip
     assert len(logged) == 2 * 2  # six trees in batches of three
@@ -283,7 +301,7 @@ def test_inverse_reflection_refuses_a_discriminator_at_chance() -> None:
     policy = random_policy()
     learner = Inverse(InverseConfig(discriminator=config(warmup_epochs=2)), policy)
     with pytest.raises(DiscriminatorAtChance, match="2 epochs"):
-        learner.measure(lesson(policy, None), seed=0, log=lambda *_: None)
+        learner.measure(policy, lesson(policy, None), seed=0, log=lambda *_: None)
     assert not learner.is_warm
 
 
@@ -292,12 +310,13 @@ def test_inverse_reflection_is_the_same_after_saving_and_loading(tmp_path: Path)
     own = lesson(policy, {"go": "jump", "open": "go on"})
     settings = InverseConfig(discriminator=config(warmup_epochs=20))
     learner, again = Inverse(settings, policy), Inverse(settings, random_policy(1))
-    measured = learner.measure(own, seed=0, log=lambda *_: None)
+    measured = learner.measure(policy, own, seed=0, log=lambda *_: None)
     assert measured.beats_chance and learner.is_warm
     learner.save(tmp_path)
     again.load(tmp_path)
     assert again.is_warm
-    found = [expert_logits(x.discriminator, own.held_out_trees) for x in (learner, again)]
+    agent = path_logprobs(policy, own.held_out_trees)
+    found = [expert_logits(x.discriminator, own.held_out_trees, agent) for x in (learner, again)]
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
     assert held_out(found[1], own.held_out_trees) == measured
 
@@ -308,10 +327,11 @@ def test_inverse_reflection_rewards_practice_by_the_discriminator_and_moves_the_
     learner = Inverse(InverseConfig(discriminator=config(warmup_epochs=20)), policy)
     before = [p.detach().clone() for p in policy.model.parameters()]
     logged = list[tuple[str, Metrics]]()
-    learner.measure(own, seed=0, log=lambda *_: None)
+    learner.measure(policy, own, seed=0, log=lambda *_: None)
+    agent = path_logprobs(policy, own.held_out_trees)
+    expected = expert_logits(learner.discriminator, own.held_out_trees, agent)  # the form "logit"
     found = learner.learn(policy, own, seed=0, log=lambda *row: logged.append(row))
     assert found is not None
-    expected = expert_logits(learner.discriminator, own.held_out_trees)  # the form "logit"
     torch.testing.assert_close(torch.cat(found), torch.cat(expected))
     # The lesson's steps are held out too, so the agent's mean reward is that of the same numbers.
     is_expert = torch.cat([t.is_expert for t in own.trees])

@@ -25,9 +25,9 @@ from fakes import (
     states_of,
     with_budget,
 )
-from stepagent.algorithms.dpo import DPOConfig, dpo, dpo_loss, implicit_rewards, path_logprobs
+from stepagent.algorithms.dpo import DPOConfig, dpo, dpo_loss, implicit_rewards
 from stepagent.backends.training import Metrics, OptimizerConfig
-from stepagent.inspection import StepTree, expert_path_of_step, step_trees
+from stepagent.inspection import StepTree, expert_path_of_step, path_logprobs, step_trees
 from stepagent.policy import Policy
 from stepagent.types import Trajectory
 

@@ -1,25 +1,22 @@
 """Exported folders open with transformers and PEFT and compute what the policy computes."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file, save_file
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fakes import demonstrations, practised_trees, random_policy, rendered
-from stepagent.algorithms.discriminator import Discriminator, expert_logits
+from stepagent.algorithms.discriminator import expert_logits
 from stepagent.algorithms.sft import SFTConfig, sft
 from stepagent.backends.adapters import LoRAConfig
 from stepagent.backends.training import OptimizerConfig
 from stepagent.commands.export_model import export_model
 from stepagent.commands.parsing import UsageError
 from stepagent.export import ExportError, model_card
+from stepagent.inspection import path_logprobs
 from stepagent.policy import Policy
 from stepagent.run import read_json, write_json
 
@@ -34,7 +31,7 @@ def unit(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     policy = Policy.load(base, lora=LoRAConfig(rank=request.param))
     config = SFTConfig(optimizer=OptimizerConfig(learning_rate=1e-2), epochs=2)
     sft(policy, rendered(policy, demonstrations()[:8]), config, seed=0, log=lambda _: None)
-    found = Discriminator(policy.layers.copy("discriminator"))
+    found = policy.copy("discriminator")
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in found.parameters():
@@ -42,7 +39,7 @@ def unit(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     run = tmp_path / "run"
     folder = run / "units" / "inverse-round1"
     folder.mkdir(parents=True)
-    save_file(found.state(), folder / "discriminator.safetensors")
+    found.save(folder / "discriminator")
     policy.save(folder)
     write_json(folder / "dev.json", {"score": 41.5})
     facts = {"recipe": "boxes", "seed": 7, "config": {"inverse": {"reward": "gail"}}}
@@ -99,43 +96,25 @@ def test_an_adapter_is_exported_alone_only_if_others_can_have_its_base(
 
 def test_an_exported_discriminator_gives_the_same_rewards(unit: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    export_model(unit, out=out, discriminator=True)
-    classifier = AutoModelForSequenceClassification.from_pretrained(out)
-    policy = Policy.load(unit)
-    found = Discriminator(policy.layers.copy("discriminator"))
-    found.load_state(load_file(unit / "discriminator.safetensors"))
+    export_model(unit, out=out, discriminator=True, merged=True)
+    opened = AutoModelForCausalLM.from_pretrained(out)
+    policy, found = Policy.load(unit), Policy.load(unit / "discriminator")
     trees = practised_trees(policy, 2)
-    expected = torch.cat(expert_logits(found, trees))
+    agent = path_logprobs(policy, trees)
+    expected = torch.cat(expert_logits(found, trees, agent))
     given = []
     with torch.no_grad():
         for own in trees:
             for path in own.tree.paths:
                 ids = torch.tensor([[own.tree.tokens[n] for n in own.tree.ancestors(path[-1])]])
-                given.append(classifier(input_ids=ids).logits[0, 0])
-    torch.testing.assert_close(torch.stack(given), expected, rtol=1e-4, atol=1e-5)
+                logprobs = torch.log_softmax(opened(input_ids=ids).logits[0, :-1], -1)
+                given.append(logprobs.gather(1, ids[0, 1:, None])[-len(path) :].sum())
+    rewards = torch.stack(given) - torch.cat(agent)
+    torch.testing.assert_close(rewards, expected, rtol=1e-4, atol=1e-4)
     assert expected.std() > 0.01
-    assert classifier.config.id2label == {0: "expert"}
-
-
-def test_rewards_are_read_at_the_end_of_the_action_even_if_it_is_the_models_padding(
-    unit: Path, tmp_path: Path
-) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(unit)
-    tokenizer.pad_token = tokenizer.eos_token  # as in many models
-    tokenizer.save_pretrained(unit)
-    policy = Policy.load(unit)
-    assert policy.renderer.tokenizer.pad_token_id == policy.renderer.end_id
-    export_model(unit, out=tmp_path / "out", discriminator=True)
-    classifier = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
-    found = Discriminator(policy.layers.copy("discriminator"))
-    found.load_state(load_file(unit / "discriminator.safetensors"))
-    trees = practised_trees(policy, 1, 1)
-    tree = trees[0].tree
-    ids = torch.tensor([[tree.tokens[n] for n in tree.ancestors(tree.paths[0][-1])]])
-    assert int(ids[0, -1]) == policy.renderer.end_id
-    with torch.no_grad():
-        given = classifier(input_ids=ids).logits[0, 0]
-    torch.testing.assert_close(given, expert_logits(found, trees)[0][0], rtol=1e-4, atol=1e-5)
+    assert "log-probability by the policy that the round began with" in " ".join(
+        (out / "README.md").read_text().split()
+    )
 
 
 def test_the_card_says_what_is_known_and_a_dash_for_the_rest(unit: Path) -> None:
@@ -166,7 +145,7 @@ def test_text_of_a_run_cannot_break_the_card(unit: Path) -> None:
 def test_what_cannot_be_exported_is_said_in_one_line(unit: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such folder"):
         export_model(tmp_path / "none", out=tmp_path / "a")
-    (unit / "discriminator.safetensors").unlink()
+    shutil.rmtree(unit / "discriminator")
     with pytest.raises(UsageError, match="no discriminator"):
         export_model(unit, out=tmp_path / "a", discriminator=True)
     with pytest.raises(UsageError, match="exists already"):

@@ -16,7 +16,6 @@ from fakes import (
     rendered,
 )
 from stepagent.algorithms.discriminator import (
-    Discriminator,
     DiscriminatorConfig,
     expert_logits,
     held_out,
@@ -27,7 +26,7 @@ from stepagent.algorithms.ppo import PPOConfig, ValueHead, ppo
 from stepagent.backends.generation import Decoding
 from stepagent.backends.training import Metrics, OptimizerConfig, read_paths
 from stepagent.evaluation import EvaluationConfig, evaluate, likeness
-from stepagent.inspection import StepTree, practise, step_tree, step_trees
+from stepagent.inspection import StepTree, path_logprobs, practise, step_tree, step_trees
 from stepagent.policy import Policy
 from stepagent.reflection import Implicit, Lesson
 from stepagent.types import PracticedStep, Trajectory
@@ -154,12 +153,13 @@ def test_ppo_raises_a_reward_that_is_known() -> None:
     assert is_greater(opened(), before, paired=True) < 0.05
 
 
-def trained_discriminator(policy: Policy, practised: Sequence[PracticedStep]) -> Discriminator:
-    found = Discriminator(random_policy(5).layers.copy("discriminator"))
+def trained_discriminator(policy: Policy, practised: Sequence[PracticedStep]) -> Policy:
+    found = policy.copy("discriminator")
     settings = DiscriminatorConfig(optimizer=OptimizerConfig(learning_rate=1e-3), label_smoothing=0)
     trees = step_trees(rendered(policy, TRAIN), practised)
     logged = list[Metrics]()
-    train_discriminator(found, trees, settings, epochs=6, seed=0, log=logged.append)
+    agent = path_logprobs(policy, trees)
+    train_discriminator(found, trees, agent, settings, epochs=6, seed=0, log=logged.append)
     return found
 
 
@@ -167,7 +167,7 @@ def test_the_discriminator_tells_a_bad_agent_on_held_out_steps() -> None:
     policy = novice(2)
     found = trained_discriminator(policy, sample(policy, TRAIN, 0))
     trees = step_trees(rendered(policy, HELD_OUT), sample(policy, HELD_OUT, 0))
-    logits = expert_logits(found, trees)
+    logits = expert_logits(found, trees, path_logprobs(policy, trees))
     measured = held_out(logits, trees)
     assert measured.beats_chance
     assert measured.accuracy > 0.7 and measured.js_divergence > 0.1
@@ -183,7 +183,7 @@ def test_the_discriminator_finds_no_divergence_in_a_copy_of_the_expert() -> None
     copies = [[[s.action] for t in own for s in t.steps] for own in (TRAIN, HELD_OUT)]
     found = trained_discriminator(policy, practised_with(policy, TRAIN, copies[0]))
     trees = step_trees(rendered(policy, HELD_OUT), practised_with(policy, HELD_OUT, copies[1]))
-    measured = held_out(expert_logits(found, trees), trees)
+    measured = held_out(expert_logits(found, trees, path_logprobs(policy, trees)), trees)
     assert measured.js_divergence == pytest.approx(0, abs=1e-6)
     assert measured.accuracy == pytest.approx(0.5)
     assert not measured.beats_chance

@@ -91,7 +91,7 @@ def test_a_run_writes_all_its_parts(whole: Path) -> None:
     assert {(r["task"], r["split"], r["n"], r["seed"]) for r in rows} == {("boxes", "test", 6, 0)}
     units = {path.name for path in (whole / "units").iterdir()}
     assert {"data", "sft", "sft_more-round2", "implicit-round2", "inverse-round2"} <= units
-    weights = whole / "units" / "inverse-round2" / "discriminator.safetensors"
+    weights = whole / "units" / "inverse-round2" / "discriminator" / "model.safetensors"
     assert weights.stat().st_size > 1000
 
 

@@ -197,7 +197,7 @@ def test_a_model_that_turns_out_to_mix_branches_gets_separate_rows(
     monkeypatch.setattr(forward, "tree_masks", lambda config, row: None)
     policy = policy_of(SHARING["llama"], tmp_path)
     assert not policy.layers.shares_prefixes
-    assert not policy.layers.copy("discriminator").shares_prefixes
+    assert not policy.copy("discriminator").layers.shares_prefixes
 
 
 def test_a_saved_policy_opens_with_equal_weights(tmp_path: Path) -> None:

@@ -147,13 +147,12 @@ def test_separate_rows_are_plain_sequences_with_the_same_values_in_the_same_orde
     torch.testing.assert_close(read(net, shared), read(net, separate), rtol=1e-10, atol=1e-10)
 
 
-def test_state_and_end_of_each_path_point_at_the_same_hidden_states_packed_and_separate() -> None:
+def test_the_state_of_each_path_points_at_the_same_hidden_state_packed_and_separate() -> None:
     net, trees = model(), [comb(3, 2), comb(2)]
     shared, separate = pack(trees, 1000)[0], pack(trees, 1000, shared=False)[0]
     hidden, _ = Layers(net).hidden(shared)
     alone, _ = Layers(net).hidden(separate)
     torch.testing.assert_close(hidden[shared.path_state], alone[separate.path_state])
-    torch.testing.assert_close(hidden[shared.path_end], alone[separate.path_end])
 
 
 def test_mask_of_a_small_tree_by_hand() -> None:
@@ -177,7 +176,7 @@ def test_mask_of_a_small_tree_by_hand() -> None:
     # a predicts both b and d: its logits are read once and used twice.
     assert row.predictors.tolist() == [0, 1]
     assert packed.target_predictor.tolist() == [0, 1, 0]
-    assert packed.path_state.tolist() == [0, 0] and packed.path_end.tolist() == [2, 3]
+    assert packed.path_state.tolist() == [0, 0]
 
 
 @st.composite

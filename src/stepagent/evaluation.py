@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from stepagent.algorithms.dpo import path_logprobs
 from stepagent.backends.generation import Decoding
-from stepagent.inspection import agreement, practise, step_tree
+from stepagent.inspection import agreement, path_logprobs, practise, step_tree
 from stepagent.policy import Policy
 from stepagent.renderer import RenderedTrajectory
 from stepagent.rollout import rollout

@@ -1,25 +1,16 @@
 """Models of a run as folders that others open: the policy, or the discriminator as a reward model.
 
-    AutoModelForCausalLM, PeftModel              the policy, whole or as an adapter
-    AutoModelForSequenceClassification           the discriminator: its one logit is f(s, a)
-
-Each folder has a model card that says on which data, by which recipe, and how well it did.
+Both are language models, whole (AutoModelForCausalLM) or as an adapter (PeftModel). Each folder has
+a model card that says on which data, by which recipe, and how well it did.
 """
 
 import json
 import re
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from safetensors.torch import load_file
-from torch import nn
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    PreTrainedModel,
-)
+from transformers import AutoModelForCausalLM
 
-from stepagent.algorithms.discriminator import Discriminator
 from stepagent.backends.device import ComputeConfig
 from stepagent.policy import Policy
 from stepagent.run import read_json
@@ -32,75 +23,48 @@ class ExportError(ValueError):
 
 _ON_CPU = ComputeConfig(device="cpu", precision="float32")
 
+_REWARD_USAGE = """The logit of an action, f(s, a), is its log-probability by this model minus its
+log-probability by the policy that the round began with, both summed over the action's tokens with
+the end of the turn. Above 0 the action is more like the expert's."""
+
 
 def export_policy(unit: Path, folder: Path, *, merged: bool) -> None:
     """Writes a unit's policy; `merged` adds an adapter to its base instead of writing it alone."""
-    policy = Policy.load(unit, _ON_CPU)
+    loader = _write(unit, folder, merged=merged)
+    card = model_card(unit, "an agent's policy", loader)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def export_discriminator(unit: Path, folder: Path, *, merged: bool) -> None:
+    """Writes a unit's discriminator, the model p of `algorithms/discriminator.py`."""
+    loader = _write(unit / "discriminator", folder, merged=merged)
+    card = model_card(unit, "a step reward model", loader, usage=_REWARD_USAGE)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _write(model: Path, folder: Path, *, merged: bool) -> str:
+    """Writes a model, returns the name of the class that opens it."""
+    policy = Policy.load(model, _ON_CPU)
     adapter = policy.layers.adapter
-    if adapter is not None and not merged and Path(policy.model.name_or_path or "").is_dir():
-        raise ExportError(
-            f"{unit}: an adapter on a model folder of this machine, which others do not have; "
-            "--merged writes the whole model"
-        )
-    if merged and adapter is not None:
+    if adapter is None:
+        policy.save(folder)
+        return "AutoModelForCausalLM"
+    if merged:
         whole = AutoModelForCausalLM.from_config(policy.model.config)
         whole.load_state_dict(adapter.merged(policy.model))
         whole.save_pretrained(folder)
         policy.renderer.tokenizer.save_pretrained(folder)
-    else:
-        policy.save(folder)
-    kind = "an agent's policy"
-    loader = "PeftModel" if adapter is not None and not merged else "AutoModelForCausalLM"
-    (folder / "README.md").write_text(model_card(unit, kind, loader), encoding="utf-8")
+        return "AutoModelForCausalLM"
+    if Path(policy.model.name_or_path or "").is_dir():
+        raise ExportError(
+            f"{model}: an adapter on a model folder of this machine, which others do not have; "
+            "--merged writes the whole model"
+        )
+    policy.save(folder)
+    return "PeftModel"
 
 
-def export_discriminator(unit: Path, folder: Path) -> None:
-    """Writes a unit's discriminator as a sequence classifier with one label, the expert.
-
-    Its logit at the last token of state and action is f(s, a) of `algorithms/discriminator.py`.
-    """
-    policy = Policy.load(unit, _ON_CPU)
-    discriminator = Discriminator(policy.layers.copy("discriminator"))
-    discriminator.load_state(load_file(unit / "discriminator.safetensors"))
-    layers, tokenizer = discriminator.layers, policy.renderer.tokenizer
-    config = policy.model.config
-    if type(config) not in AutoModelForSequenceClassification._model_mapping:
-        raise ExportError(f"{unit}: transformers has no classifier for {config.model_type} models")
-    config.num_labels, config.id2label, config.label2id = 1, {0: "expert"}, {"expert": 0}
-    config.pad_token_id = _padding(policy)
-    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(config.pad_token_id)
-    classifier = cast(PreTrainedModel, AutoModelForSequenceClassification.from_config(config))
-    if layers.adapter is None:
-        weights = layers.model.state_dict()
-    else:
-        prefix = _prefix_of_decoder(layers.model)
-        merged = layers.adapter.merged(layers.model)
-        weights = {n.removeprefix(prefix): w for n, w in merged.items() if n.startswith(prefix)}
-    classifier.get_decoder().load_state_dict(weights)
-    cast(nn.Linear, classifier.score).weight.data.copy_(discriminator.head.weight.data)
-    classifier.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    card = model_card(unit, "a step reward model", "AutoModelForSequenceClassification")
-    (folder / "README.md").write_text(card, encoding="utf-8")
-
-
-def _padding(policy: Policy) -> int:
-    """A token to fill up with. Classifiers read the last token that is not this one.
-
-    It must not be the end of an action, at which rewards are read, though models often have it so.
-    """
-    tokenizer = policy.renderer.tokenizer
-    known = [tokenizer.pad_token_id, *tokenizer.all_special_ids]
-    return next((i for i in known if i not in (None, policy.renderer.end_id)), 0)
-
-
-def _prefix_of_decoder(model: PreTrainedModel) -> str:
-    decoder = model.get_decoder()
-    (name,) = [name for name, module in model.named_modules() if module is decoder]
-    return f"{name}."
-
-
-def model_card(unit: Path, kind: str, loader: str) -> str:
+def model_card(unit: Path, kind: str, loader: str, *, usage: str = "") -> str:
     """What a model is, in Markdown; what the run folder does not say is a dash."""
     folder = unit.parent.parent
     run: dict[str, Any] = read_json(folder / "config.json") if _is_run(folder) else {}
@@ -113,7 +77,7 @@ def model_card(unit: Path, kind: str, loader: str) -> str:
         front["base_model"] = name
     lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in front.items()), "---", ""]
     lines += [f"# {unit.name}", "", f"This is {kind}, trained step by step with StepAgent; open it"]
-    lines += [f"with `{loader}`.", ""]
+    lines += [f"with `{loader}`.", "", *([usage, ""] if usage else [])]
     lines += _table("Training", _training(run, unit.name))
     lines += _table("On dev", dev)
     lines += _table("Data", {n: _short(f) for n, f in run.get("data", {}).items()})

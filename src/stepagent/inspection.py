@@ -19,6 +19,7 @@ from stepagent.backends.generation import (
     decode_branches,
     random_numbers,
 )
+from stepagent.backends.training import read_paths
 from stepagent.policy import Policy
 from stepagent.prefix_tree import ROOT, PrefixTree, fill_rows, lay_out
 from stepagent.progress import track
@@ -179,6 +180,11 @@ def step_trees(
     for step in practised:
         by_id.setdefault(step.trajectory_id, []).append(step)
     return [step_tree(d, by_id[d.trajectory.id]) for d in demonstrations]
+
+
+def path_logprobs(policy: Policy, practised: Sequence[StepTree]) -> list[Tensor]:
+    """For each tree the log-probabilities of its paths, (paths,), in nats; no gradient."""
+    return read_paths(policy.layers, [p.tree for p in practised], policy.path_logprobs)
 
 
 def expert_path_of_step(is_expert: Tensor) -> Tensor:

@@ -165,6 +165,10 @@ class Policy:
         reserved = 12 * sum(p.numel() for p in parameters)  # gradient and AdamW's two moments
         return fitting_tokens(torch.cuda.mem_get_info()[0], reserved, (peaks[1] - peaks[0]) / 512)
 
+    def copy(self, name: str) -> Self:
+        """Another policy that starts equal; an adapter gets a copy, `name`, on the same model."""
+        return type(self)(self.layers.copy(name), self.renderer)
+
     def save(self, folder: Path) -> None:
         """Writes a Hugging Face model folder, or an adapter folder if there is an adapter."""
         if self.layers.adapter is not None:
@@ -180,7 +184,7 @@ class Policy:
             saved = AutoModelForCausalLM.from_pretrained(
                 str(folder), dtype=torch.float32, local_files_only=True, trust_remote_code=False
             )
-            self.layers.load_state(saved.state_dict())
+            self.model.load_state_dict(saved.state_dict())
 
     def render(self, trajectory: Trajectory) -> RenderedTrajectory:
         """The trajectory as token ids; raises `PolicyError` if it is longer than the context."""

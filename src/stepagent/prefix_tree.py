@@ -133,15 +133,13 @@ class Pack:
     """(targets,) which path the token belongs to."""
     path_state: Tensor
     """(paths,) index of the last token before the path: the end of its state."""
-    path_end: Tensor
-    """(paths,) index of the path's last token."""
     trees: tuple[int, ...]
     """Which trees the pack holds, in the order of their paths."""
 
     @property
     def num_paths(self) -> int:
         """Number of paths."""
-        return len(self.path_end)
+        return len(self.path_state)
 
     @property
     def num_tokens(self) -> int:
@@ -161,7 +159,6 @@ class Pack:
             target_ids=self.target_ids.to(device),
             target_path=self.target_path.to(device),
             path_state=self.path_state.to(device),
-            path_end=self.path_end.to(device),
         )
 
 
@@ -249,7 +246,7 @@ def lay_out(
 def _lay_out(row_trees: Sequence[Sequence[PrefixTree]], names: Sequence[int]) -> Pack:
     """A pack with one row for each group of trees; `names` are the trees the paths belong to."""
     rows = []
-    predictor, ids, path_of, state, end = [], [], [], [], []
+    predictor, ids, path_of, state = [], [], [], []
     base = num_paths = num_predictors = 0
     for forest in row_trees:
         reads = [[tree.parents[node] for path in tree.paths for node in path] for tree in forest]
@@ -261,7 +258,6 @@ def _lay_out(row_trees: Sequence[Sequence[PrefixTree]], names: Sequence[int]) ->
                 ids.append(np.array(tree.tokens)[np.array(path)])
                 path_of.append(np.full(len(path), num_paths))
                 state.append(base + int(place[tree.parents[path[0]]]))
-                end.append(base + int(place[path[-1]]))
                 num_paths += 1
         rows.append(row)
         num_predictors += len(needed)
@@ -272,6 +268,5 @@ def _lay_out(row_trees: Sequence[Sequence[PrefixTree]], names: Sequence[int]) ->
         target_ids=torch.from_numpy(np.concatenate(ids)),
         target_path=torch.from_numpy(np.concatenate(path_of)),
         path_state=torch.tensor(state),
-        path_end=torch.tensor(end),
         trees=tuple(names),
     )

@@ -18,6 +18,7 @@ from stepagent.reflection import InspectionConfig, InverseConfig
 from stepagent.settings import TASKS, DataConfig, TaskConfig, TrainConfig
 from stepagent.tasks.mind2web import Mind2WebConfig
 from stepagent.tasks.scienceworld import ScienceWorldConfig
+from stepagent.tasks.webshop import WebShopConfig
 from stepagent.tiny import TinyConfig
 
 _ADAM = OptimizerConfig(learning_rate=3e-4)
@@ -43,9 +44,7 @@ SCIENCEWORLD_DEMO = TrainConfig(
     sft_more=SFTConfig(epochs=1, batch_size=1, optimizer=_ADAM),
     implicit=DPOConfig(beta=0.1, epochs=1, batch_size=1, optimizer=_ADAM),
     inverse=InverseConfig(
-        discriminator=DiscriminatorConfig(
-            warmup_epochs=8, batch_size=2, optimizer=OptimizerConfig(learning_rate=2e-3)
-        ),
+        discriminator=DiscriminatorConfig(warmup_epochs=8, batch_size=4, optimizer=_ADAM),
         ppo=PPOConfig(epochs=1, batch_size=1, optimizer=_ADAM),
     ),
     evaluation=EvaluationConfig(decoding=Decoding(max_new_tokens=24, temperature=0.0)),
@@ -73,9 +72,7 @@ SCIENCEWORLD_SMOLLM2 = TrainConfig(
     inspection=InspectionConfig(num_actions=2, decoding=Decoding(max_new_tokens=20)),
     implicit=DPOConfig(epochs=1, batch_size=2, optimizer=_LORA_ADAM),
     inverse=InverseConfig(
-        discriminator=DiscriminatorConfig(
-            warmup_epochs=4, batch_size=1, optimizer=OptimizerConfig(learning_rate=1e-3)
-        ),
+        discriminator=DiscriminatorConfig(warmup_epochs=4, batch_size=2, optimizer=_LORA_ADAM),
         ppo=PPOConfig(epochs=1, batch_size=2, optimizer=_LORA_ADAM),
     ),
     evaluation=EvaluationConfig(decoding=Decoding(max_new_tokens=20, temperature=0.0)),
@@ -125,7 +122,7 @@ RECIPES: dict[str, TrainConfig] = {
         TASKS["alfworld"], DataConfig(sft=30, reflection=50, shared=30, dev=4, test=10)
     ),
     "webshop-tiny": _tiny(
-        TASKS["webshop"], DataConfig(sft=6, reflection=12, shared=6, dev=3, test=8)
+        WebShopConfig(step_limit=8), DataConfig(sft=6, reflection=12, shared=6, dev=2, test=4)
     ),
     "mind2web-tiny": _tiny(
         Mind2WebConfig(test="held_out", page_chars=500),

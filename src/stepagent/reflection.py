@@ -17,7 +17,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from stepagent.algorithms.discriminator import (
-    Discriminator,
     DiscriminatorAtChance,
     DiscriminatorConfig,
     HeldOut,
@@ -26,12 +25,12 @@ from stepagent.algorithms.discriminator import (
     step_rewards,
     train_discriminator,
 )
-from stepagent.algorithms.dpo import DPOConfig, dpo, implicit_rewards, path_logprobs
+from stepagent.algorithms.dpo import DPOConfig, dpo, implicit_rewards
 from stepagent.algorithms.ppo import PPOConfig, ValueHead, ppo
 from stepagent.algorithms.sft import SFTConfig, sft
 from stepagent.backends.generation import Decoding
 from stepagent.backends.training import Metrics
-from stepagent.inspection import StepTree, practise, step_trees
+from stepagent.inspection import StepTree, path_logprobs, practise, step_trees
 from stepagent.policy import Policy
 from stepagent.renderer import RenderedTrajectory
 from stepagent.types import PracticedStep
@@ -97,8 +96,8 @@ class Learner(Protocol):
         """Improves the policy in place; step rewards of the held-out trees' paths, if any."""
         ...
 
-    def measure(self, lesson: Lesson, *, seed: int, log: Log) -> HeldOut | None:
-        """How far the agent of the lesson is from the expert, if the learner can tell."""
+    def measure(self, policy: Policy, lesson: Lesson, *, seed: int, log: Log) -> HeldOut | None:
+        """How far the policy that practised is from the expert, if the learner can tell."""
         ...
 
     def save(self, folder: Path) -> None:
@@ -134,7 +133,7 @@ class Stateless:
     explores = 0
     measures = False
 
-    def measure(self, lesson: Lesson, *, seed: int, log: Log) -> HeldOut | None:
+    def measure(self, policy: Policy, lesson: Lesson, *, seed: int, log: Log) -> HeldOut | None:
         """Nothing."""
         return None
 
@@ -183,29 +182,31 @@ class Inverse:
     measures = True
 
     def __init__(self, config: InverseConfig, policy: Policy) -> None:
-        """The discriminator starts as a copy of the policy's layers, the value head at zero."""
+        """The discriminator starts as a copy of the policy, the value head at zero."""
         self.config = config
-        self.discriminator = Discriminator(policy.layers.copy("discriminator"))
+        self.discriminator = policy.copy("discriminator")
         self.value_head = ValueHead(policy.layers)
         self.is_warm = False
 
-    def measure(self, lesson: Lesson, *, seed: int, log: Log) -> HeldOut:
-        """Trains the discriminator on the lesson and measures it on the held-out part.
+    def measure(self, policy: Policy, lesson: Lesson, *, seed: int, log: Log) -> HeldOut:
+        """Trains the discriminator on what the policy practised; measures on the held-out part.
 
         Before its first use it is warmed up until it beats chance there; raises
         `DiscriminatorAtChance` if it does not within its warm-up.
         """
-        config, practised = self.config.discriminator, lesson.held_out_trees
+        config, trees, practised = self.config.discriminator, lesson.trees, lesson.held_out_trees
+        held_out_agent = path_logprobs(policy, practised)
         found: list[HeldOut] = []
 
         def beats_chance() -> bool:
-            logits = expert_logits(self.discriminator, practised)
+            logits = expert_logits(self.discriminator, practised, held_out_agent)
             found.append(held_out(logits, practised))
             return found[-1].beats_chance and not self.is_warm
 
         train_discriminator(
             self.discriminator,
-            lesson.trees,
+            trees,
+            path_logprobs(policy, trees),
             config,
             epochs=config.epochs if self.is_warm else config.warmup_epochs,
             seed=seed,
@@ -222,24 +223,30 @@ class Inverse:
 
     def learn(self, policy: Policy, lesson: Lesson, *, seed: int, log: Log) -> list[Tensor] | None:
         """PPO on the step rewards; returns those of the held-out paths. `measure` comes first."""
-        trees, form = lesson.trees, self.config.discriminator.reward
-        rewards = [step_rewards(f, form) for f in expert_logits(self.discriminator, trees)]
+        trees = lesson.trees
+        rewards, held_out_rewards = (
+            self._rewards(policy, practised) for practised in (trees, lesson.held_out_trees)
+        )
         facts = ppo(
             policy, self.value_head, trees, rewards, self.config.ppo, seed=seed,
             log=lambda m: log("ppo", m),
         )  # fmt: skip
         log("ppo", facts)
-        held = expert_logits(self.discriminator, lesson.held_out_trees)
-        return [step_rewards(f, form) for f in held]
+        return held_out_rewards
+
+    def _rewards(self, policy: Policy, practised: Sequence[StepTree]) -> list[Tensor]:
+        """For each tree the step rewards of its paths; the policy is the one that practised."""
+        logits = expert_logits(self.discriminator, practised, path_logprobs(policy, practised))
+        return [step_rewards(f, self.config.discriminator.reward) for f in logits]
 
     def save(self, folder: Path) -> None:
-        """Discriminator and value head as safetensors."""
-        save_file(self.discriminator.state(), folder / "discriminator.safetensors")
+        """The discriminator as a model folder, the value head as safetensors."""
+        self.discriminator.save(folder / "discriminator")
         save_file(self.value_head.state_dict(), folder / "value_head.safetensors")
 
     def load(self, folder: Path) -> None:
         """A saved learner has been warmed up."""
-        self.discriminator.load_state(load_file(folder / "discriminator.safetensors"))
+        self.discriminator.restore(folder / "discriminator")
         self.value_head.load_state_dict(load_file(folder / "value_head.safetensors"))
         self.is_warm = True
 

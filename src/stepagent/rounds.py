@@ -133,7 +133,7 @@ class Rounds:
         """The practised lesson of a round, after the learner has measured on it what it can."""
         lesson = self.practice.practised(policy, number)
         seed = self.practice.seed_of(number)
-        found = self.learner.measure(lesson, seed=seed, log=self._log(number))
+        found = self.learner.measure(policy, lesson, seed=seed, log=self._log(number))
         if found is not None:
             self.run.log(
                 stage=self.method,

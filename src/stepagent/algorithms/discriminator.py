@@ -4,14 +4,23 @@
     L_D     = -E_expert log D - E_agent log(1 - D)
 
 GAIL (Ho and Ermon 2016, arXiv 1606.03476, eq. 16, whose paper labels the agent 1: here the expert
-is 1) on single steps: f is a linear head on a language model's hidden state at the action's last
-token. With optimal D, (2 log 2 - L_D) / 2 is the Jensen-Shannon divergence between expert and
-agent, in practice mode of their actions on expert states; with any other D it is a lower bound. The
-step reward is one of
+is 1) on single steps, with the discriminator of an agent whose density is known (Finn et al. 2016,
+arXiv 1611.03852, sec. 3; AIRL, Fu et al. 2017, arXiv 1710.11248):
+
+    D(s, a) = p(a|s) / (p(a|s) + pi(a|s)),    f(s, a) = log p(a|s) - log pi(a|s)
+
+where pi is the agent that practised and p a language model that starts as a copy of the novice. So
+f is 0 at the start, and the optimal D is reached where p is the expert. A classifier's head on the
+hidden state at the action's end starts from nothing instead: that state is made to predict what
+comes after the action, and says little of the action (docs/method.md has the comparison).
+
+With optimal D, (2 log 2 - L_D) / 2 is the Jensen-Shannon divergence between expert and agent, in
+practice mode of their actions on expert states; with any other D it is a lower bound. The step
+reward is one of
 
     -log(1 - D) = softplus(f)      "gail", positive
      log D      = -softplus(-f)    "log-d", negative
-     f          = log D/(1 - D)    "logit" (AIRL, arXiv 1710.11248)
+     f          = log D/(1 - D)    "logit" (AIRL)
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,10 +30,9 @@ from math import log as ln
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from stepagent.backends.forward import Layers
 from stepagent.backends.training import (
     Metrics,
     OptimizerConfig,
@@ -32,11 +40,10 @@ from stepagent.backends.training import (
     batch_packs,
     gather,
     num_batches,
-    read_paths,
     shuffled_batches,
 )
-from stepagent.inspection import StepTree, expert_path_of_step
-from stepagent.prefix_tree import Pack
+from stepagent.inspection import StepTree, expert_path_of_step, path_logprobs
+from stepagent.policy import Policy
 
 RewardForm = Literal["gail", "log-d", "logit"]
 
@@ -57,44 +64,6 @@ class DiscriminatorConfig:
     """Which function of D is the step reward."""
     batch_size: int = 8
     """Trajectories in one update."""
-
-
-class Discriminator:
-    """A language model's layers with one output: how much an action looks like the expert's.
-
-    The head has no bias, like that of transformers' classifiers with one label, as which it is
-    exported.
-    """
-
-    def __init__(self, layers: Layers) -> None:
-        """`layers` are trained along: they must not be the policy's own."""
-        self.layers = layers
-        device = layers.model.device
-        self.head = nn.Linear(layers.width, 1, bias=False, device=device, dtype=layers.dtype)
-        nn.init.zeros_(self.head.weight)
-
-    def expert_logits(self, pack: Pack) -> Tensor:
-        """(paths,) f(s, a) for each path; high = expert."""
-        hidden, _ = self.layers.hidden(pack)
-        logits: Tensor = self.head(hidden[pack.path_end].to(self.layers.dtype))[:, 0]
-        return logits
-
-    def parameters(self) -> list[nn.Parameter]:
-        """What training updates."""
-        return [*self.layers.parameters(), *self.head.parameters()]
-
-    def state(self) -> dict[str, Tensor]:
-        """All that training changed, by name."""
-        layers = {f"layers.{name}": value for name, value in self.layers.state().items()}
-        return {**layers, "head": self.head.weight.detach()}
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Takes over what `state` returned."""
-        prefix = "layers."
-        self.layers.load_state(
-            {n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)}
-        )
-        self.head.load_state_dict({"weight": state["head"]})
 
 
 class DiscriminatorLoss(NamedTuple):
@@ -142,8 +111,9 @@ def step_rewards(expert_logits: Tensor, form: RewardForm) -> Tensor:
 
 
 def train_discriminator(
-    discriminator: Discriminator,
+    discriminator: Policy,
     practised: Sequence[StepTree],
+    agent: Sequence[Tensor],
     config: DiscriminatorConfig,
     *,
     epochs: int,
@@ -151,7 +121,11 @@ def train_discriminator(
     log: Callable[[Metrics], None],
     enough: Callable[[], bool] = lambda: False,
 ) -> None:
-    """At most `epochs` passes in place; stops after one that was `enough`."""
+    """At most `epochs` passes in place; stops after one that was `enough`.
+
+    `discriminator` is p and must not share what is trained with the agent; `agent` holds for each
+    tree log pi of its paths (paths,), by the policy that practised.
+    """
     trees = [p.tree for p in practised]
     per_epoch = num_batches(len(trees), config.batch_size)
     updater = Updater(discriminator.parameters(), config.optimizer, epochs * per_epoch)
@@ -159,26 +133,26 @@ def train_discriminator(
         for batch in shuffled_batches(
             len(trees), config.batch_size, "Discriminator", seed=seed, epoch=epoch
         ):
-            losses = partial(_losses, discriminator, practised, batch, config)
+            losses = partial(_losses, discriminator, practised, agent, batch, config)
             log(updater.update(discriminator.layers, losses))
         if enough():
             break
 
 
 def _losses(
-    discriminator: Discriminator,
+    discriminator: Policy,
     practised: Sequence[StepTree],
+    agent: Sequence[Tensor],
     batch: Sequence[int],
     config: DiscriminatorConfig,
 ) -> Iterator[tuple[Tensor, Metrics]]:
     num_expert = sum(int(practised[i].is_expert.sum()) for i in batch)
     num_agent = sum(len(practised[i].is_expert) for i in batch) - num_expert
-    layers = discriminator.layers
-    for packed, trees in batch_packs(layers, [p.tree for p in practised], batch):
-        is_expert = gather([p.is_expert for p in practised], trees, layers.model.device)
+    device = discriminator.model.device
+    for packed, trees in batch_packs(discriminator.layers, [p.tree for p in practised], batch):
         loss, accuracy = discriminator_loss(
-            discriminator.expert_logits(packed),
-            is_expert,
+            discriminator.path_logprobs(packed) - gather(agent, trees, device),
+            gather([p.is_expert for p in practised], trees, device),
             num_expert,
             num_agent,
             config.label_smoothing,
@@ -186,10 +160,12 @@ def _losses(
         yield loss, {"loss": loss.item(), "discriminator_accuracy": accuracy.item()}
 
 
-def expert_logits(discriminator: Discriminator, practised: Sequence[StepTree]) -> list[Tensor]:
-    """For each tree f(s, a) of all its paths, (paths,)."""
-    trees = [p.tree for p in practised]
-    return read_paths(discriminator.layers, trees, discriminator.expert_logits)
+def expert_logits(
+    discriminator: Policy, practised: Sequence[StepTree], agent: Sequence[Tensor]
+) -> list[Tensor]:
+    """For each tree f(s, a) of all its paths, (paths,); `agent` as in `train_discriminator`."""
+    logprobs = path_logprobs(discriminator, practised)
+    return [p - pi for p, pi in zip(logprobs, agent, strict=True)]
 
 
 class DiscriminatorAtChance(RuntimeError):

@@ -27,10 +27,9 @@ from stepagent.backends.training import (
     batch_packs,
     gather,
     num_batches,
-    read_paths,
     shuffled_batches,
 )
-from stepagent.inspection import StepTree, expert_path_of_step
+from stepagent.inspection import StepTree, expert_path_of_step, path_logprobs
 from stepagent.policy import Policy
 
 
@@ -137,8 +136,3 @@ def implicit_rewards(
 ) -> list[Tensor]:
     """For each tree r(s, a) of its paths (paths,), from their log-probabilities then and now."""
     return [beta * (a - b) for a, b in zip(now, reference, strict=True)]
-
-
-def path_logprobs(policy: Policy, practised: Sequence[StepTree]) -> list[Tensor]:
-    """For each tree the log-probabilities of its paths, (paths,)."""
-    return read_paths(policy.layers, [p.tree for p in practised], policy.path_logprobs)

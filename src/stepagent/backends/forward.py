@@ -78,7 +78,7 @@ class Layers:
     def copy(self, name: str) -> Self:
         """Other layers that start equal; with adapters, `name` is a new one on the same model."""
         if self.adapter is None:
-            model, adapter = cast(PreTrainedModel, deepcopy(self.model.get_decoder())), None
+            model, adapter = deepcopy(self.model), None
         else:
             model, adapter = self.model, self.adapter.copy(self.model, name)
         copied = type(self)(
@@ -90,22 +90,6 @@ class Layers:
         )
         copied.shares_prefixes = self.shares_prefixes
         return copied
-
-    def state(self) -> dict[str, Tensor]:
-        """All weights that training may change, by name."""
-        if self.adapter is None:
-            return self.model.state_dict()
-        return {n: p.detach() for n, p in self.adapter.parameters(self.model).items()}
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Takes over what `state` returned."""
-        if self.adapter is None:
-            self.model.load_state_dict(state)
-            return
-        own = self.adapter.parameters(self.model)
-        with torch.no_grad():
-            for name, parameter in own.items():
-                parameter.copy_(state[name])
 
     def halve_budget(self) -> None:
         """After memory ran out; raises `OutOfMemory` if fewer tokens at once would not help."""

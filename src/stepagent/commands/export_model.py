@@ -24,7 +24,8 @@ def export_model(
 
     Reads UNIT, the folder of a policy in a run folder; writes the new folder OUT, for
     AutoModelForCausalLM, or PeftModel if an adapter was trained. With --discriminator it is the
-    step reward model of that round, for AutoModelForSequenceClassification.
+    discriminator of that round, a language model too: the step reward of an action is its
+    log-probability by that model minus that by the policy the round began with.
 
     For example: stepagent export-model runs/demo/units/implicit-round1 -o agent
 
@@ -38,13 +39,13 @@ def export_model(
     if not unit.is_dir():
         raise UsageError(f"{unit}: no such folder; expected one such as RUN/units/implicit-round1")
     local_model(str(unit))
-    if discriminator and not (unit / "discriminator.safetensors").is_file():
+    if discriminator and not (unit / "discriminator").is_dir():
         raise UsageError(f"{unit}: no discriminator; rounds of inverse reflection have one")
     prepare()
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_folder(out) as folder:
         if discriminator:
-            export_discriminator(unit, folder)
+            export_discriminator(unit, folder, merged=merged)
         else:
             export_policy(unit, folder, merged=merged)
     print(out)
