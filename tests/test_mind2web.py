@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from mind2web_files import OPERATIONS, prepared
 from stepagent.tasks.base import ExpertFailed, TaskDataError
-from stepagent.tasks.mind2web import DEV_FOLD, HELD_OUT, Mind2Web, Mind2WebConfig, fold_of
+from stepagent.tasks.mind2web import HELD_OUT, Mind2Web, Mind2WebConfig, fold_of
 from stepagent.tasks.mind2web_answers import (
     Answer,
     StepResult,
