@@ -17,13 +17,13 @@ from pathlib import Path
 from stepagent.types import METHODS
 
 RECIPES = {
-    "scienceworld": ("scienceworld-demo", "--rounds", "1"),
-    "alfworld": ("alfworld-tiny",),
-    "webshop": ("webshop-tiny",),
-    "mind2web": ("mind2web-tiny",),
-    "hotpotqa": ("hotpotqa-tiny",),
-    "2wikimultihopqa": ("2wikimultihopqa-tiny",),
-    "musique": ("musique-tiny",),
+    "scienceworld": "scienceworld-demo",
+    "alfworld": "alfworld-tiny",
+    "webshop": "webshop-tiny",
+    "mind2web": "mind2web-tiny",
+    "hotpotqa": "hotpotqa-tiny",
+    "2wikimultihopqa": "2wikimultihopqa-tiny",
+    "musique": "musique-tiny",
 }
 
 
@@ -58,7 +58,7 @@ def main() -> None:
     options = parser.parse_args()
     for task in options.tasks:
         run = options.out / f"{task}-seed{options.seed}"
-        recipe = [*RECIPES[task], "--out", str(run), "--seed", str(options.seed), "--resume"]
+        recipe = [RECIPES[task], "--out", str(run), "--seed", str(options.seed), "--resume"]
         subprocess.run(["stepagent", "train", *recipe], check=True)
     print(f"\n| task | test items | {' | '.join(METHODS.values())} |")
     print("|---" * (2 + len(METHODS)) + "|")
