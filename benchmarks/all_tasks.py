@@ -6,7 +6,9 @@ are only read. Data has to be there (`stepagent tasks`).
     python benchmarks/all_tasks.py --out runs/all-tasks --seed 0
 
 Prints a table in Markdown: test scores with 95 % intervals, where no round beat the novice on dev
-and it was tested itself, and where a method stopped before its first round was over.
+and it was tested itself, and where a method stopped before its first round was over. The last
+column is inverse reflection's estimate of the divergence from the expert: of the novice, then of
+each round.
 """
 
 import argparse
@@ -17,13 +19,13 @@ from pathlib import Path
 from stepagent.types import METHODS
 
 RECIPES = {
-    "scienceworld": ("scienceworld-demo", "--rounds", "1"),
-    "alfworld": ("alfworld-tiny",),
-    "webshop": ("webshop-tiny",),
-    "mind2web": ("mind2web-tiny",),
-    "hotpotqa": ("hotpotqa-tiny",),
-    "2wikimultihopqa": ("2wikimultihopqa-tiny",),
-    "musique": ("musique-tiny",),
+    "scienceworld": "scienceworld-demo",
+    "alfworld": "alfworld-tiny",
+    "webshop": "webshop-tiny",
+    "mind2web": "mind2web-tiny",
+    "hotpotqa": "hotpotqa-tiny",
+    "2wikimultihopqa": "2wikimultihopqa-tiny",
+    "musique": "musique-tiny",
 }
 
 
@@ -46,7 +48,9 @@ def row(task: str, run: Path) -> str:
         tested = json.loads((run / "units" / f"{method}-test" / "best_round.json").read_bytes())
         cell = f"{found['mean']:.1f} ({found['low']:.1f} to {found['high']:.1f})"
         cells.append(cell if method == "sft" or tested else f"{cell}, the novice")
-    return f"| {task} | {scores['sft']['n']} | {' | '.join(cells)} |"
+    rows = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    divergences = [f"{r['js_divergence']:.3f}" for r in rows if "js_divergence" in r]
+    return f"| {task} | {scores['sft']['n']} | {' | '.join([*cells, ', '.join(divergences)])} |"
 
 
 def main() -> None:
@@ -58,10 +62,10 @@ def main() -> None:
     options = parser.parse_args()
     for task in options.tasks:
         run = options.out / f"{task}-seed{options.seed}"
-        recipe = [*RECIPES[task], "--out", str(run), "--seed", str(options.seed), "--resume"]
+        recipe = [RECIPES[task], "--out", str(run), "--seed", str(options.seed), "--resume"]
         subprocess.run(["stepagent", "train", *recipe], check=True)
-    print(f"\n| task | test items | {' | '.join(METHODS.values())} |")
-    print("|---" * (2 + len(METHODS)) + "|")
+    print(f"\n| task | test items | {' | '.join(METHODS.values())} | JS estimate |")
+    print("|---" * (3 + len(METHODS)) + "|")
     for task in options.tasks:
         print(row(task, options.out / f"{task}-seed{options.seed}"))
 

@@ -4,6 +4,7 @@ import gzip
 import os
 import random
 import shutil
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from mind2web_files import OPERATIONS, prepared
 from stepagent.tasks.base import ExpertFailed, TaskDataError
-from stepagent.tasks.mind2web import DEV_FOLD, TEST_FOLDS, Mind2Web, Mind2WebConfig, fold_of
+from stepagent.tasks.mind2web import FOLDS, HELD_OUT, Mind2Web, Mind2WebConfig, fold_of
 from stepagent.tasks.mind2web_answers import (
     Answer,
     StepResult,
@@ -214,7 +215,7 @@ def test_web_tasks_stay_whole_in_train_or_dev(task: Mind2Web) -> None:
     for split in ("train", "dev"):
         names = {item.split("/")[0] for item in task.items(split)}
         assert set(task.items(split)) == {f"{name}/{n}" for name in names for n in range(3)}
-        assert {fold_of(name) == DEV_FOLD for name in names} == {split == "dev"}
+        assert {fold_of(name) == 0 for name in names} == {split == "dev"}
 
 
 def test_the_test_split_is_the_part_that_was_asked_for() -> None:
@@ -224,12 +225,15 @@ def test_the_test_split_is_the_part_that_was_asked_for() -> None:
     assert task.group("train-9/0") == "Travel"
 
 
-def test_a_fifth_of_the_training_part_can_be_the_test_split(task: Mind2Web) -> None:
+def test_two_fifths_of_the_training_part_can_be_dev_and_test(task: Mind2Web) -> None:
     held_out = Mind2Web(Mind2WebConfig(test="held_out"), folder=prepared())
-    train, test = held_out.items("train"), held_out.items("test")
-    assert test and {fold_of(item.split("/")[0]) for item in test} <= set(TEST_FOLDS)
-    assert sorted([*train, *test]) == sorted(task.items("train"))
-    assert held_out.items("dev") == task.items("dev")
+    splits = {split: held_out.items(split) for split in ("train", "dev", "test")}
+    assert all(splits.values()) and set(task.items("dev")) <= set(splits["dev"])
+    assert Counter(HELD_OUT.values()) == {"dev": FOLDS / 5, "test": FOLDS / 5}
+    for split, items in splits.items():
+        assert {HELD_OUT.get(fold_of(item.split("/")[0]), "train") for item in items} == {split}
+    whole = [*task.items("train"), *task.items("dev")]
+    assert sorted(item for items in splits.values() for item in items) == sorted(whole)
     assert held_out.facts()["test"] == "held_out"
 
 

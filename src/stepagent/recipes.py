@@ -126,7 +126,7 @@ RECIPES: dict[str, TrainConfig] = {
     ),
     "mind2web-tiny": _tiny(
         Mind2WebConfig(test="held_out", page_chars=500),
-        DataConfig(sft=10, reflection=16, shared=10, dev=4, test=8),
+        DataConfig(sft=10, reflection=30, shared=10, dev=8, test=8),
     ),
     **{
         f"{name}-tiny": _tiny(

@@ -32,9 +32,9 @@ RECALL_AT = (5, 10, 20, 50)
 FOLDS = 10
 """The web tasks of the training part are in so many folds, by a hash of their ids."""
 
-DEV_FOLD = 0
-TEST_FOLDS = (1, 2)
-"""Of `held_out`; else these are for training."""
+OFFICIAL: dict[int, Split] = {0: "dev"}
+HELD_OUT: dict[int, Split] = {0: "dev", 1: "test", 2: "test", 3: "dev"}
+"""Which folds are not for training: beside official test parts, and where there are none."""
 
 INSTRUCTION = """\
 You carry out a task on a website, one action at a time. You are shown a part of the current page \
@@ -58,7 +58,7 @@ class Mind2WebConfig:
 
     test: Literal["test_task", "test_website", "test_domain", "held_out"] = "test_task"
     """Which official part is the test split: new tasks, new websites or new domains. Or a fifth of
-    the training part (`held_out`), for data without the others; not comparable with anything."""
+    the training part (`held_out`), for data without the others: not comparable with anything."""
     top_k: int = 50
     """So many of the best-ranked elements take part, at most 50 as in the original."""
     step_limit: int = 20
@@ -234,10 +234,8 @@ class Mind2Web:
 
     def _split_of(self, annotation_id: str) -> Split:
         """Where a web task of the training part belongs, with all of its steps."""
-        fold = fold_of(annotation_id)
-        if fold in TEST_FOLDS and self.config.test == "held_out":
-            return "test"
-        return "dev" if fold == DEV_FOLD else "train"
+        splits = HELD_OUT if self.config.test == "held_out" else OFFICIAL
+        return splits.get(fold_of(annotation_id), "train")
 
     def _indexed(self, item: str) -> IndexedStep:
         step = self._index.get(item)
