@@ -1,0 +1,99 @@
+"""Baselines in a whole run on the world of boxes: what they play, what they learn from."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from fakes import demonstrations, random_policy, rendered
+from stepagent.algorithms.trajectory_dpo import TrajectoryDPOConfig
+from stepagent.backends.training import Metrics
+from stepagent.baselines import ETO, RFT, SPIN, RFTConfig
+from stepagent.reflection import Lesson
+from stepagent.renderer import RenderedTrajectory
+from stepagent.run import Run
+from stepagent.settings import Method
+from test_pipeline import CONFIG, Killed, assert_same, dies_at_row, finish, rows_of
+
+BASELINES: tuple[Method, ...] = ("step_dpo", "rft", "eto", "spin", "ppo", "grpo")
+EPISODES = {"rft": 4, "eto": 1, "spin": 1, "ppo": 4, "grpo": 4}
+"""Of each item in a round."""
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of all baselines that nothing disturbed."""
+    return finish(tmp_path_factory.mktemp("runs") / "whole", replace(CONFIG, methods=BASELINES))
+
+
+def test_every_baseline_is_run_and_tested(whole: Path) -> None:
+    rows = json.loads((whole / "results.json").read_text())
+    assert {row["method"] for row in rows} == {"sft", *BASELINES}
+    start = (whole / "units" / "sft" / "model.safetensors").read_bytes()
+    for method in BASELINES:
+        weights = whole / "units" / f"{method}-round1" / "model.safetensors"
+        assert weights.read_bytes() != start, method
+
+
+def test_what_a_baseline_plays_is_counted(whole: Path) -> None:
+    rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    explored = [row for row in rows if row["phase"] == "explore"]
+    # 12 items, two rounds.
+    assert [(row["stage"], row["round"], row["episodes"]) for row in explored] == [
+        (method, number, 12 * EPISODES[method])
+        for method in BASELINES
+        if method in EPISODES
+        for number in (1, 2)
+    ]
+    assert all(row["env_steps"] >= row["episodes"] for row in explored)
+
+
+@pytest.mark.parametrize("method", ["ppo", "eto"])
+def test_a_baseline_that_was_cut_off_resumes_to_the_same_files(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    config = replace(CONFIG, methods=BASELINES)
+    numbers = list(rows_of(whole, method, "explore"))
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(Run, "log", dies_at_row(numbers[1]))
+        finish(tmp_path / "run", config)
+    assert_same(finish(tmp_path / "run", config, resume=True), whole)
+
+
+def played(expert: RenderedTrajectory, score: float, *, same: bool = False) -> RenderedTrajectory:
+    """An episode on the expert's item; its actions are the expert's reversed, or the same."""
+    trajectory = expert.trajectory.model_copy(update={"score": score, "success": score == 100})
+    actions = expert.actions if same else expert.actions[::-1]
+    return replace(expert, trajectory=trajectory, actions=actions)
+
+
+def lesson(scores: list[float]) -> Lesson:
+    own = [
+        replace(d, trajectory=d.trajectory.model_copy(update={"score": 100.0, "success": True}))
+        for d in rendered(random_policy(), demonstrations()[: len(scores)])
+    ]
+    explored = [played(d, score) for d, score in zip(own, scores, strict=True)]
+    return Lesson(own, (), (), (), explored)
+
+
+def test_eto_learns_from_episodes_that_are_worse_and_spin_from_all_that_differ() -> None:
+    own = lesson([0.0, 50.0, 100.0])
+    same = replace(own, explored=[played(d, 100.0, same=True) for d in own.demonstrations])
+    for learner, number in ((ETO(TrajectoryDPOConfig()), 2), (SPIN(TrajectoryDPOConfig()), 3)):
+        for studied, pairs in ((own, number), (same, 0)):
+            policy, logged = random_policy(), list[Metrics]()
+            before = [p.detach().clone() for p in policy.parameters()]
+            learner.learn(policy, studied, seed=0, log=lambda _, row: logged.append(row))  # noqa: B023
+            assert logged[0] == {"pairs": pairs}
+            moved = not all(map(torch.equal, before, policy.parameters()))
+            assert moved == (pairs > 0)
+
+
+def test_rft_clones_each_success_once() -> None:
+    own = lesson([100.0, 0.0])
+    twice = replace(own, explored=[*own.explored, *own.explored])
+    logged = list[Metrics]()
+    RFT(RFTConfig()).learn(random_policy(), twice, seed=0, log=lambda _, row: logged.append(row))
+    assert logged[0] == {"successes": 1}
