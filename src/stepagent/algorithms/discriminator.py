@@ -157,7 +157,8 @@ def _losses(
             num_agent,
             config.label_smoothing,
         )
-        yield loss, {"loss": loss.item(), "discriminator_accuracy": accuracy.item()}
+        metrics = {"loss": loss.item(), "discriminator_accuracy": accuracy.item()}
+        yield loss, metrics | {"tokens": packed.num_tokens}
 
 
 def expert_logits(

@@ -121,6 +121,7 @@ def _losses(
             preference + config.sft_coef * anchor,
             {
                 "loss": (preference + config.sft_coef * anchor).item(),
+                "tokens": packed.num_tokens,
                 "dpo_loss": preference.item(),
                 "sft_loss": anchor.item(),
                 "reward_chosen": float(pairs.chosen_rewards.sum()) / num_pairs,

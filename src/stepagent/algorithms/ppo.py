@@ -267,6 +267,7 @@ def _losses(
             loss,
             {
                 "loss": loss.item(),
+                "tokens": packed.num_tokens,
                 "policy_loss": policy_loss.item(),
                 "value_loss": value_loss.item(),
                 "entropy": entropy.item(),

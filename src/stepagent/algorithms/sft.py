@@ -104,4 +104,4 @@ def _losses(
     total = sum(len(path) for i in batch for path in trees[i].paths)
     for packed, _ in batch_packs(policy.layers, trees, batch):
         loss = sft_loss(policy.read(packed).logprobs, total)
-        yield loss, {"loss": loss.item()}
+        yield loss, {"loss": loss.item(), "tokens": packed.num_tokens}

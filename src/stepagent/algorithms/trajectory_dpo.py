@@ -112,5 +112,6 @@ def _losses(
         anchor = sft_loss(logprobs[by_expert], num_tokens)
         facts["loss"] += config.sft_coef * anchor.item()
         facts["sft_loss"] += anchor.item()
+        facts["tokens"] = packed.num_tokens
         yield (weights * logprobs).sum() + config.sft_coef * anchor, facts
         facts = dict.fromkeys(facts, 0.0)  # the parts' metrics are summed
