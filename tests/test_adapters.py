@@ -79,14 +79,15 @@ def test_a_new_adapter_changes_nothing_and_training_changes_only_adapters(
     assert not torch.allclose(values(policy, trees), start)
 
 
-def test_the_discriminator_is_another_adapter_on_the_policys_model(policy: Policy) -> None:
-    taught(policy)
+@pytest.mark.parametrize("rank", [0, 4])
+def test_the_discriminator_starts_equal_and_is_trained_apart(base: Path, rank: int) -> None:
+    policy = taught(Policy.load(base, lora=LoRAConfig(rank=rank)))
     trees = practised_trees(policy)
     start = values(policy, trees)
     learner = Inverse(
         InverseConfig(discriminator=DiscriminatorConfig(optimizer=FAST, warmup_epochs=1)), policy
     )
-    assert learner.discriminator.layers.model is policy.model
+    assert (learner.discriminator.model is policy.model) == (rank > 0)  # another adapter on it
     pairs = list(zip(learner.discriminator.parameters(), policy.parameters(), strict=True))
     assert all(torch.equal(p, q) and p.data_ptr() != q.data_ptr() for p, q in pairs)
     copied = [p.detach().clone() for p in learner.discriminator.parameters()]
@@ -96,6 +97,28 @@ def test_the_discriminator_is_another_adapter_on_the_policys_model(policy: Polic
     now = zip(learner.discriminator.parameters(), copied, strict=True)
     assert not all(torch.equal(p, q) for p, q in now)
     torch.testing.assert_close(values(policy, trees), start, rtol=0, atol=0)
+
+
+def test_a_discriminator_that_is_an_adapter_is_the_same_after_saving_and_loading(
+    policy: Policy, tmp_path: Path
+) -> None:
+    taught(policy)
+    policy.save(tmp_path / "policy")
+    learner = Inverse(
+        InverseConfig(discriminator=DiscriminatorConfig(optimizer=FAST, warmup_epochs=1)), policy
+    )
+    own, trees = lesson(policy), practised_trees(policy)
+    with suppress(DiscriminatorAtChance):
+        learner.measure(policy, own, seed=0, log=lambda *_: None)
+    learner.save(tmp_path)
+    opened = Policy.load(tmp_path / "policy")
+    again = Inverse(InverseConfig(), opened)
+    assert torch.allclose(values(again.discriminator, trees), values(policy, trees))
+    again.load(tmp_path)
+    expected = values(learner.discriminator, trees)
+    assert not torch.allclose(expected, values(policy, trees))
+    torch.testing.assert_close(values(again.discriminator, trees), expected)
+    torch.testing.assert_close(values(opened, trees), values(policy, trees))
 
 
 def test_both_reflections_move_the_policys_adapter_alone(policy: Policy) -> None:

@@ -340,3 +340,11 @@ def test_inverse_reflection_rewards_practice_by_the_discriminator_and_moves_the_
     assert logged[-1][1]["reward_mean"] == pytest.approx(mean, rel=1e-4)
     moved = zip(policy.model.parameters(), before, strict=True)
     assert any(not torch.equal(p, q) for p, q in moved)
+
+    # The next round's rewards are relative to the policy that has moved.
+    now = path_logprobs(policy, own.held_out_trees)
+    assert not torch.allclose(torch.cat(now), torch.cat(agent))
+    found = learner.learn(policy, own, seed=1, log=lambda *_: None)
+    assert found is not None
+    expected = expert_logits(learner.discriminator, own.held_out_trees, now)
+    torch.testing.assert_close(torch.cat(found), torch.cat(expected))

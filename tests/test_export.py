@@ -73,8 +73,9 @@ def test_an_adapter_is_exported_alone_only_if_others_can_have_its_base(
         export_model(unit, out=out)
         assert (out / "model.safetensors").is_file()
         return
-    with pytest.raises(ExportError, match="--merged writes the whole model"):
-        export_model(unit, out=out)
+    for discriminator in (False, True):
+        with pytest.raises(ExportError, match="--merged writes the whole model"):
+            export_model(unit, out=out, discriminator=discriminator)
     config = read_json(unit / "adapter_config.json")
     load = Policy.load
 

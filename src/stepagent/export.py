@@ -25,7 +25,7 @@ _ON_CPU = ComputeConfig(device="cpu", precision="float32")
 
 _REWARD_USAGE = """The logit of an action, f(s, a), is its log-probability by this model minus its
 log-probability by the policy that the round began with, both summed over the action's tokens with
-the end of the turn. Above 0 the action is more like the expert's."""
+the end of the turn. Above 0 the action is likelier from the expert than from the agent."""
 
 
 def export_policy(unit: Path, folder: Path, *, merged: bool) -> None:

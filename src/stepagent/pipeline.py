@@ -48,7 +48,8 @@ PANEL_SEED = 0
 def train(config: TrainConfig, run: Run, task: Task) -> None:
     """Runs everything that is not finished yet in the run folder.
 
-    Each step opens the policy that it needs and lets go of it: one model is in memory at a time.
+    Each step opens the policy that it needs and lets go of it: one policy is in memory at a time,
+    in inverse reflection with its discriminator.
     """
     demonstrations, held_out = _data(config, run, task)
     if not run.is_done("sft"):

@@ -10,9 +10,9 @@ arXiv 1611.03852, sec. 3; AIRL, Fu et al. 2017, arXiv 1710.11248):
     D(s, a) = p(a|s) / (p(a|s) + pi(a|s)),    f(s, a) = log p(a|s) - log pi(a|s)
 
 where pi is the agent that practised and p a language model that starts as a copy of the novice. So
-f is 0 at the start, and the optimal D is reached where p is the expert. A classifier's head on the
-hidden state at the action's end starts from nothing instead: that state is made to predict what
-comes after the action, and says little of the action (docs/method.md has the comparison).
+f is 0 at the start, up to rounding, and if the agent's actions were sampled at temperature 1 the
+optimal D is reached where p is the expert. Labels that are smoothed by a share e keep the optimum
+within |f| <= log((1 - e)/e). docs/method.md compares f with a classifier's head.
 
 With optimal D, (2 log 2 - L_D) / 2 is the Jensen-Shannon divergence between expert and agent, in
 practice mode of their actions on expert states; with any other D it is a lower bound. The step
@@ -113,7 +113,7 @@ def step_rewards(expert_logits: Tensor, form: RewardForm) -> Tensor:
 def train_discriminator(
     discriminator: Policy,
     practised: Sequence[StepTree],
-    agent: Sequence[Tensor],
+    agent_logprobs: Sequence[Tensor],
     config: DiscriminatorConfig,
     *,
     epochs: int,
@@ -123,8 +123,8 @@ def train_discriminator(
 ) -> None:
     """At most `epochs` passes in place; stops after one that was `enough`.
 
-    `discriminator` is p and must not share what is trained with the agent; `agent` holds for each
-    tree log pi of its paths (paths,), by the policy that practised.
+    `discriminator` is p and must not share what is trained with the agent; `agent_logprobs` holds
+    for each tree log pi of its paths (paths,), by the policy that practised.
     """
     trees = [p.tree for p in practised]
     per_epoch = num_batches(len(trees), config.batch_size)
@@ -133,7 +133,7 @@ def train_discriminator(
         for batch in shuffled_batches(
             len(trees), config.batch_size, "Discriminator", seed=seed, epoch=epoch
         ):
-            losses = partial(_losses, discriminator, practised, agent, batch, config)
+            losses = partial(_losses, discriminator, practised, agent_logprobs, batch, config)
             log(updater.update(discriminator.layers, losses))
         if enough():
             break
@@ -142,7 +142,7 @@ def train_discriminator(
 def _losses(
     discriminator: Policy,
     practised: Sequence[StepTree],
-    agent: Sequence[Tensor],
+    agent_logprobs: Sequence[Tensor],
     batch: Sequence[int],
     config: DiscriminatorConfig,
 ) -> Iterator[tuple[Tensor, Metrics]]:
@@ -151,7 +151,7 @@ def _losses(
     device = discriminator.model.device
     for packed, trees in batch_packs(discriminator.layers, [p.tree for p in practised], batch):
         loss, accuracy = discriminator_loss(
-            discriminator.path_logprobs(packed) - gather(agent, trees, device),
+            discriminator.path_logprobs(packed) - gather(agent_logprobs, trees, device),
             gather([p.is_expert for p in practised], trees, device),
             num_expert,
             num_agent,
@@ -162,11 +162,11 @@ def _losses(
 
 
 def expert_logits(
-    discriminator: Policy, practised: Sequence[StepTree], agent: Sequence[Tensor]
+    discriminator: Policy, practised: Sequence[StepTree], agent_logprobs: Sequence[Tensor]
 ) -> list[Tensor]:
-    """For each tree f(s, a) of all its paths, (paths,); `agent` as in `train_discriminator`."""
+    """For each tree f(s, a) of all its paths, (paths,), as `train_discriminator` learns it."""
     logprobs = path_logprobs(discriminator, practised)
-    return [p - pi for p, pi in zip(logprobs, agent, strict=True)]
+    return [log_p - log_pi for log_p, log_pi in zip(logprobs, agent_logprobs, strict=True)]
 
 
 class DiscriminatorAtChance(RuntimeError):

@@ -24,8 +24,8 @@ def export_model(
 
     Reads UNIT, the folder of a policy in a run folder; writes the new folder OUT, for
     AutoModelForCausalLM, or PeftModel if an adapter was trained. With --discriminator it is the
-    discriminator of that round, a language model too: the step reward of an action is its
-    log-probability by that model minus that by the policy the round began with.
+    discriminator of that round, a language model too: its log-probability of an action minus that
+    of the policy the round began with is the logit, from which the step reward is made.
 
     For example: stepagent export-model runs/demo/units/implicit-round1 -o agent
 

@@ -33,8 +33,10 @@ FOLDS = 10
 """The web tasks of the training part are in so many folds, by a hash of their ids."""
 
 OFFICIAL: dict[int, Split] = {0: "dev"}
+"""The split of each fold that is not for training, beside an official test part."""
+
 HELD_OUT: dict[int, Split] = {0: "dev", 1: "test", 2: "test", 3: "dev"}
-"""Which folds are not for training: beside official test parts, and where there are none."""
+"""The same where there is no other part (`held_out`)."""
 
 INSTRUCTION = """\
 You carry out a task on a website, one action at a time. You are shown a part of the current page \
