@@ -63,9 +63,9 @@ def test_a_baseline_that_was_cut_off_resumes_to_the_same_files(
 
 
 def played(expert: RenderedTrajectory, score: float, *, same: bool = False) -> RenderedTrajectory:
-    """An episode on the expert's item; its actions are the expert's reversed, or the same."""
+    """An episode on the expert's item; its actions say something more, or are the same."""
     trajectory = expert.trajectory.model_copy(update={"score": score, "success": score == 100})
-    actions = expert.actions if same else expert.actions[::-1]
+    actions = expert.actions if same else tuple((9, *ids) for ids in expert.actions)
     return replace(expert, trajectory=trajectory, actions=actions)
 
 
