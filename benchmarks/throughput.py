@@ -89,8 +89,9 @@ def learners(
         config = DPOConfig(epochs=1, batch_size=batch_size)
         dpo(policy, trees, config, seed=0, log=lambda _: None)
 
-    # A frozen base needs no gradient of its own weights. Reference, then gradient; agent,
-    # discriminator's gradient, rewards, agent, old policy, gradient.
+    # A frozen base needs no gradient of its own weights. Reference, then gradient; the agent's
+    # log-probabilities, the discriminator's gradient, rewards and the agent again, old policy,
+    # gradient.
     train = 6 if policy.layers.adapter is None else 4
     return {"implicit": (2 + train, implicit), "inverse": (2 + train + 2 + 2 + 2 + train, inverse)}
 
