@@ -1,6 +1,7 @@
 """PPO on step rewards: by hand, against stable-baselines3 and against plain calls."""
 
 from math import log
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -42,9 +43,9 @@ OWN = [*demonstrations()[:2], *demonstrations()[40:42]]
 ACTIONS = [["jump", "open the red box"] for t in OWN for _ in t.steps]
 
 
-def config(learning_rate: float = 1e-3, **changes: float) -> PPOConfig:
+def config(learning_rate: float = 1e-3, **changes: float | str) -> PPOConfig:
     optimizer = OptimizerConfig(learning_rate=learning_rate, warmup_share=0.0, weight_decay=0.0)
-    defaults: dict[str, float] = {"epochs": 1, "batch_size": 100, "sft_coef": 0.0}
+    defaults: dict[str, float | str] = {"epochs": 1, "batch_size": 100, "sft_coef": 0.0}
     return PPOConfig(optimizer=optimizer, **(defaults | changes))  # type: ignore[arg-type]
 
 
@@ -190,8 +191,10 @@ def plain(policy: Policy) -> tuple[Tensor, Tensor, Tensor, Tensor, list[int]]:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("whiten", [True, False])
-def test_loss_and_gradient_are_those_of_plain_calls(whiten: bool) -> None:
+@pytest.mark.parametrize(("whiten", "ratio"), [(True, "token"), (False, "token"), (True, "step")])
+def test_loss_and_gradient_are_those_of_plain_calls(
+    whiten: bool, ratio: Literal["token", "step"]
+) -> None:
     start = in_float64(random_policy(scale=4.0))
     policy, value_head = copy_of(start), head(start)
     practised, logged = trees(policy), list[Metrics]()
@@ -205,7 +208,7 @@ def test_loss_and_gradient_are_those_of_plain_calls(whiten: bool) -> None:
         snapshots.append((copy_of(policy), now))
 
     coefs = {"vf_coef": 0.3, "ent_coef": 0.2, "kl_coef": 0.4, "sft_coef": 0.6, "clip_range": 0.05}
-    slow = config(1e-4, epochs=4, whiten=whiten, **coefs)
+    slow = config(1e-4, epochs=4, whiten=whiten, ratio=ratio, **coefs)
     ppo(policy, value_head, practised, own, slow, seed=0, log=note)
 
     agent_rewards = torch.cat([r[~p.is_expert] for r, p in zip(own, practised, strict=True)])
@@ -214,19 +217,24 @@ def test_loss_and_gradient_are_those_of_plain_calls(whiten: bool) -> None:
         advantages = agent_rewards - head(start)(states)[:, 0]
     if whiten:
         advantages = (advantages - advantages.mean()) / advantages.std(correction=0)
-    by_token = torch.repeat_interleave(advantages, torch.tensor(lengths))
     now, value_now = snapshots[2]
     new, entropies, expert, states, _ = plain(now)
-    ratio = (new - old).exp()
-    policy_loss = -torch.minimum(ratio * by_token, ratio.clamp(0.95, 1.05) * by_token).mean()
+    log_ratio = new - old
+    kl = (log_ratio.exp() - 1 - log_ratio).mean()
+    if ratio == "step":
+        log_ratio = torch.stack([part.sum() for part in log_ratio.split(lengths)])
+    else:
+        advantages = torch.repeat_interleave(advantages, torch.tensor(lengths))
+    ratios = log_ratio.exp()
+    policy_loss = -torch.minimum(ratios * advantages, ratios.clamp(0.95, 1.05) * advantages).mean()
     value_loss = (value_now(states.detach())[:, 0] - agent_rewards).square().mean()
-    kl = (ratio - 1 - (new - old)).mean()
+    approx_kl = (ratios - 1 - log_ratio).mean()
     loss = policy_loss + 0.3 * value_loss - 0.2 * entropies.mean() + 0.4 * kl - 0.6 * expert.mean()
     norm = gradient_norm(loss, [now.model, value_now])
-    clipfrac = ((ratio < 0.95) | (ratio > 1.05)).double().mean()
+    clipfrac = ((ratios < 0.95) | (ratios > 1.05)).double().mean()
     assert 0 < float(clipfrac) < 1
     expected = {
-        "loss": loss, "policy_loss": policy_loss, "value_loss": value_loss, "approx_kl": kl,
+        "loss": loss, "policy_loss": policy_loss, "value_loss": value_loss, "approx_kl": approx_kl,
         "entropy": entropies.mean(), "sft_loss": -expert.mean(), "clipfrac": clipfrac,
     }  # fmt: skip
     numbers = {name: float(value.detach()) for name, value in expected.items()}

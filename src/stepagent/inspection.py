@@ -117,11 +117,17 @@ def _agent_action(
 
 def _state_tree(demonstration: RenderedTrajectory) -> tuple[PrefixTree, list[int]]:
     """The tree of all states of a demonstration, and the node that each ends with."""
-    tree, node, states = PrefixTree(), ROOT, []
-    for addition in demonstration.additions:
+    tree = PrefixTree()
+    return tree, _add_states(tree, demonstration)
+
+
+def _add_states(tree: PrefixTree, played: RenderedTrajectory) -> list[int]:
+    """Adds all states of a trajectory; the node that each ends with."""
+    node, states = ROOT, []
+    for addition in played.additions:
         node = tree.add(node, addition)[-1]
-        states.append(tree.add(node, demonstration.ask)[-1] if demonstration.ask else node)
-    return tree, states
+        states.append(tree.add(node, played.ask)[-1] if played.ask else node)
+    return states
 
 
 @dataclass(frozen=True)
@@ -170,6 +176,23 @@ def episode_tree(episode: RenderedTrajectory) -> StepTree:
     is_end = nowhere.clone()
     is_end[-1] = True
     return StepTree(tree, is_expert=nowhere, is_same=nowhere, is_end=is_end)
+
+
+def rollout_tree(
+    demonstration: RenderedTrajectory, episodes: Sequence[RenderedTrajectory]
+) -> StepTree:
+    """The tree of an item: the expert's trajectory, then the agent's own episodes of the item."""
+    tree = PrefixTree()
+    is_expert, is_end = [], []
+    for played in (demonstration, *episodes):
+        by_expert = played is demonstration
+        for state, action in zip(_add_states(tree, played), played.actions, strict=True):
+            tree.add_path(state, action)
+            is_expert.append(by_expert)
+            is_end.append(by_expert)
+        is_end[-1] = True
+    experts = torch.tensor(is_expert)
+    return StepTree(tree, is_expert=experts, is_same=experts, is_end=torch.tensor(is_end))
 
 
 def step_trees(

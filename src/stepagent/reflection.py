@@ -11,7 +11,7 @@ A learner improves a policy in place from practised steps, and says what reward 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -30,7 +30,13 @@ from stepagent.algorithms.ppo import PPOConfig, ValueHead, ppo
 from stepagent.algorithms.sft import SFTConfig, sft
 from stepagent.backends.generation import Decoding
 from stepagent.backends.training import Metrics
-from stepagent.inspection import StepTree, path_logprobs, practise, step_trees
+from stepagent.inspection import (
+    StepTree,
+    path_logprobs,
+    practise,
+    rollout_tree,
+    step_trees,
+)
 from stepagent.policy import Policy
 from stepagent.renderer import RenderedTrajectory
 from stepagent.types import PracticedStep
@@ -50,6 +56,10 @@ class InspectionConfig:
 class InverseConfig:
     """Discriminator, then PPO on its step rewards."""
 
+    states: Literal["practice", "rollout"] = "practice"
+    """Where the agent acts: in the expert's states, or in an environment, in states of its own."""
+    episodes: int = 1
+    """Of each item in a round, if it acts in an environment."""
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
     """Expert or agent?"""
     ppo: PPOConfig = PPOConfig()
@@ -71,6 +81,14 @@ class Lesson:
     def trees(self) -> list[StepTree]:
         """The demonstrations with the agent's actions as branches."""
         return step_trees(self.demonstrations, self.practised)
+
+    @property
+    def rollout_trees(self) -> list[StepTree]:
+        """The demonstrations, each with the agent's own episodes of the same item."""
+        of_item: dict[str, list[RenderedTrajectory]] = {}
+        for episode in self.explored:
+            of_item.setdefault(episode.trajectory.id, []).append(episode)
+        return [rollout_tree(d, of_item[d.trajectory.id]) for d in self.demonstrations]
 
     @property
     def held_out_trees(self) -> list[StepTree]:
@@ -178,12 +196,12 @@ class Inverse:
     """Inverse reflection: a discriminator's output rewards PPO."""
 
     practises = True
-    explores = 0
     measures = True
 
     def __init__(self, config: InverseConfig, policy: Policy) -> None:
         """The discriminator starts as a copy of the policy, the value head at zero."""
         self.config = config
+        self.explores = config.episodes if config.states == "rollout" else 0
         self.discriminator = policy.copy("discriminator")
         self.value_head = ValueHead(policy.layers)
         self.is_warm = False
@@ -194,7 +212,8 @@ class Inverse:
         Before its first use it is warmed up until it beats chance there; raises
         `DiscriminatorAtChance` if it does not within its warm-up.
         """
-        config, trees, practised = self.config.discriminator, lesson.trees, lesson.held_out_trees
+        config, practised = self.config.discriminator, lesson.held_out_trees
+        trees = self._trees(lesson)
         held_out_agent = path_logprobs(policy, practised)
         found: list[HeldOut] = []
 
@@ -223,7 +242,7 @@ class Inverse:
 
     def learn(self, policy: Policy, lesson: Lesson, *, seed: int, log: Log) -> list[Tensor] | None:
         """PPO on the step rewards; returns those of the held-out paths. `measure` comes first."""
-        trees = lesson.trees
+        trees = self._trees(lesson)
         rewards, held_out_rewards = (
             self._rewards(policy, practised) for practised in (trees, lesson.held_out_trees)
         )
@@ -233,6 +252,9 @@ class Inverse:
         )  # fmt: skip
         log("ppo", facts)
         return held_out_rewards
+
+    def _trees(self, lesson: Lesson) -> list[StepTree]:
+        return lesson.rollout_trees if self.config.states == "rollout" else lesson.trees
 
     def _rewards(self, policy: Policy, practised: Sequence[StepTree]) -> list[Tensor]:
         """For each tree the step rewards of its paths; the policy is the one that practised."""

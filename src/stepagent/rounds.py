@@ -92,17 +92,13 @@ class Rounds:
             last = f"{self.method}-measure"
             if self.learner.measures and not self.run.is_done(last):
                 with self.run.unit(last):
-                    self._inspect(policy, num_rounds + 1)
+                    self._prepare(policy, num_rounds + 1)
         except DiscriminatorAtChance as error:
             self.run.record_data(self.method, {"stopped": str(error)})
 
     def _round(self, policy: Policy, number: int) -> None:
         with self.run.unit(self.unit(number)) as folder:
-            lesson = self.practice.lesson
-            if self.learner.practises:
-                lesson = self._inspect(policy, number)
-            if self.learner.explores:
-                lesson = replace(lesson, explored=self._explore(policy, number))
+            lesson = self._prepare(policy, number)
             rewards = self.learner.learn(
                 policy, lesson, seed=self.practice.seed_of(number), log=self._log(number)
             )
@@ -129,9 +125,15 @@ class Rounds:
         )
         return found
 
-    def _inspect(self, policy: Policy, number: int) -> Lesson:
-        """The practised lesson of a round, after the learner has measured on it what it can."""
-        lesson = self.practice.practised(policy, number)
+    def _prepare(self, policy: Policy, number: int) -> Lesson:
+        """The lesson of a round, after the learner has measured on it what it can."""
+        lesson = self.practice.lesson
+        if self.learner.practises:
+            lesson = self.practice.practised(policy, number)
+        if self.learner.explores:
+            lesson = replace(lesson, explored=self._explore(policy, number))
+        if not self.learner.measures:
+            return lesson
         seed = self.practice.seed_of(number)
         found = self.learner.measure(policy, lesson, seed=seed, log=self._log(number))
         if found is not None:

@@ -1,22 +1,23 @@
 """Inverse reflection, second half: PPO on step rewards.
 
-    ratio  = pi(token) / pi_old(token)
+    ratio  = pi(token) / pi_old(token), or of a whole action
     L_clip = -mean min(ratio * A, clip(ratio, 1 - clip_range, 1 + clip_range) * A)
     L      = L_clip + vf_coef * mean (V(s) - R)^2 - ent_coef * mean entropy
              + kl_coef * mean KL(start || pi) + sft_coef * NLL(expert action)
 
 Schulman et al. 2017 (arXiv 1707.06347, eq. 7 and 9); entropy is that of the next-token
 distributions along the action, whose sum is the causal entropy of the step (Ziebart et al. 2010).
-Ratios and clipping are per token; an action's tokens share its advantage. V is read at the state's
-last token. In practice mode the next state is the expert's whatever the agent did, so each
-practised step is a decision of its own: it is a GAE episode of length one, advantage = step reward
-- V(s). Episodes that the agent played itself are GAE episodes as they are.
+Ratios and clipping are per token unless `ratio` says otherwise; an action's tokens share its
+advantage. V is read at the state's last token. In practice mode the next state is the expert's
+whatever the agent did, so each practised step is a decision of its own: it is a GAE episode of
+length one, advantage = step reward - V(s). Episodes that the agent played itself are GAE episodes
+as they are.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -46,8 +47,10 @@ class PPOConfig:
     """AdamW settings, anew in each round."""
     epochs: int = 2
     """Passes over the practised steps."""
+    ratio: Literal["token", "step"] = "token"
+    """Whose probability ratio is clipped: each token's, or that of a step's whole action."""
     clip_range: float = 0.2
-    """How far a token's probability ratio may move before its gradient is cut."""
+    """How far a ratio may move from 1 before its gradient is cut."""
     vf_coef: float = 0.5
     """Weight of the value loss."""
     ent_coef: float = 0.01
@@ -102,19 +105,19 @@ def gae(
 
 
 class PPOLoss(NamedTuple):
-    """The clipped loss of each token (targets,), and what it says about the step taken."""
+    """The clipped loss of each token or action, and what it says about the step taken."""
 
     loss: Tensor
     approx_kl: Tensor
-    """(targets,) estimate of KL(old || new), ratio - 1 - log ratio (Schulman 2020, k3)."""
+    """Estimate of KL(old || new), ratio - 1 - log ratio (Schulman 2020, k3)."""
     clipped: Tensor
-    """(targets,) bool, ratio outside the clip range."""
+    """bool, ratio outside the clip range."""
 
 
 def ppo_loss(
     logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip_range: float
 ) -> PPOLoss:
-    """Clipped surrogate loss of tokens (targets,)."""
+    """Clipped surrogate loss, elementwise, of tokens (targets,) or whole actions (paths,)."""
     log_ratio = logprobs - old_logprobs
     ratio = log_ratio.exp()
     clipped_ratio = ratio.clamp(1 - clip_range, 1 + clip_range)
@@ -240,14 +243,15 @@ def _losses(
         is_expert = gather([p.is_expert for p in practised], trees, device)
         by_agent = ~is_expert[packed.target_path]
         reading = policy.read(packed)
-        advantages = gather(targets.advantages, trees, device)[packed.target_path]
+        advantages = gather(targets.advantages, trees, device)
         old_logprobs = gather(targets.old_logprobs, trees, device)
-        clip = ppo_loss(
-            reading.logprobs[by_agent],
-            old_logprobs[by_agent],
-            advantages[by_agent],
-            config.clip_range,
-        )
+        if config.ratio == "step":
+            now, old = map(packed.sum_by_path, (reading.logprobs, old_logprobs))
+            own, total = ~is_expert, num_actions
+        else:
+            now, old = reading.logprobs, old_logprobs
+            own, total, advantages = by_agent, num_agent, advantages[packed.target_path]
+        clip = ppo_loss(now[own], old[own], advantages[own], config.clip_range)
         returns = gather(targets.returns, trees, device)
         value_loss = (value_head.values(reading) - returns)[~is_expert].square().sum() / num_actions
         entropy = reading.entropies[by_agent].sum() / num_agent
@@ -255,7 +259,7 @@ def _losses(
         log_ratio = (reading.logprobs - old_logprobs)[by_agent]
         kl = (log_ratio.exp() - 1 - log_ratio).sum() / num_agent
         anchor = sft_loss(reading.logprobs[~by_agent], num_expert)
-        policy_loss = clip.loss.sum() / num_agent
+        policy_loss = clip.loss.sum() / total
         loss = (
             policy_loss
             + config.vf_coef * value_loss
@@ -272,7 +276,7 @@ def _losses(
                 "value_loss": value_loss.item(),
                 "entropy": entropy.item(),
                 "sft_loss": anchor.item(),
-                "approx_kl": float(clip.approx_kl.sum()) / num_agent,
-                "clipfrac": float(clip.clipped.sum()) / num_agent,
+                "approx_kl": float(clip.approx_kl.sum()) / total,
+                "clipfrac": float(clip.clipped.sum()) / total,
             },
         )
