@@ -14,10 +14,17 @@ from stepagent.baselines import ETO, RFT, SPIN, RFTConfig
 from stepagent.reflection import Lesson
 from stepagent.renderer import RenderedTrajectory
 from stepagent.run import Run
-from stepagent.settings import Method
+from stepagent.settings import Method, PromptingConfig
+from stepagent.trajectories import read_jsonl
+from stepagent.types import Trajectory
 from test_pipeline import CONFIG, Killed, assert_same, dies_at_row, finish, rows_of
 
 BASELINES: tuple[Method, ...] = ("step_dpo", "rft", "eto", "spin", "ppo", "grpo")
+EVERY = replace(
+    CONFIG,
+    prompting=PromptingConfig(methods=("zero_shot", "react"), few_shot=1, max_tokens=6),
+    methods=BASELINES,
+)
 EPISODES = {"rft": 4, "eto": 1, "spin": 1, "ppo": 4, "grpo": 4}
 """Of each item in a round."""
 
@@ -25,16 +32,25 @@ EPISODES = {"rft": 4, "eto": 1, "spin": 1, "ppo": 4, "grpo": 4}
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of all baselines that nothing disturbed."""
-    return finish(tmp_path_factory.mktemp("runs") / "whole", replace(CONFIG, methods=BASELINES))
+    return finish(tmp_path_factory.mktemp("runs") / "whole", EVERY)
 
 
 def test_every_baseline_is_run_and_tested(whole: Path) -> None:
     rows = json.loads((whole / "results.json").read_text())
-    assert {row["method"] for row in rows} == {"sft", *BASELINES}
+    assert {row["method"] for row in rows} == {"zero_shot", "react", "sft", *BASELINES}
     start = (whole / "units" / "sft" / "model.safetensors").read_bytes()
     for method in BASELINES:
         weights = whole / "units" / f"{method}-round1" / "model.safetensors"
         assert weights.read_bytes() != start, method
+
+
+def test_prompting_is_the_model_before_sft_with_examples_or_none(whole: Path) -> None:
+    for method, count in (("zero_shot", 0), ("react", 1)):
+        episodes = read_jsonl(whole / "episodes" / f"{method}-test.jsonl", Trajectory)
+        panel = json.loads((whole / "units" / "data" / "panels.json").read_text())["test"]
+        assert [e.id for e in episodes] == panel
+        assert {len(e.metadata["examples"]) for e in episodes} == {count}
+        assert {e.metadata["model"] for e in episodes} == {"base"}
 
 
 def test_what_a_baseline_plays_is_counted(whole: Path) -> None:
@@ -54,12 +70,11 @@ def test_what_a_baseline_plays_is_counted(whole: Path) -> None:
 def test_a_baseline_that_was_cut_off_resumes_to_the_same_files(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    config = replace(CONFIG, methods=BASELINES)
     numbers = list(rows_of(whole, method, "explore"))
     with monkeypatch.context() as patched, pytest.raises(Killed):
         patched.setattr(Run, "log", dies_at_row(numbers[1]))
-        finish(tmp_path / "run", config)
-    assert_same(finish(tmp_path / "run", config, resume=True), whole)
+        finish(tmp_path / "run", EVERY)
+    assert_same(finish(tmp_path / "run", EVERY, resume=True), whole)
 
 
 def played(expert: RenderedTrajectory, score: float, *, same: bool = False) -> RenderedTrajectory:

@@ -19,12 +19,13 @@ from stepagent.algorithms.sft import SFTConfig
 from stepagent.backends.generation import Decoding
 from stepagent.backends.training import OptimizerConfig
 from stepagent.evaluation import EvaluationConfig
+from stepagent.novice import take_novice
 from stepagent.pipeline import train
 from stepagent.policy import Policy
 from stepagent.reflection import InspectionConfig, Inverse, InverseConfig
 from stepagent.renderer import RenderedTrajectory
 from stepagent.report import write_report
-from stepagent.run import Run, to_json
+from stepagent.run import Run, RunError, to_json
 from stepagent.settings import DataConfig, TrainConfig
 from stepagent.tasks.scienceworld import ScienceWorldConfig
 from stepagent.tiny import TinyConfig
@@ -227,6 +228,34 @@ def test_a_killed_process_leaves_a_run_that_resumes_to_the_same_files(
     assert list((tmp_path / "run" / "units").glob(".stepagent-*.tmp"))
     assert_same(finish(tmp_path / "run", resume=True), whole)
     assert not list((tmp_path / "run").rglob(".stepagent-*.tmp"))
+
+
+def test_a_novice_taken_over_learns_as_in_its_own_run(whole: Path, tmp_path: Path) -> None:
+    config = replace(CONFIG, methods=("implicit",))
+    with open_run(tmp_path / "run", config) as run:
+        take_novice(run, whole)
+        assert run.is_done("sft")
+        train(config, run, BoxWorld())
+    mine, others = files(tmp_path / "run"), files(whole)
+    rows = {name for name in mine if name.startswith("metrics row")}
+    assert {mine[name] for name in rows} <= set(others.values())
+    different = {name for name in mine if name not in rows and mine[name] != others[name]}
+    assert different == {"results.json", "summary.md"}  # of one method, not of all
+    assert any(name.startswith("units/implicit-round2/") for name in mine)
+
+
+def test_a_novice_of_other_settings_is_refused(whole: Path, tmp_path: Path) -> None:
+    config = replace(CONFIG, sft=SFTConfig(epochs=5, optimizer=FAST))
+    with (
+        open_run(tmp_path / "run", config) as run,
+        pytest.raises(RunError, match="whole: its novice has other settings of --sft"),
+    ):
+        take_novice(run, whole)
+    with (
+        open_run(tmp_path / "other", CONFIG) as run,
+        pytest.raises(RunError, match="none: no run; expected a folder"),
+    ):
+        take_novice(run, tmp_path / "none")
 
 
 def test_a_discriminator_at_chance_stops_its_method_and_nothing_else(

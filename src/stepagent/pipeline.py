@@ -6,20 +6,13 @@
 Every step is a unit of the run folder: finished ones are skipped when a run is resumed.
 """
 
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from stepagent.algorithms.sft import pretrain, sft
 from stepagent.atomic import file_hash
-from stepagent.backends.training import Metrics
 from stepagent.baselines import ETO, GRPO, RFT, SPIN, FinalPPO
 from stepagent.demonstrations import collect
-from stepagent.evaluation import (
-    choose_items,
-    evaluate,
-    likeness,
-    panel_hash,
-)
+from stepagent.evaluation import choose_items, panel_hash
+from stepagent.novice import make_novice, rendered
 from stepagent.policy import Policy
 from stepagent.reflection import (
     Implicit,
@@ -32,14 +25,12 @@ from stepagent.renderer import RenderedTrajectory
 from stepagent.results import write_results
 from stepagent.rollout import rollout
 from stepagent.rounds import Practice, Rounds
-from stepagent.run import Run, read_json, write_json
+from stepagent.run import Run, write_json
+from stepagent.scoring import score_on_dev, score_on_test, score_prompted
 from stepagent.settings import Method, TrainConfig
 from stepagent.tasks.base import Task
-from stepagent.tiny import TinyConfig, build_tiny_model
-from stepagent.trajectories import read_jsonl, read_trajectories, write_jsonl
+from stepagent.trajectories import read_trajectories, write_jsonl
 from stepagent.types import Trajectory
-
-logger = logging.getLogger(__name__)
 
 PANEL_SEED = 0
 """Which items form the panels does not depend on the seed of the run."""
@@ -52,8 +43,7 @@ def train(config: TrainConfig, run: Run, task: Task) -> None:
     in inverse reflection with its discriminator.
     """
     demonstrations, held_out = _data(config, run, task)
-    if not run.is_done("sft"):
-        _novice(config, run, task, demonstrations)
+    make_novice(config, run, _of_each_group(task, demonstrations, 0, config.data.sft))
     learnt = _of_each_group(
         task, demonstrations, config.data.sft - config.data.shared, config.data.reflection
     )
@@ -63,7 +53,10 @@ def train(config: TrainConfig, run: Run, task: Task) -> None:
         _rounds(config, run, task, method, practice)
     for tested in ("sft", *config.methods):
         if not run.is_done(f"{tested}-test"):
-            _test(config, run, task, tested)
+            score_on_test(config, run, task, tested)
+    for prompt in config.prompting.methods:
+        if not run.is_done(f"{prompt}-test"):
+            score_prompted(config, run, task, prompt)
     write_results(config.seed, run)
 
 
@@ -77,14 +70,14 @@ def _lesson(
     """What all methods learn from, after the novice was evaluated on dev."""
     novice = Policy.load(run.unit_folder("sft"), config.compute)
     lesson = Lesson(
-        demonstrations=_rendered(run, novice, demonstrations, "reflection"),
+        demonstrations=rendered(run, novice, demonstrations, "reflection"),
         practised=(),
-        held_out=_rendered(run, novice, held_out, "held-out"),
+        held_out=rendered(run, novice, held_out, "held-out"),
         held_out_practised=(),
     )
     if not run.is_done("sft-dev"):
         with run.unit("sft-dev") as folder:
-            metrics = _dev(config, run, task, novice, lesson, "sft", 0)
+            metrics = score_on_dev(config, run, task, novice, lesson, "sft", 0)
             write_json(folder / "dev.json", metrics)
     return lesson
 
@@ -93,7 +86,7 @@ def _rounds(config: TrainConfig, run: Run, task: Task, method: Method, practice:
     """All rounds of a method, from the novice."""
 
     def dev(policy: Policy, number: int) -> dict[str, float | None]:
-        return _dev(config, run, task, policy, practice.lesson, method, number)
+        return score_on_dev(config, run, task, policy, practice.lesson, method, number)
 
     def explore(policy: Policy, episodes: int, seed: int) -> list[RenderedTrajectory]:
         items = [d.trajectory.id for d in practice.lesson.demonstrations]
@@ -152,20 +145,6 @@ def _data(
     return read_trajectories(train_file).trajectories, read_trajectories(dev_file).trajectories
 
 
-def _rendered(
-    run: Run, policy: Policy, trajectories: Sequence[Trajectory], use: str
-) -> list[RenderedTrajectory]:
-    """Those that fit into the model's context; the others are counted in config.json."""
-    rendered, too_long = policy.render_fitting(trajectories)
-    if too_long:
-        run.record_data(f"{use}, too long", {"left_out": too_long, "of": len(trajectories)})
-        logger.warning(
-            "left out of %s: %d of %d trajectories, longer than the model's context of %d tokens",
-            use, len(too_long), len(trajectories), policy.context,
-        )  # fmt: skip
-    return rendered
-
-
 def _of_each_group(
     task: Task, demonstrations: Sequence[Trajectory], skipped: int, count: int
 ) -> list[Trajectory]:
@@ -174,31 +153,6 @@ def _of_each_group(
     for t in demonstrations:
         groups.setdefault(task.group(t.id), []).append(t)
     return [t for own in groups.values() for t in own[skipped : skipped + count]]
-
-
-def _novice(
-    config: TrainConfig, run: Run, task: Task, demonstrations: Sequence[Trajectory]
-) -> None:
-    """Behavioural cloning of the first demonstrations of each group."""
-    chosen = _of_each_group(task, demonstrations, 0, config.data.sft)
-    with run.unit("sft") as folder:
-        if isinstance(config.model, TinyConfig):
-            build_tiny_model(chosen, config.model, seed=config.seed, folder=folder)
-        policy = Policy.load(
-            config.model if isinstance(config.model, str) else folder,
-            config.compute,
-            config.lora,
-            seed=config.seed,
-        )
-        rendered = _rendered(run, policy, chosen, "SFT")
-
-        def log(phase: str) -> Callable[[Metrics], None]:
-            return lambda metrics: run.log(stage="sft", round=0, phase=phase, **metrics)
-
-        if isinstance(config.model, TinyConfig):
-            pretrain(policy, rendered, config.pretrain, seed=config.seed, log=log("pretrain"))
-        sft(policy, rendered, config.sft, seed=config.seed, log=log("train"))
-        policy.save(folder)
 
 
 def _learner(config: TrainConfig, method: Method, novice: Policy) -> Learner:
@@ -221,70 +175,3 @@ def _learner(config: TrainConfig, method: Method, novice: Policy) -> Learner:
             return FinalPPO(config.ppo, novice)
         case "grpo":
             return GRPO(config.grpo)
-
-
-def _dev(
-    config: TrainConfig,
-    run: Run,
-    task: Task,
-    policy: Policy,
-    lesson: Lesson,
-    method: str,
-    number: int,
-) -> dict[str, float | None]:
-    """Logs and returns how the policy does on the dev panel and how close it is to the expert."""
-    panel = read_json(run.unit_folder("data") / "panels.json")["dev"]
-    result = evaluate(
-        policy, task, panel, config.evaluation, seed=config.seed, description=f"{method}: dev"
-    )
-    write_jsonl(run.folder / "episodes" / f"{method}-dev-round{number}.jsonl", result.episodes)
-    like = likeness(
-        policy,
-        lesson.held_out,
-        max_new_tokens=config.evaluation.decoding.max_new_tokens,
-    )
-    metrics = {
-        "score": result.score.mean,
-        "score_low": result.score.low,
-        "score_high": result.score.high,
-        "success": result.success.mean,
-        "agreement": like.agreement,
-        "expert_logprob": like.expert_logprob,
-    }
-    run.log(stage=method, round=number, phase="dev", **metrics)
-    return metrics
-
-
-def best_round(run: Run, method: str) -> int:
-    """The round with the highest dev score, the earliest of equals; 0 is the novice itself."""
-    if method == "sft":
-        return 0
-    scores = [read_json(run.unit_folder("sft-dev") / "dev.json")["score"]]
-    while run.is_done(unit := f"{method}-round{len(scores)}"):
-        scores.append(read_json(run.unit_folder(unit) / "dev.json")["score"])
-    return scores.index(max(scores))
-
-
-def _test(config: TrainConfig, run: Run, task: Task, method: str) -> None:
-    """The method's best round on the test panel, once."""
-    number = best_round(run, method)
-    with run.unit(f"{method}-test") as folder:
-        file = run.folder / "episodes" / f"{method}-test.jsonl"
-        if method != "sft" and number == 0:
-            episodes = read_jsonl(run.folder / "episodes" / "sft-test.jsonl", Trajectory)
-        else:
-            unit = run.unit_folder(f"{method}-round{number}" if number else "sft")
-            policy = Policy.load(unit, config.compute)
-            panel = read_json(run.unit_folder("data") / "panels.json")["test"]
-            result = evaluate(
-                policy,
-                task,
-                panel,
-                config.evaluation,
-                seed=config.seed,
-                description=f"{method}: test",
-            )
-            episodes = result.episodes
-        write_jsonl(file, episodes)
-        write_json(folder / "metrics.json", task.metrics(episodes))
-        write_json(folder / "best_round.json", number)

@@ -15,11 +15,11 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from queue import Empty, SimpleQueue
 from threading import Event, Thread
-from typing import Any
+from typing import Any, Protocol
 
 from pydantic import JsonValue
 
-from stepagent.backends.chat import ChatClient, Message, TooLong, Usage
+from stepagent.backends.chat import ChatConfig, Message, Reply, TooLong, Usage
 from stepagent.prompts import Prompt, PromptFormat, seen_text
 from stepagent.tasks.base import MAX_TRIES, NOTHING, EnvironmentLost, Task, TextEnv
 from stepagent.types import Step, Trajectory
@@ -33,11 +33,22 @@ CHOICE = "task_types"
 """The one fact of a task that says which items there are, and not how one of them is played."""
 
 
+class Chat(Protocol):
+    """A model that replies to messages; any thread may ask it."""
+
+    model: str
+    config: ChatConfig
+
+    def reply(self, messages: Sequence[Message]) -> Reply:
+        """Raises `ChatError`, or `TooLong` if the messages do not fit."""
+        ...
+
+
 @dataclass(frozen=True)
 class PromptedPolicy:
     """A chat model that acts in one task, and how it is prompted."""
 
-    client: ChatClient
+    client: Chat
     task: Task
     format: PromptFormat
     guide: str = ""
@@ -180,7 +191,7 @@ def _begin(episode: _Running, prompt: Prompt, env: TextEnv) -> None:
     episode.steps, episode.silent = [], 0
 
 
-def _step(episode: _Running, prompt: Prompt, client: ChatClient, env: TextEnv) -> None:
+def _step(episode: _Running, prompt: Prompt, client: Chat, env: TextEnv) -> None:
     try:
         reply = client.reply(episode.messages)
     except TooLong as error:

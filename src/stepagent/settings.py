@@ -28,6 +28,20 @@ class SettingsError(ValueError):
 
 Method = Literal["sft_more", "implicit", "inverse", "step_dpo", "rft", "eto", "spin", "ppo", "grpo"]
 
+Prompt = Literal["zero_shot", "react"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptingConfig:
+    """How the model is prompted before it has learnt anything."""
+
+    methods: tuple[Prompt, ...] = ()
+    """Baselines to run: told only what to do (zero_shot), or shown expert trajectories (react)."""
+    few_shot: int = 2
+    """Expert trajectories in a prompt of react."""
+    max_tokens: int = 64
+    """Longest reply, in tokens."""
+
 
 TaskConfig = ScienceWorldConfig | AlfworldConfig | WebShopConfig | Mind2WebConfig | QAConfig
 """Which environment, under which protocol."""
@@ -101,6 +115,8 @@ class TrainConfig:
     """Language modelling of the novice's demonstrations, if the model is built from scratch."""
     sft: SFTConfig = SFTConfig()
     """The novice."""
+    prompting: PromptingConfig = PromptingConfig()
+    """Baselines that learn nothing."""
     methods: tuple[Method, ...] = ("sft_more", "implicit", "inverse")
     """Learners to compare, each from the same novice."""
     rounds: int = 2

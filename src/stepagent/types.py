@@ -9,6 +9,8 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints
 
 METHODS = {
+    "zero_shot": "Prompting, zero-shot",
+    "react": "Prompting, ReAct",
     "sft": "SFT (start)",
     "sft_more": "SFT, continued",
     "implicit": "Implicit reflection",

@@ -10,6 +10,7 @@ import tyro
 
 from stepagent.commands.models import local_model, open_task, prepare
 from stepagent.commands.parsing import CONFIG, UsageError, unknown
+from stepagent.novice import take_novice
 from stepagent.pipeline import train
 from stepagent.recipes import RECIPES
 from stepagent.report import write_report
@@ -34,6 +35,9 @@ class Arguments:
     """The run folder."""
     resume: bool = False
     """Go on with the run in OUT, if there is one; finished parts are kept."""
+    novice: Path | None = None
+    """A run folder whose data and novice are taken over; only the learners may have other
+    settings."""
     policy: str | None = None
     """The model to begin with: a Hugging Face folder, a GGUF file, or the id of one on the hub."""
     config: Annotated[TrainConfig, tyro.conf.arg(name="")]
@@ -68,6 +72,8 @@ def main(args: Sequence[str]) -> None:
     }
     try:
         with Run(found.out, settings, resume=found.resume) as run:
+            if found.novice is not None:
+                take_novice(run, found.novice)
             train(config, run, task)
             page = found.out / "report.html"
             write_report([found.out], page)

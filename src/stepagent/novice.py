@@ -1,0 +1,111 @@
+"""The novice of a run: a model, given or made from scratch, after SFT.
+
+A model made from scratch is a unit of its own, `base`, so that it can be prompted as well.
+"""
+
+import json
+import logging
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from stepagent.algorithms.sft import pretrain, sft
+from stepagent.backends.training import Metrics
+from stepagent.policy import Policy
+from stepagent.renderer import RenderedTrajectory
+from stepagent.run import Run, RunError, read_json
+from stepagent.settings import TrainConfig
+from stepagent.tiny import TinyConfig, build_tiny_model
+from stepagent.types import METHODS, Trajectory
+
+logger = logging.getLogger(__name__)
+
+
+def base_model(config: TrainConfig, run: Run) -> str | Path:
+    """Where the model is that SFT begins with."""
+    return config.model if isinstance(config.model, str) else run.unit_folder("base")
+
+
+def make_novice(config: TrainConfig, run: Run, demonstrations: Sequence[Trajectory]) -> None:
+    """Behavioural cloning, of a model made from the same demonstrations if none is given."""
+    if isinstance(config.model, TinyConfig) and not run.is_done("base"):
+        _make_base(config, config.model, run, demonstrations)
+    if run.is_done("sft"):
+        return
+    with run.unit("sft") as folder:
+        policy = Policy.load(base_model(config, run), config.compute, config.lora, seed=config.seed)
+        own = rendered(run, policy, demonstrations, "SFT")
+        sft(policy, own, config.sft, seed=config.seed, log=_log(run, "train"))
+        policy.save(folder)
+
+
+def _make_base(
+    config: TrainConfig, model: TinyConfig, run: Run, demonstrations: Sequence[Trajectory]
+) -> None:
+    with run.unit("base") as folder:
+        build_tiny_model(demonstrations, model, seed=config.seed, folder=folder)
+        policy = Policy.load(folder, config.compute)
+        own = rendered(run, policy, demonstrations, "pretraining")
+        pretrain(policy, own, config.pretrain, seed=config.seed, log=_log(run, "pretrain"))
+        policy.save(folder)
+
+
+UNITS = ("data", "base", "sft", "sft-dev", "sft-test")
+"""The parts of a run that do not depend on its learners."""
+
+FILES = (
+    "demonstrations.jsonl",
+    "practice/demonstrations-dev.jsonl",
+    "episodes/sft-dev-round0.jsonl",
+    "episodes/sft-test.jsonl",
+)
+"""What they write outside of their own folders."""
+
+SETTINGS = ("task", "data", "model", "lora", "compute", "pretrain", "sft", "evaluation", "seed")
+"""What they depend on."""
+
+
+def take_novice(run: Run, other: Path) -> None:
+    """Takes data and novice over from another run, so that only the learners are left to do.
+
+    Raises `RunError` if it is no run, or one whose novice has other settings.
+    """
+    if not (other / "config.json").is_file():
+        raise RunError(f"{other}: no run; expected a folder that stepagent train has written")
+    theirs = read_json(other / "config.json")
+    for name in SETTINGS:
+        if theirs["config"].get(name) != run.config["config"][name]:
+            raise RunError(f"{other}: its novice has other settings of --{name}")
+    rows = [json.loads(line) for line in (other / "metrics.jsonl").read_text().splitlines()]
+    for name, facts in theirs["data"].items():
+        if name not in METHODS:
+            run.record_data(name, facts)
+    for file in FILES:
+        if (other / file).exists():
+            shutil.copyfile(other / file, run.folder / file)
+    for unit in UNITS:
+        if not (other / "units" / unit).is_dir() or run.is_done(unit):
+            continue
+        with run.unit(unit) as folder:
+            shutil.copytree(other / "units" / unit, folder, dirs_exist_ok=True)
+            for row in rows:
+                if row["unit"] == unit:
+                    run.log(**{k: v for k, v in row.items() if k not in ("unit", "seconds")})
+
+
+def rendered(
+    run: Run, policy: Policy, trajectories: Sequence[Trajectory], use: str
+) -> list[RenderedTrajectory]:
+    """Those that fit into the model's context; the others are counted in config.json."""
+    found, too_long = policy.render_fitting(trajectories)
+    if too_long:
+        run.record_data(f"{use}, too long", {"left_out": too_long, "of": len(trajectories)})
+        logger.warning(
+            "left out of %s: %d of %d trajectories, longer than the model's context of %d tokens",
+            use, len(too_long), len(trajectories), policy.context,
+        )  # fmt: skip
+    return found
+
+
+def _log(run: Run, phase: str) -> Callable[[Metrics], None]:
+    return lambda metrics: run.log(stage="sft", round=0, phase=phase, **metrics)

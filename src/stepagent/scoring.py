@@ -1,0 +1,105 @@
+"""How the policies of a run do: on dev after every round, on test once."""
+
+from stepagent.evaluation import evaluate, likeness
+from stepagent.local_chat import LocalChat
+from stepagent.novice import base_model
+from stepagent.policy import Policy
+from stepagent.prompting import PromptedPolicy, play
+from stepagent.reflection import Lesson
+from stepagent.run import Run, read_json, write_json
+from stepagent.settings import Prompt, TrainConfig
+from stepagent.tasks.base import Task
+from stepagent.trajectories import read_jsonl, read_trajectories, write_jsonl
+from stepagent.types import Trajectory
+
+
+def score_on_dev(
+    config: TrainConfig,
+    run: Run,
+    task: Task,
+    policy: Policy,
+    lesson: Lesson,
+    method: str,
+    number: int,
+) -> dict[str, float | None]:
+    """Logs and returns how the policy does on the dev panel and how close it is to the expert."""
+    panel = read_json(run.unit_folder("data") / "panels.json")["dev"]
+    result = evaluate(
+        policy, task, panel, config.evaluation, seed=config.seed, description=f"{method}: dev"
+    )
+    write_jsonl(run.folder / "episodes" / f"{method}-dev-round{number}.jsonl", result.episodes)
+    like = likeness(
+        policy,
+        lesson.held_out,
+        max_new_tokens=config.evaluation.decoding.max_new_tokens,
+    )
+    metrics = {
+        "score": result.score.mean,
+        "score_low": result.score.low,
+        "score_high": result.score.high,
+        "success": result.success.mean,
+        "agreement": like.agreement,
+        "expert_logprob": like.expert_logprob,
+    }
+    run.log(stage=method, round=number, phase="dev", **metrics)
+    return metrics
+
+
+def best_round(run: Run, method: str) -> int:
+    """The round with the highest dev score, the earliest of equals; 0 is the novice itself."""
+    if method == "sft":
+        return 0
+    scores = [read_json(run.unit_folder("sft-dev") / "dev.json")["score"]]
+    while run.is_done(unit := f"{method}-round{len(scores)}"):
+        scores.append(read_json(run.unit_folder(unit) / "dev.json")["score"])
+    return scores.index(max(scores))
+
+
+def score_on_test(config: TrainConfig, run: Run, task: Task, method: str) -> None:
+    """The method's best round on the test panel, once."""
+    number = best_round(run, method)
+    with run.unit(f"{method}-test") as folder:
+        if method != "sft" and number == 0:
+            episodes = read_jsonl(run.folder / "episodes" / "sft-test.jsonl", Trajectory)
+        else:
+            unit = run.unit_folder(f"{method}-round{number}" if number else "sft")
+            policy = Policy.load(unit, config.compute)
+            panel = read_json(run.unit_folder("data") / "panels.json")["test"]
+            result = evaluate(
+                policy,
+                task,
+                panel,
+                config.evaluation,
+                seed=config.seed,
+                description=f"{method}: test",
+            )
+            episodes = result.episodes
+        write_jsonl(run.folder / "episodes" / f"{method}-test.jsonl", episodes)
+        write_json(folder / "metrics.json", task.metrics(episodes))
+        write_json(folder / "best_round.json", number)
+
+
+def score_prompted(config: TrainConfig, run: Run, task: Task, method: Prompt) -> None:
+    """The model on the test panel, prompted as it was before SFT; greedy, as a chat model is."""
+    with run.unit(f"{method}-test") as folder:
+        model = base_model(config, run)
+        prompted = PromptedPolicy(
+            LocalChat(
+                str(config.model) if isinstance(config.model, str) else "base",
+                Policy.load(model, config.compute),
+                max_tokens=config.prompting.max_tokens,
+            ),
+            task,
+            "react",
+            demonstrations=read_trajectories(run.folder / "demonstrations.jsonl").trajectories,
+            few_shot=config.prompting.few_shot if method == "react" else 0,
+        )
+        panel = read_json(run.unit_folder("data") / "panels.json")["test"]
+        found = {
+            episode.id: episode
+            for episode in play(prompted, panel, num_parallel=config.evaluation.num_parallel)
+        }
+        episodes = tuple(found[item] for item in panel)
+        write_jsonl(run.folder / "episodes" / f"{method}-test.jsonl", episodes)
+        write_json(folder / "metrics.json", task.metrics(episodes))
+        write_json(folder / "best_round.json", 0)
