@@ -15,6 +15,7 @@ import pytest
 from fakes import BoxWorld
 from stepagent import rounds
 from stepagent.algorithms.discriminator import DiscriminatorAtChance, DiscriminatorConfig
+from stepagent.algorithms.pretraining import PretrainConfig
 from stepagent.algorithms.sft import SFTConfig
 from stepagent.backends.generation import Decoding
 from stepagent.backends.training import OptimizerConfig
@@ -35,7 +36,9 @@ CONFIG = TrainConfig(
     task=ScienceWorldConfig(task_types=("near", "far")),
     data=DataConfig(sft=4, reflection=6, shared=4, dev=2, test=3),
     model=TinyConfig(vocab_size=320, hidden_size=32, num_layers=2, num_heads=2, context=512),
-    pretrain=SFTConfig(epochs=1, optimizer=FAST),
+    pretrain=PretrainConfig(
+        reading=SFTConfig(epochs=1, optimizer=FAST), copying=SFTConfig(epochs=2, optimizer=FAST)
+    ),
     sft=SFTConfig(epochs=4, optimizer=FAST),
     sft_more=SFTConfig(epochs=1, optimizer=FAST),
     rounds=2,

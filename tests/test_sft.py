@@ -18,7 +18,7 @@ from fakes import (
     states_of,
     with_budget,
 )
-from stepagent.algorithms.sft import SFTConfig, pretrain, sft, sft_loss
+from stepagent.algorithms.sft import SFTConfig, sft, sft_loss
 from stepagent.backends.training import Metrics, OptimizerConfig
 from stepagent.policy import Policy
 
@@ -97,14 +97,3 @@ def test_one_trajectory_can_be_learnt_by_heart() -> None:
         log=logged.append,
     )
     assert logged[0]["loss"] > 5 and logged[-1]["loss"] < 0.05
-
-
-def test_pretraining_models_every_token_after_the_first() -> None:
-    policy = in_float64(random_policy())
-    own = rendered(policy, OWN)
-    log: list[Metrics] = []
-    pretrain(policy, own, config(), seed=0, log=log.append)
-    before = in_float64(random_policy())
-    histories = [(*list(d.states)[-1], *d.actions[-1]) for d in own]
-    logprobs = torch.cat([plain_logprobs(before.model, ids[:1], ids[1:]) for ids in histories])
-    assert log[0]["loss"] == pytest.approx(-logprobs.mean().item(), abs=1e-9)

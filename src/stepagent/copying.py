@@ -1,13 +1,16 @@
-"""Copying, written into the weights of a fresh Llama: no gradient has to find it first.
+"""Copying, written into the weights of a fresh Llama: gradients need not find it first.
 
 Small agents seldom learn from few demonstrations to copy a name from an observation into an action.
 Pretrained models do it with induction heads (Elhage et al. 2021, "A mathematical framework for
 transformer circuits"; Olsson et al. 2022, arXiv 2209.11895): after `A B ... A` comes `B`. The two
-attention layers of that circuit are written down here:
+attention layers of that circuit are written down here, and half of a third one, which may learn to
+look for anything:
 
     layer 0          one head looks at the previous token and notes which token that is
     layer L / 2      all heads but one look where the noted token is the current one, and add the
                      token found there to the prediction
+    last layer       all heads but one look everywhere, and add the tokens found there to the
+                     prediction; where to look is left to training
 
 The residual stream is split: one dimension is constant, one head's size of them hold the note, all
 others the token. Nothing is frozen, and the model stays an ordinary Llama.
@@ -29,8 +32,9 @@ _SLOW = 6e-4
 """Pairs that turn slower compare contents over a thousand tokens and more."""
 _NEIGHBOUR_SCORE = 15.0
 """By how many nats the previous token is ahead of the tokens beside it."""
-_MATCH_SCORE = 30.0
-"""Nats of a match; two different tokens get about a fifth of it, up or down."""
+_MATCH_SCORE = 12.0
+"""Nats of a match; two different tokens get about a fifth of it, up or down. With much more,
+training could not turn a head to anything else."""
 _COPY_GAIN = 6.0
 """How much longer the token that is copied is than the current one, in the residual stream."""
 
@@ -63,6 +67,8 @@ def write_copying(model: LlamaForCausalLM) -> None:
     first, later = (layers[i].self_attn for i in (0, config.num_hidden_layers // 2))
     _write_previous_token_head(first, config.hidden_size, size, width)
     _write_induction_heads(later, config.hidden_size, size, width)
+    if config.num_hidden_layers > 2:
+        _write_pointers(layers[-1].self_attn, config.hidden_size, size, width)
 
 
 def _write_previous_token_head(
@@ -99,9 +105,24 @@ def _write_induction_heads(attention: LlamaAttention, hidden: int, size: int, wi
         compared = torch.randperm(noted)[: len(inside)]
         attention.q_proj.weight[head * size + inside, 1 + compared] = weight
         attention.k_proj.weight[head * size + inside, 1 + width + compared] = weight
-        copied = torch.arange(start, min(start + size, width))
-        attention.v_proj.weight[copied, 1 + copied] = gain
-        attention.o_proj.weight[1 + copied, copied] = gain
+        _write_copy(attention, start, min(start + size, width), gain)
+
+
+def _write_pointers(attention: LlamaAttention, hidden: int, size: int, width: int) -> None:
+    """Each head copies other dimensions of the token; where it looks stays as random as it was."""
+    gain = math.sqrt(_COPY_GAIN / math.sqrt(hidden / 2))
+    for head, start in enumerate(range(0, width, size)):
+        own = slice(head * size, (head + 1) * size)
+        attention.v_proj.weight[own] = 0
+        attention.o_proj.weight[:, own] = 0
+        _write_copy(attention, start, min(start + size, width), gain)
+
+
+def _write_copy(attention: LlamaAttention, start: int, end: int, gain: float) -> None:
+    """Values are these dimensions of the token, and are added to the same ones."""
+    copied = torch.arange(start, end)
+    attention.v_proj.weight[copied, 1 + copied] = gain
+    attention.o_proj.weight[1 + copied, copied] = gain
 
 
 def _speeds(size: int) -> Tensor:

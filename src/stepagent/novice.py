@@ -9,7 +9,8 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from stepagent.algorithms.sft import pretrain, sft
+from stepagent.algorithms.pretraining import pretrain
+from stepagent.algorithms.sft import sft
 from stepagent.backends.training import Metrics
 from stepagent.policy import Policy
 from stepagent.renderer import RenderedTrajectory
@@ -26,15 +27,20 @@ def base_model(config: TrainConfig, run: Run) -> str | Path:
     return config.model if isinstance(config.model, str) else run.unit_folder("base")
 
 
-def make_novice(config: TrainConfig, run: Run, demonstrations: Sequence[Trajectory]) -> None:
-    """Behavioural cloning, of a model made from the same demonstrations if none is given."""
+def make_novice(
+    config: TrainConfig,
+    run: Run,
+    demonstrations: Sequence[Trajectory],
+    cloned: Sequence[Trajectory],
+) -> None:
+    """SFT on what is to be cloned; if no model is given, one is made of all demonstrations."""
     if isinstance(config.model, TinyConfig) and not run.is_done("base"):
         _make_base(config, config.model, run, demonstrations)
     if run.is_done("sft"):
         return
     with run.unit("sft") as folder:
         policy = Policy.load(base_model(config, run), config.compute, config.lora, seed=config.seed)
-        own = rendered(run, policy, demonstrations, "SFT")
+        own = rendered(run, policy, cloned, "SFT")
         sft(policy, own, config.sft, seed=config.seed, log=_log(run, "train"))
         policy.save(folder)
 
@@ -45,7 +51,7 @@ def _make_base(
     with run.unit("base") as folder:
         build_tiny_model(demonstrations, model, seed=config.seed, folder=folder)
         policy = Policy.load(folder, config.compute)
-        own = rendered(run, policy, demonstrations, "pretraining")
+        own = [d.trajectory for d in rendered(run, policy, demonstrations, "pretraining")]
         pretrain(policy, own, config.pretrain, seed=config.seed, log=_log(run, "pretrain"))
         policy.save(folder)
 

@@ -43,7 +43,8 @@ def train(config: TrainConfig, run: Run, task: Task) -> None:
     in inverse reflection with its discriminator.
     """
     demonstrations, held_out = _data(config, run, task)
-    make_novice(config, run, _of_each_group(task, demonstrations, 0, config.data.sft))
+    cloned = _of_each_group(task, demonstrations, 0, config.data.sft)
+    make_novice(config, run, demonstrations, cloned)
     learnt = _of_each_group(
         task, demonstrations, config.data.sft - config.data.shared, config.data.reflection
     )

@@ -9,6 +9,7 @@ from dataclasses import replace
 from stepagent.algorithms.discriminator import DiscriminatorConfig
 from stepagent.algorithms.dpo import DPOConfig
 from stepagent.algorithms.ppo import PPOConfig
+from stepagent.algorithms.pretraining import PretrainConfig
 from stepagent.algorithms.sft import SFTConfig
 from stepagent.backends.adapters import LoRAConfig
 from stepagent.backends.generation import Decoding
@@ -36,7 +37,6 @@ SCIENCEWORLD_DEMO = TrainConfig(
     ),
     data=DataConfig(sft=10, reflection=26, shared=10, dev=4, test=10),
     model=TinyConfig(hidden_size=192),
-    pretrain=SFTConfig(epochs=3, batch_size=1, optimizer=OptimizerConfig(learning_rate=2e-3)),
     sft=SFTConfig(epochs=3, batch_size=1, optimizer=OptimizerConfig(learning_rate=1e-3)),
     rounds=2,
     inspection=InspectionConfig(decoding=Decoding(max_new_tokens=24)),
@@ -102,7 +102,7 @@ SMOKE = TrainConfig(
     ),
     data=DataConfig(sft=2, reflection=2, shared=2, dev=2, test=1),
     model=TinyConfig(vocab_size=512, hidden_size=64, num_layers=2, num_heads=2),
-    pretrain=_ONE_EPOCH,
+    pretrain=PretrainConfig(reading=_ONE_EPOCH, copying=_ONE_EPOCH),
     sft=_ONE_EPOCH,
     sft_more=_ONE_EPOCH,
     rounds=1,

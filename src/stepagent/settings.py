@@ -5,6 +5,7 @@ from typing import Literal
 
 from stepagent.algorithms.dpo import DPOConfig
 from stepagent.algorithms.grpo import GRPOConfig
+from stepagent.algorithms.pretraining import PretrainConfig
 from stepagent.algorithms.sft import SFTConfig
 from stepagent.algorithms.trajectory_dpo import TrajectoryDPOConfig
 from stepagent.backends.adapters import LoRAConfig
@@ -111,8 +112,8 @@ class TrainConfig:
     """Train low-rank adapters on the model instead of the model itself."""
     compute: ComputeConfig = ComputeConfig()
     """Device, precision and memory."""
-    pretrain: SFTConfig = SFTConfig()
-    """Language modelling of the novice's demonstrations, if the model is built from scratch."""
+    pretrain: PretrainConfig = PretrainConfig()
+    """Of a model that is built from scratch, on all demonstrations of the run."""
     sft: SFTConfig = SFTConfig()
     """The novice."""
     prompting: PromptingConfig = PromptingConfig()

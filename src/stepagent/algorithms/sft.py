@@ -22,7 +22,7 @@ from stepagent.backends.training import (
 )
 from stepagent.inspection import step_tree
 from stepagent.policy import Policy
-from stepagent.prefix_tree import ROOT, PrefixTree
+from stepagent.prefix_tree import PrefixTree
 from stepagent.renderer import RenderedTrajectory
 
 
@@ -53,33 +53,10 @@ def sft(
 ) -> None:
     """Trains the policy in place; calls `log` after every update."""
     trees = [step_tree(d).tree for d in demonstrations]
-    _maximize_likelihood(policy, trees, config, "SFT", seed=seed, log=log)
+    maximize_likelihood(policy, trees, config, "SFT", seed=seed, log=log)
 
 
-def pretrain(
-    policy: Policy,
-    demonstrations: Sequence[RenderedTrajectory],
-    config: SFTConfig,
-    *,
-    seed: int,
-    log: Callable[[Metrics], None],
-) -> None:
-    """Language modelling of the whole demonstrations, observations included, in place.
-
-    For models made from scratch: what a pretrained one brings along, above all copying a name from
-    an observation into an action, is not learnt from the few action tokens alone.
-    """
-    trees = []
-    for d in demonstrations:
-        *_, last = d.states
-        first, *rest = (*last, *d.actions[-1])
-        tree = PrefixTree()
-        tree.add_path(tree.add(ROOT, [first])[-1], rest)
-        trees.append(tree)
-    _maximize_likelihood(policy, trees, config, "Pretraining", seed=seed, log=log)
-
-
-def _maximize_likelihood(
+def maximize_likelihood(
     policy: Policy,
     trees: Sequence[PrefixTree],
     config: SFTConfig,

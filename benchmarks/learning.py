@@ -1,0 +1,210 @@
+"""Results of many runs: one row per figure in learning.jsonl, and the tables made from them.
+
+    python benchmarks/learning.py add runs/results/*    rows of finished runs, each once
+    python benchmarks/learning.py write                 the tables in README.md and docs/results.md
+
+A row is {task, policy, method, seed, split, metric, value, episodes, env_steps, train_tokens}:
+`env_steps` and `train_tokens` are what the method's rounds took, after the novice. A method with
+settings that are not its recipe's has them behind its name. docs/results-protocol.md says how the
+runs were made.
+"""
+
+import argparse
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stepagent.atomic import atomic_write
+from stepagent.recipes import RECIPES
+from stepagent.run import to_json
+from stepagent.statistics import paired_difference
+from stepagent.types import METHODS
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "learning.jsonl"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
+KEY = ("task", "policy", "method", "seed", "split", "metric")
+OURS = ("implicit", "inverse")
+WITHOUT_TRAINING = ("zero_shot", "react", "sft")
+
+Row = dict[str, Any]
+
+
+def rows_of(run: Path) -> Iterator[Row]:
+    """The rows of a finished run."""
+    about = json.loads((run / "config.json").read_bytes())
+    log = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    changes = dict(_changes(to_json(RECIPES[about["recipe"]]), about["config"]))
+    model = about["config"]["model"]
+    common = {
+        "task": about["protocol"]["task"],
+        "policy": "tiny" if isinstance(model, dict) else model,
+        "seed": about["seed"],
+    }
+    for result in json.loads((run / "results.json").read_bytes()):
+        method = result["method"]
+        own = [row for row in log if row["stage"] == method]
+        taken = {
+            "env_steps": sum(row["env_steps"] for row in own if row["phase"] == "explore"),
+            "train_tokens": sum(row.get("tokens", 0) for row in own),
+        }
+        known = {**common, "method": _label(method, changes), "episodes": result["n"], **taken}
+        yield {**known, "split": "test", "metric": result["metric"], "value": result["mean"]}
+        if result["metric"] == "score" and method not in ("zero_shot", "react"):
+            for row in own:
+                for name in ("score", "agreement", "expert_logprob", "js_divergence"):
+                    if row["phase"] == "dev" and name in row:
+                        metric = f"{name}, round {row['round']}"
+                        yield {**known, "split": "dev", "metric": metric, "value": row[name]}
+
+
+def _changes(before: Row, now: Row, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Settings of learners, by their path, that are not the recipe's."""
+    for key, value in now.items():
+        path = f"{name}.{key}" if name else key
+        if isinstance(value, dict) and isinstance(before.get(key), dict):
+            yield from _changes(before[key], value, path)
+        elif value != before.get(key) and path.split(".")[0] not in (
+            "seed",
+            "methods",
+            "prompting",
+        ):
+            yield path, value
+
+
+def _label(method: str, changes: Row) -> str:
+    """A method's name with the settings that concern it: its own, and those of all learners."""
+    own = {
+        path.removeprefix(f"{method}."): value
+        for path, value in changes.items()
+        if path.split(".")[0] == method or path.split(".")[0] not in METHODS
+    }
+    return " ".join([method, *(f"{path}={value}" for path, value in own.items())])
+
+
+def add(runs: Sequence[Path]) -> None:
+    """Adds the rows of finished runs; a row that is there already is replaced."""
+    found = {_key(row): row for row in read()}
+    for run in runs:
+        if (run / "results.json").exists():
+            found |= {_key(row): row for row in rows_of(run)}
+    RESULTS.parent.mkdir(exist_ok=True)
+    with atomic_write(RESULTS) as file:
+        for key in sorted(found, key=str):
+            file.write(json.dumps(found[key]).encode() + b"\n")
+
+
+def read() -> list[Row]:
+    """All rows."""
+    if not RESULTS.exists():
+        return []
+    return [json.loads(line) for line in RESULTS.read_text().splitlines()]
+
+
+def _key(row: Row) -> tuple[Any, ...]:
+    return tuple(row[name] for name in KEY)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Test scores of one task and policy."""
+
+    rows: Sequence[Row]
+
+    def by_seed(self, method: str, metric: str = "score") -> dict[int, float]:
+        """The values of a method, by seed."""
+        return {
+            row["seed"]: row["value"]
+            for row in self.rows
+            if (row["method"], row["metric"], row["split"]) == (method, metric, "test")
+        }
+
+    @property
+    def methods(self) -> list[str]:
+        """Those with results, in the order of tables; variants come after."""
+        found = {row["method"] for row in self.rows}
+        return [m for m in METHODS if m in found]
+
+    def mean(self, method: str) -> float:
+        """Over seeds."""
+        values = self.by_seed(method).values()
+        return sum(values) / len(values)
+
+    @property
+    def best_baseline(self) -> str:
+        """The baseline with the highest mean test score: the hardest one to beat."""
+        others = [m for m in self.methods if m not in OURS]
+        return max(others, key=self.mean)
+
+    def difference(self, method: str, other: str) -> str:
+        """Paired by seed, with its 95 % interval; a dash for one seed or the method itself."""
+        mine, theirs = self.by_seed(method), self.by_seed(other)
+        seeds = sorted(mine.keys() & theirs.keys())
+        found = paired_difference([mine[s] for s in seeds], [theirs[s] for s in seeds])
+        if method == other or found.low is None or found.high is None or found.mean is None:
+            return "-"
+        return f"{found.mean:+.1f} ({found.low:+.1f} to {found.high:+.1f})"
+
+
+def table(rows: Iterable[Row], task: str, policy: str) -> str:
+    """All methods on one task, as Markdown."""
+    panel = Panel([r for r in rows if (r["task"], r["policy"]) == (task, policy)])
+    best = panel.best_baseline
+    lines = [
+        f"| method | seeds | score | success, % | minus SFT, continued | minus {METHODS[best]} "
+        "| env steps | tokens |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for method in panel.methods:
+        scores = panel.by_seed(method)
+        success = panel.by_seed(method, "success").values()
+        cost = next(r for r in panel.rows if r["method"] == method and r["split"] == "test")
+        lines.append(
+            f"| {METHODS[method]} | {len(scores)} | {_with_interval(scores.values())} "
+            f"| {100 * sum(success) / len(success):.1f} | {panel.difference(method, 'sft_more')} "
+            f"| {panel.difference(method, best)} "
+            f"| {cost['env_steps']:,} | {cost['train_tokens'] / 1e6:.2f} M |"
+        )
+    return "\n".join(lines)
+
+
+def _with_interval(values: Iterable[float]) -> str:
+    """Mean and 95 % interval over seeds."""
+    values = list(values)
+    found = paired_difference(values, [0.0] * len(values))
+    assert found.mean is not None
+    if found.low is None or found.high is None:
+        return f"{found.mean:.1f}"
+    return f"{found.mean:.1f} ({max(0.0, found.low):.1f} to {min(100.0, found.high):.1f})"
+
+
+def filled(page: str, rows: Sequence[Row]) -> str:
+    """A page with each table anew between `<!-- results: TASK POLICY -->` and `<!-- end -->`."""
+    parts = page.split("<!-- results: ")
+    done = [parts[0]]
+    for part in parts[1:]:
+        name, _, rest = part.partition(" -->")
+        _, _, after = rest.partition("<!-- end -->")
+        task, policy = name.split()
+        done.append(f"{name} -->\n{table(rows, task, policy)}\n<!-- end -->{after}")
+    return "<!-- results: ".join(done)
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("add").add_argument("runs", type=Path, nargs="+")
+    commands.add_parser("write")
+    options = parser.parse_args()
+    if options.command == "add":
+        add(options.runs)
+    else:
+        for path in PAGES:
+            path.write_text(filled(path.read_text(), read()))
+
+
+if __name__ == "__main__":
+    main()

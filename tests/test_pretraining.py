@@ -1,0 +1,92 @@
+"""Pretraining: language modelling, then cloning under exchanged names."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fakes import demonstrations, in_float64, plain_logprobs, random_policy, rendered
+from stepagent.algorithms.pretraining import PretrainConfig, names, pretrain, rename
+from stepagent.algorithms.sft import SFTConfig
+from stepagent.backends.training import Metrics, OptimizerConfig
+
+OWN = [*demonstrations()[:3], *demonstrations()[40:43]]
+SLOW = SFTConfig(epochs=1, optimizer=OptimizerConfig(learning_rate=1e-9, warmup_share=0.0))
+
+
+def test_reading_models_every_token_after_the_first() -> None:
+    policy, logged = in_float64(random_policy()), list[Metrics]()
+    config = PretrainConfig(reading=SLOW, copying=replace(SLOW, epochs=0))
+    pretrain(policy, OWN, config, seed=0, log=logged.append)
+    before = in_float64(random_policy())
+    own = rendered(before, OWN)
+    histories = [(*list(d.states)[-1], *d.actions[-1]) for d in own]
+    logprobs = torch.cat([plain_logprobs(before.model, ids[:1], ids[1:]) for ids in histories])
+    assert [row["loss"] for row in logged] == [pytest.approx(-logprobs.mean().item(), abs=1e-9)]
+
+
+def test_copying_is_cloning_of_demonstrations_that_are_cut_short() -> None:
+    policy, logged = in_float64(random_policy()), list[Metrics]()
+    config = PretrainConfig(
+        reading=replace(SLOW, epochs=0), copying=replace(SLOW, epochs=2), renamed=0, characters=3
+    )
+    pretrain(policy, OWN, config, seed=0, log=logged.append)
+    short = [
+        d.model_copy(
+            update={
+                "steps": tuple(
+                    s.model_copy(update={"observation": s.observation[:3]}) for s in d.steps
+                )
+            }
+        )
+        for d in OWN
+    ]
+    before = in_float64(random_policy())
+    logprobs = [
+        plain_logprobs(before.model, state, action)
+        for d in rendered(before, short)
+        for state, action in zip(d.states, d.actions, strict=True)
+    ]
+    losses = [row["loss"] * row["tokens"] for row in logged]
+    tokens = sum(row["tokens"] for row in logged)
+    assert sum(losses) / tokens == pytest.approx(-torch.cat(logprobs).mean().item(), rel=0.05)
+    assert {row["tokens"] for row in logged} != {0}
+    assert len(logged) == 2  # 12 trajectories in batches of 8
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=st.integers(0, 2**32 - 1), rare=st.floats(0, 1))
+def test_renaming_permutes_names_and_nothing_else(seed: int, rare: float) -> None:
+    own = rendered(random_policy(), OWN)
+    known = names(own, rare)
+    renamed = rename(own[-1], known, np.random.default_rng(seed))
+    before = [t for part in (*own[-1].additions, *own[-1].actions) for t in part]
+    after = [t for part in (*renamed.additions, *renamed.actions) for t in part]
+    pairs = set(zip(before, after, strict=True))
+    # One name for one name, everywhere alike; what is no name stays.
+    assert len({a for a, _ in pairs}) == len({b for _, b in pairs}) == len(pairs)
+    assert all(a == b if a not in known else b in known for a, b in pairs)
+    assert [len(part) for part in renamed.actions] == [len(part) for part in own[-1].actions]
+
+
+def test_names_are_the_tokens_that_few_demonstrations_have() -> None:
+    own = rendered(random_policy(), OWN)
+    tokens = [{t for part in (*d.additions, *d.actions) for t in part} for d in own]
+    everywhere = set.intersection(*tokens)
+    assert not names(own, 1.0) & everywhere
+    assert names(own, 1.01) == set.union(*tokens)
+    alone = {t for t in set.union(*tokens) if sum(t in own for own in tokens) == 1}
+    assert names(own, 0.2) == alone
+
+
+def test_the_same_seed_renames_alike() -> None:
+    config = PretrainConfig(reading=replace(SLOW, epochs=0), copying=SLOW, renamed=1, rare=0.9)
+    losses = []
+    for seed in (0, 0, 1):
+        logged: list[Metrics] = []
+        pretrain(random_policy(scale=4.0), OWN, config, seed=seed, log=logged.append)
+        losses.append([row["loss"] for row in logged])
+    assert losses[0] == losses[1] != losses[2]
