@@ -43,8 +43,8 @@ def test_a_run_in_rollout_states_plays_and_learns(tmp_path: Path) -> None:
     folder = finish(tmp_path / "run", config)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     explored = [row for row in rows if row["phase"] == "explore"]
-    # 12 items, before the round and for the last measurement.
-    assert [(row["round"], row["episodes"]) for row in explored] == [(1, 24), (2, 24)]
+    # Half of 12 items, two episodes each, before the round and for the last measurement.
+    assert [(row["round"], row["episodes"]) for row in explored] == [(1, 12), (2, 12)]
     measured = [row for row in rows if "js_divergence" in row]
     assert [row["round"] for row in measured] == [0, 1]
     weights = [

@@ -31,7 +31,8 @@ class RFTConfig:
     """One round of rejection sampling."""
 
     episodes: int = 4
-    """Of each item."""
+    """Of each item that is played. Other items are played in the next round, so that a round has
+    one episode for each demonstration, however many are of the same item."""
     sft: SFTConfig = SFTConfig(epochs=1)
     """On the demonstrations and the successes."""
 
@@ -41,7 +42,8 @@ class FinalPPOConfig:
     """One round of PPO on final rewards."""
 
     episodes: int = 4
-    """Of each item."""
+    """Of each item that is played. Other items are played in the next round, so that a round has
+    one episode for each demonstration, however many are of the same item."""
     ppo: PPOConfig = PPOConfig(epochs=1, sft_coef=0.0, kl_coef=0.04)
     """Policy updates."""
 

@@ -89,17 +89,19 @@ def _rounds(config: TrainConfig, run: Run, task: Task, method: Method, practice:
     def dev(policy: Policy, number: int) -> dict[str, float | None]:
         return score_on_dev(config, run, task, policy, practice.lesson, method, number)
 
-    def explore(policy: Policy, episodes: int, seed: int) -> list[RenderedTrajectory]:
-        items = [d.trajectory.id for d in practice.lesson.demonstrations]
+    def explore(policy: Policy, episodes: int, number: int) -> list[RenderedTrajectory]:
+        every = [d.trajectory.id for d in practice.lesson.demonstrations]
+        stride = min(episodes, len(every))
+        items, seed = every[number % stride :: stride], practice.seed_of(number)
         return [
             episode
-            for number in range(episodes)
+            for turn in range(episodes)
             for episode in rollout(
                 policy,
                 task,
                 items,
                 config.inspection.decoding,
-                seed=seed * 1000 + number,
+                seed=seed * 1000 + turn,
                 num_parallel=config.evaluation.num_parallel,
                 description="Exploration",
             )

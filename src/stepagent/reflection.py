@@ -59,7 +59,7 @@ class InverseConfig:
     states: Literal["practice", "rollout"] = "practice"
     """Where the agent acts: in the expert's states, or in an environment, in states of its own."""
     episodes: int = 1
-    """Of each item in a round, if it acts in an environment."""
+    """Of each item that it plays in a round, if it acts in an environment."""
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
     """Expert or agent?"""
     ppo: PPOConfig = PPOConfig()
@@ -84,11 +84,12 @@ class Lesson:
 
     @property
     def rollout_trees(self) -> list[StepTree]:
-        """The demonstrations, each with the agent's own episodes of the same item."""
+        """The explored items: each demonstration with the agent's own episodes of its item."""
         of_item: dict[str, list[RenderedTrajectory]] = {}
         for episode in self.explored:
             of_item.setdefault(episode.trajectory.id, []).append(episode)
-        return [rollout_tree(d, of_item[d.trajectory.id]) for d in self.demonstrations]
+        expert = {d.trajectory.id: d for d in self.demonstrations}
+        return [rollout_tree(expert[item], own) for item, own in of_item.items()]
 
     @property
     def held_out_trees(self) -> list[StepTree]:
@@ -106,7 +107,7 @@ class Learner(Protocol):
     practises: bool
     """Whether a lesson has to be practised before it is learnt."""
     explores: int
-    """How many episodes of each item the policy plays before; reflection needs none."""
+    """How many episodes of an item the policy plays before, if it plays; reflection needs none."""
     measures: bool
     """Whether `measure` finds anything."""
 

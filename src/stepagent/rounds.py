@@ -67,8 +67,8 @@ class Rounds:
     evaluate: Callable[[Policy, int], Mapping[str, float | None]]
     """Logs and returns how the policy of a round does on dev."""
     explore: Callable[[Policy, int, int], Sequence[RenderedTrajectory]] | None = None
-    """So many episodes of the policy on each item of the demonstrations, by the round's seed; only
-    baselines explore."""
+    """The episodes of the policy in a round, by how many an item has and the round's number: one
+    for each demonstration, so that an item is not played in every round if it has several."""
 
     def unit(self, number: int) -> str:
         """Name of a round's unit; its folder holds the policy after the round."""
@@ -112,7 +112,7 @@ class Rounds:
     def _explore(self, policy: Policy, number: int) -> Sequence[RenderedTrajectory]:
         """The round's episodes, counted: they are what reflection does without."""
         assert self.explore is not None
-        found = self.explore(policy, self.learner.explores, self.practice.seed_of(number))
+        found = self.explore(policy, self.learner.explores, number)
         played = [episode.trajectory for episode in found]
         self.run.log(
             stage=self.method,
