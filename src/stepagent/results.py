@@ -9,6 +9,12 @@ from stepagent.statistics import Interval, paired_difference
 from stepagent.trajectories import read_jsonl
 from stepagent.types import METHODS, Trajectory
 
+UNLEARNT = ("zero_shot", "react", "sft")
+"""Methods without rounds."""
+
+REFLECTION = ("implicit", "inverse")
+"""What all others are compared with."""
+
 
 def write_results(seed: int, run: Run) -> None:
     """Writes results.json and summary.md from the test episodes that are there."""
@@ -47,7 +53,8 @@ def write_results(seed: int, run: Run) -> None:
 
 def summary(run: Run, episodes: dict[str, Sequence[Trajectory]]) -> str:
     """A table of the test results and plain words on what beat what."""
-    lines = [f"{'method':<22}{'round':>6}{'score (95 % interval)':>26}{'success':>24}{'n':>6}"]
+    width = max([22, *(len(METHODS[method]) + 2 for method in episodes)])
+    lines = [f"{'method':<{width}}{'round':>6}{'score (95 % interval)':>26}{'success':>24}{'n':>6}"]
     chosen = {
         method: read_json(run.unit_folder(f"{method}-test") / "best_round.json")
         for method in episodes
@@ -55,7 +62,7 @@ def summary(run: Run, episodes: dict[str, Sequence[Trajectory]]) -> str:
     for method, own in episodes.items():
         result = summarize(own)
         lines.append(
-            f"{METHODS[method]:<22}{chosen[method]:>6}{interval_text(result.score):>26}"
+            f"{METHODS[method]:<{width}}{chosen[method]:>6}{interval_text(result.score):>26}"
             f"{interval_text(result.success, percent=True):>24}{len(own):>6}"
         )
     lines.append("")
@@ -63,16 +70,16 @@ def summary(run: Run, episodes: dict[str, Sequence[Trajectory]]) -> str:
         if found := _metrics(run, method):
             shown = ", ".join(f"{name} {value:.4g}" for name, value in found.items())
             lines.append(f"{METHODS[method]}: {shown}.")
-    for method in ("sft_more", "implicit", "inverse"):
+    for method in METHODS:
         if stopped := run.config["data"].get(method, {}).get("stopped"):
             lines.append(f"{METHODS[method]} was stopped: {stopped}.")
-        if chosen.get(method) == 0:
+        if chosen.get(method) == 0 and method not in UNLEARNT:
             name = METHODS[method]
             lines.append(f"{name}: no round beat the novice on dev, so this is the novice itself.")
-    for method in ("implicit", "inverse"):
-        for other in ("sft", "sft_more"):
-            if method in episodes and other in episodes:
-                lines.append(_compared(method, other, episodes))
+    for method in REFLECTION:
+        if method in episodes:
+            others = [other for other in episodes if other not in REFLECTION]
+            lines += [_compared(method, other, episodes) for other in others]
     return "\n".join(lines) + "\n"
 
 
