@@ -27,7 +27,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "learning.jsonl"
 PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
 KEY = ("task", "policy", "method", "seed", "split", "metric")
 OURS = ("implicit", "inverse")
-WITHOUT_TRAINING = ("zero_shot", "react", "sft")
+LEARNERS = METHODS.keys() - {"zero_shot", "react", "sft"}
 
 Row = dict[str, Any]
 
@@ -52,7 +52,7 @@ def rows_of(run: Path) -> Iterator[Row]:
         }
         known = {**common, "method": _label(method, changes), "episodes": result["n"], **taken}
         yield {**known, "split": "test", "metric": result["metric"], "value": result["mean"]}
-        if result["metric"] == "score" and method not in ("zero_shot", "react"):
+        if result["metric"] == "score" and method in LEARNERS | {"sft"}:
             for row in own:
                 for name in ("score", "agreement", "expert_logprob", "js_divergence"):
                     if row["phase"] == "dev" and name in row:
@@ -79,7 +79,7 @@ def _label(method: str, changes: Row) -> str:
     own = {
         path.removeprefix(f"{method}."): value
         for path, value in changes.items()
-        if path.split(".")[0] == method or path.split(".")[0] not in METHODS
+        if path.split(".")[0] == method or path.split(".")[0] not in LEARNERS
     }
     return " ".join([method, *(f"{path}={value}" for path, value in own.items())])
 

@@ -1,0 +1,106 @@
+"""The published results: rows, tables made of them, and pages that hold these tables."""
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from stepagent.recipes import RECIPES
+from stepagent.run import to_json
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def learning() -> ModuleType:
+    """The script, which is no part of the package."""
+    path = ROOT / "benchmarks" / "learning.py"
+    spec = importlib.util.spec_from_file_location("learning", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def finished_run(folder: Path, score: float, seed: int, **changes: object) -> Path:
+    """What a finished run of two methods leaves behind."""
+    folder.mkdir()
+    config = to_json(RECIPES["smoke"])
+    config["inverse"] |= changes
+    about = {"recipe": "smoke", "seed": seed, "config": config, "protocol": {"task": "boxes"}}
+    (folder / "config.json").write_text(json.dumps(about))
+    results = [
+        {"method": method, "metric": metric, "mean": value, "n": 7}
+        for method, values in {"sft_more": (50.0, 0.5), "inverse": (score, 0.75)}.items()
+        for metric, value in zip(("score", "success"), values, strict=True)
+    ]
+    (folder / "results.json").write_text(json.dumps(results))
+    rows = [
+        {"stage": "inverse", "round": 1, "phase": "explore", "env_steps": 30},
+        {"stage": "inverse", "round": 1, "phase": "ppo", "tokens": 400},
+        {"stage": "inverse", "round": 1, "phase": "discriminator", "tokens": 600},
+        {"stage": "inverse", "round": 1, "phase": "dev", "js_divergence": 0.25},
+        {"stage": "sft_more", "round": 1, "phase": "train", "tokens": 500},
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_rows_say_what_a_method_reached_and_took(learning: ModuleType, tmp_path: Path) -> None:
+    rows = list(learning.rows_of(finished_run(tmp_path / "run", 60.0, 3)))
+    assert all(set(row) == {*learning.KEY, "value", "episodes", "env_steps", "train_tokens"}
+               for row in rows)  # fmt: skip
+    (score,) = [r for r in rows if (r["method"], r["metric"]) == ("inverse", "score")]
+    assert score == {
+        "task": "boxes", "policy": "tiny", "method": "inverse", "seed": 3, "split": "test",
+        "metric": "score", "value": 60.0, "episodes": 7, "env_steps": 30, "train_tokens": 1000,
+    }  # fmt: skip
+    (js,) = [r for r in rows if r["split"] == "dev"]
+    assert (js["metric"], js["value"]) == ("js_divergence, round 1", 0.25)
+    assert {r["train_tokens"] for r in rows if r["method"] == "sft_more"} == {500}
+
+
+def test_a_method_is_named_by_its_own_changes(learning: ModuleType, tmp_path: Path) -> None:
+    run = finished_run(tmp_path / "run", 60.0, 0, states="rollout")
+    methods = {row["method"] for row in learning.rows_of(run)}
+    assert methods == {"sft_more", "inverse states=rollout"}
+
+
+def test_a_table_by_hand(
+    learning: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learning, "RESULTS", tmp_path / "results" / "learning.jsonl")
+    runs = [finished_run(tmp_path / f"run{s}", score, s) for s, score in enumerate((58.0, 62.0))]
+    learning.add(runs)
+    learning.add([*runs, tmp_path / "unfinished"])  # again: nothing is there twice
+    lines = learning.table(learning.read(), "boxes", "tiny").splitlines()
+    # Differences 8 and 12: mean 10, standard error 2, t(0.975, 1 degree) = 12.706.
+    assert lines[0].startswith("| method | seeds | score")
+    assert lines[2] == "| SFT, continued | 2 | 50.0 (50.0 to 50.0) | 50.0 | - | - | 0 | 0.00 M |"
+    assert lines[3] == (
+        "| Inverse reflection | 2 | 60.0 (34.6 to 85.4) | 75.0 "
+        "| +10.0 (-15.4 to +35.4) | +10.0 (-15.4 to +35.4) | 30 | 0.00 M |"
+    )
+
+
+def test_pages_hold_the_tables_of_the_published_rows(learning: ModuleType) -> None:
+    for page in learning.PAGES:
+        if page.exists():
+            text = page.read_text()
+            assert learning.filled(text, learning.read()) == text, (
+                f"{page.name}: run python benchmarks/learning.py write"
+            )
+
+
+def test_a_table_is_put_between_its_marks(
+    learning: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learning, "RESULTS", tmp_path / "learning.jsonl")
+    learning.add([finished_run(tmp_path / "run", 60.0, 0)])
+    page = "before\n<!-- results: boxes tiny -->\nold\n<!-- end -->\nafter\n"
+    filled = learning.filled(page, learning.read())
+    assert filled.startswith("before\n<!-- results: boxes tiny -->\n| method | seeds |")
+    assert filled.endswith("|\n<!-- end -->\nafter\n")
+    assert learning.filled(filled, learning.read()) == filled
