@@ -5,18 +5,30 @@ stepagent train scienceworld-demo --out runs/seed-1 --seed 1 --rounds 3
 """
 
 from dataclasses import replace
+from typing import get_args
 
 from stepagent.algorithms.discriminator import DiscriminatorConfig
 from stepagent.algorithms.dpo import DPOConfig
+from stepagent.algorithms.grpo import GRPOConfig
 from stepagent.algorithms.ppo import PPOConfig
 from stepagent.algorithms.pretraining import PretrainConfig
 from stepagent.algorithms.sft import SFTConfig
+from stepagent.algorithms.trajectory_dpo import TrajectoryDPOConfig
 from stepagent.backends.adapters import LoRAConfig
 from stepagent.backends.generation import Decoding
 from stepagent.backends.training import OptimizerConfig
+from stepagent.baselines import FinalPPOConfig, RFTConfig
 from stepagent.evaluation import EvaluationConfig
 from stepagent.reflection import InspectionConfig, InverseConfig
-from stepagent.settings import TASKS, DataConfig, TaskConfig, TrainConfig
+from stepagent.settings import (
+    TASKS,
+    DataConfig,
+    Method,
+    PromptingConfig,
+    TaskConfig,
+    TrainConfig,
+)
+from stepagent.tasks.alfworld import AlfworldConfig
 from stepagent.tasks.mind2web import Mind2WebConfig
 from stepagent.tasks.scienceworld import ScienceWorldConfig
 from stepagent.tasks.webshop import WebShopConfig
@@ -50,6 +62,33 @@ SCIENCEWORLD_DEMO = TrainConfig(
     evaluation=EvaluationConfig(decoding=Decoding(max_new_tokens=24, temperature=0.0)),
 )
 """From novice to expert on five task types, with a small model made from scratch."""
+
+
+def _results(task: TaskConfig, data: DataConfig, decoding: Decoding, epochs: int) -> TrainConfig:
+    """All methods, each with one update for every demonstration or pair in a round.
+
+    docs/results-protocol.md says how the settings were chosen.
+    """
+    once = SFTConfig(epochs=1, batch_size=1, optimizer=_ADAM)
+    trajectories = TrajectoryDPOConfig(batch_size=1, optimizer=_ADAM)
+    final = PPOConfig(epochs=1, batch_size=1, sft_coef=0.0, kl_coef=0.04, optimizer=_ADAM)
+    return replace(
+        SCIENCEWORLD_DEMO,
+        task=task,
+        data=data,
+        sft=replace(SCIENCEWORLD_DEMO.sft, epochs=epochs),
+        prompting=PromptingConfig(methods=("zero_shot", "react")),
+        methods=get_args(Method),
+        inspection=InspectionConfig(decoding=decoding),
+        step_dpo=replace(SCIENCEWORLD_DEMO.implicit, sft_coef=0.0),
+        rft=RFTConfig(sft=once),
+        eto=trajectories,
+        spin=trajectories,
+        ppo=FinalPPOConfig(ppo=final),
+        grpo=GRPOConfig(batch_size=1, optimizer=_ADAM),
+        evaluation=EvaluationConfig(decoding=replace(decoding, temperature=0.0)),
+    )
+
 
 _LORA_ADAM = OptimizerConfig(learning_rate=2e-4)
 
@@ -117,6 +156,18 @@ SMOKE = TrainConfig(
 
 RECIPES: dict[str, TrainConfig] = {
     "scienceworld-demo": SCIENCEWORLD_DEMO,
+    "scienceworld-results": _results(
+        SCIENCEWORLD_DEMO.task,
+        DataConfig(sft=75, reflection=75, shared=75, dev=12, test=40),
+        Decoding(max_new_tokens=24),
+        epochs=3,
+    ),
+    "alfworld-results": _results(
+        AlfworldConfig(step_limit=30),
+        DataConfig(sft=100, reflection=100, shared=100, dev=8, test=140),
+        Decoding(),
+        epochs=6,
+    ),
     "scienceworld-smollm2": SCIENCEWORLD_SMOLLM2,
     "alfworld-tiny": _tiny(
         TASKS["alfworld"], DataConfig(sft=30, reflection=50, shared=30, dev=4, test=10)

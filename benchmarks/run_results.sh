@@ -1,0 +1,15 @@
+#!/bin/sh
+# All runs behind docs/results.md, one after the other; what is finished is skipped, what was cut off
+# goes on. Usage: benchmarks/run_results.sh OUT [SEEDS]      e.g. runs/results "0 1 2 3 4"
+# Two streams may share OUT, each with seeds of its own; OMP_NUM_THREADS=1 then keeps them apart.
+set -eu
+out=${1:?names the folder for the runs}
+seeds=${2:-0 1 2 3 4}
+for seed in $seeds; do
+    for recipe in scienceworld-results alfworld-results; do
+        run=$out/$recipe-seed$seed
+        [ -f "$run/results.json" ] || stepagent train $recipe --seed "$seed" --out "$run" --resume
+        python benchmarks/learning.py add "$run"
+    done
+done
+python benchmarks/learning.py write
