@@ -51,10 +51,11 @@ SCIENCEWORLD_DEMO = TrainConfig(
     model=TinyConfig(hidden_size=192),
     sft=SFTConfig(epochs=3, batch_size=1, optimizer=OptimizerConfig(learning_rate=1e-3)),
     rounds=2,
-    inspection=InspectionConfig(decoding=Decoding(max_new_tokens=24)),
+    inspection=InspectionConfig(num_actions=2, decoding=Decoding(max_new_tokens=24)),
     # One pass of every learner over the same trajectories: the same number of updates for all.
     sft_more=SFTConfig(epochs=1, batch_size=1, optimizer=_ADAM),
-    implicit=DPOConfig(beta=0.1, epochs=1, batch_size=1, optimizer=_ADAM),
+    # Why beta = 1: docs/method.md. The anchor then weighs as it does with 0.1 and an anchor of 1.
+    implicit=DPOConfig(beta=1.0, sft_coef=10.0, epochs=1, batch_size=1, optimizer=_ADAM),
     inverse=InverseConfig(
         discriminator=DiscriminatorConfig(warmup_epochs=8, batch_size=4, optimizer=_ADAM),
         ppo=PPOConfig(epochs=1, batch_size=1, optimizer=_ADAM),
@@ -79,7 +80,7 @@ def _results(task: TaskConfig, data: DataConfig, decoding: Decoding, epochs: int
         sft=replace(SCIENCEWORLD_DEMO.sft, epochs=epochs),
         prompting=PromptingConfig(methods=("zero_shot", "react")),
         methods=get_args(Method),
-        inspection=InspectionConfig(decoding=decoding),
+        inspection=replace(SCIENCEWORLD_DEMO.inspection, decoding=decoding),
         step_dpo=replace(SCIENCEWORLD_DEMO.implicit, sft_coef=0.0),
         rft=RFTConfig(sft=once),
         eto=trajectories,
@@ -127,7 +128,7 @@ def _tiny(task: TaskConfig, data: DataConfig) -> TrainConfig:
         task=task,
         data=data,
         rounds=1,
-        inspection=InspectionConfig(decoding=long),
+        inspection=replace(SCIENCEWORLD_DEMO.inspection, decoding=long),
         evaluation=EvaluationConfig(decoding=replace(long, temperature=0.0)),
     )
 
