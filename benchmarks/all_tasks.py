@@ -28,6 +28,8 @@ RECIPES = {
     "musique": "musique-tiny",
 }
 
+COLUMNS = ("sft", "sft_more", "implicit", "inverse")
+
 
 def row(task: str, run: Path) -> str:
     """One line of the table."""
@@ -37,7 +39,7 @@ def row(task: str, run: Path) -> str:
     }  # fmt: skip
     stopped = json.loads((run / "config.json").read_bytes())["data"]
     cells = []
-    for method in METHODS:
+    for method in COLUMNS:
         if (
             "stopped" in stopped.get(method, {})
             and not (run / "units" / f"{method}-round1").exists()
@@ -64,8 +66,9 @@ def main() -> None:
         run = options.out / f"{task}-seed{options.seed}"
         recipe = [RECIPES[task], "--out", str(run), "--seed", str(options.seed), "--resume"]
         subprocess.run(["stepagent", "train", *recipe], check=True)
-    print(f"\n| task | test items | {' | '.join(METHODS.values())} | JS estimate |")
-    print("|---" * (3 + len(METHODS)) + "|")
+    names = " | ".join(METHODS[method] for method in COLUMNS)
+    print(f"\n| task | test items | {names} | JS estimate |")
+    print("|---" * (3 + len(COLUMNS)) + "|")
     for task in options.tasks:
         print(row(task, options.out / f"{task}-seed{options.seed}"))
 
