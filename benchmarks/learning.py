@@ -4,12 +4,13 @@
     python benchmarks/learning.py write                 the tables in README.md and docs/results.md
 
 A row is {task, policy, method, seed, split, metric, value, episodes, env_steps, train_tokens}:
-`env_steps` and `train_tokens` are what the method's rounds took, after the novice. A method with
-settings that are not its recipe's has them behind its name. docs/results-protocol.md says how the
-runs were made.
+`env_steps` and `train_tokens` are what the method's rounds took, after the novice: tokens that were
+forwarded for a gradient, not those of sampling and of references. A method with other settings than
+its recipe's has them behind its name. docs/results-protocol.md says how the runs were made.
 """
 
 import argparse
+import fcntl
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,8 @@ RESULTS = ROOT / "benchmarks" / "results" / "learning.jsonl"
 PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
 KEY = ("task", "policy", "method", "seed", "split", "metric")
 OURS = ("implicit", "inverse")
-LEARNERS = METHODS.keys() - {"zero_shot", "react", "sft"}
+PROMPTED = {"zero_shot", "react"}
+LEARNERS = METHODS.keys() - PROMPTED - {"sft"}
 
 Row = dict[str, Any]
 
@@ -45,10 +47,12 @@ def rows_of(run: Path) -> Iterator[Row]:
     }
     for result in json.loads((run / "results.json").read_bytes()):
         method = result["method"]
+        # The novice's row costs nothing here; a last measurement after all rounds is no learning.
         own = [row for row in log if row["stage"] == method]
+        rounds = [r for r in own if 0 < r["round"] <= about["config"]["rounds"]]
         taken = {
-            "env_steps": sum(row["env_steps"] for row in own if row["phase"] == "explore"),
-            "train_tokens": sum(row.get("tokens", 0) for row in own),
+            "env_steps": sum(row["env_steps"] for row in rounds if row["phase"] == "explore"),
+            "train_tokens": sum(row.get("tokens", 0) for row in rounds),
         }
         known = {**common, "method": _label(method, changes), "episodes": result["n"], **taken}
         yield {**known, "split": "test", "metric": result["metric"], "value": result["mean"]}
@@ -66,31 +70,34 @@ def _changes(before: Row, now: Row, name: str = "") -> Iterator[tuple[str, Any]]
         path = f"{name}.{key}" if name else key
         if isinstance(value, dict) and isinstance(before.get(key), dict):
             yield from _changes(before[key], value, path)
-        elif value != before.get(key) and path.split(".")[0] not in (
-            "seed",
-            "methods",
-            "prompting",
-        ):
+        elif value != before.get(key) and path not in ("seed", "methods", "prompting.methods"):
             yield path, value
 
 
 def _label(method: str, changes: Row) -> str:
     """A method's name with the settings that concern it: its own, and those of all learners."""
+    of_others = (LEARNERS | {"prompting"}) - {"prompting" if method in PROMPTED else method}
     own = {
         path.removeprefix(f"{method}."): value
         for path, value in changes.items()
-        if path.split(".")[0] == method or path.split(".")[0] not in LEARNERS
+        if path.split(".")[0] not in of_others
     }
     return " ".join([method, *(f"{path}={value}" for path, value in own.items())])
 
 
 def add(runs: Sequence[Path]) -> None:
     """Adds the rows of finished runs; a row that is there already is replaced."""
+    RESULTS.parent.mkdir(exist_ok=True)
+    with open(RESULTS.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two streams of runs may end at once
+        _add(runs)
+
+
+def _add(runs: Sequence[Path]) -> None:
     found = {_key(row): row for row in read()}
     for run in runs:
         if (run / "results.json").exists():
             found |= {_key(row): row for row in rows_of(run)}
-    RESULTS.parent.mkdir(exist_ok=True)
     with atomic_write(RESULTS) as file:
         for key in sorted(found, key=str):
             file.write(json.dumps(found[key]).encode() + b"\n")
@@ -123,19 +130,24 @@ class Panel:
 
     @property
     def methods(self) -> list[str]:
-        """Those with results, in the order of tables; variants come after."""
+        """Those with results, in the order of tables; after each its variants."""
+        order = list(METHODS)
         found = {row["method"] for row in self.rows}
-        return [m for m in METHODS if m in found]
+        return sorted(found, key=lambda m: (order.index(m.split()[0]), m))
 
-    def mean(self, method: str) -> float:
-        """Over seeds."""
-        values = self.by_seed(method).values()
-        return sum(values) / len(values)
+    def mean(self, method: str, column: str = "value") -> float:
+        """Over seeds: the score, or what the method took."""
+        scores = [
+            row[column]
+            for row in self.rows
+            if (row["method"], row["metric"], row["split"]) == (method, "score", "test")
+        ]
+        return sum(scores) / len(scores)
 
     @property
     def best_baseline(self) -> str:
         """The baseline with the highest mean test score: the hardest one to beat."""
-        others = [m for m in self.methods if m not in OURS]
+        others = [m for m in self.methods if m in METHODS and m not in OURS]
         return max(others, key=self.mean)
 
     def difference(self, method: str, other: str) -> str:
@@ -151,23 +163,31 @@ class Panel:
 def table(rows: Iterable[Row], task: str, policy: str) -> str:
     """All methods on one task, as Markdown."""
     panel = Panel([r for r in rows if (r["task"], r["policy"]) == (task, policy)])
+    if not panel.rows:
+        return "Not run yet."
     best = panel.best_baseline
     lines = [
         f"| method | seeds | score | success, % | minus SFT, continued | minus {METHODS[best]} "
-        "| env steps | tokens |",
+        "| env steps | tokens trained on |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for method in panel.methods:
         scores = panel.by_seed(method)
         success = panel.by_seed(method, "success").values()
-        cost = next(r for r in panel.rows if r["method"] == method and r["split"] == "test")
         lines.append(
-            f"| {METHODS[method]} | {len(scores)} | {_with_interval(scores.values())} "
+            f"| {_name(method)} | {len(scores)} | {_with_interval(scores.values())} "
             f"| {100 * sum(success) / len(success):.1f} | {panel.difference(method, 'sft_more')} "
             f"| {panel.difference(method, best)} "
-            f"| {cost['env_steps']:,} | {cost['train_tokens'] / 1e6:.2f} M |"
+            f"| {panel.mean(method, 'env_steps'):,.0f} "
+            f"| {panel.mean(method, 'train_tokens') / 1e6:.2f} M |"
         )
     return "\n".join(lines)
+
+
+def _name(method: str) -> str:
+    """For people; settings that are not the recipe's stay as they are."""
+    plain, *changes = method.split()
+    return ", ".join([METHODS[plain], *changes])
 
 
 def _with_interval(values: Iterable[float]) -> str:

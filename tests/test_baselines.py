@@ -7,17 +7,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from fakes import demonstrations, random_policy, rendered
+from fakes import BoxWorld, demonstrations, random_policy, rendered
 from stepagent.algorithms.trajectory_dpo import TrajectoryDPOConfig
 from stepagent.backends.training import Metrics
 from stepagent.baselines import ETO, RFT, SPIN, RFTConfig
+from stepagent.novice import take_novice
+from stepagent.pipeline import train
 from stepagent.reflection import Lesson
 from stepagent.renderer import RenderedTrajectory
 from stepagent.run import Run
 from stepagent.settings import Method, PromptingConfig
 from stepagent.trajectories import read_jsonl
 from stepagent.types import Trajectory
-from test_pipeline import CONFIG, Killed, assert_same, dies_at_row, finish, rows_of
+from test_pipeline import CONFIG, Killed, assert_same, dies_at_row, finish, open_run, rows_of
 
 BASELINES: tuple[Method, ...] = ("step_dpo", "rft", "eto", "spin", "ppo", "grpo")
 EVERY = replace(
@@ -52,6 +54,21 @@ def test_prompting_is_the_model_before_sft_with_examples_or_none(whole: Path) ->
         assert {e.metadata["model"] for e in episodes} == {"base"}
 
 
+def test_a_prompt_that_does_not_fit_stops_itself_and_nothing_else(
+    whole: Path, tmp_path: Path
+) -> None:
+    prompting = PromptingConfig(methods=("react",), few_shot=2, max_tokens=6)
+    config = replace(EVERY, methods=(), prompting=prompting)
+    with open_run(tmp_path / "run", config) as run:
+        take_novice(run, whole)
+        train(config, run, BoxWorld())
+    rows = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert {row["method"] for row in rows} == {"sft"}
+    summary = (tmp_path / "run" / "summary.md").read_text()
+    assert "Prompting, ReAct was stopped: " in summary
+    assert "context of 512" in summary
+
+
 def test_what_a_baseline_plays_is_counted(whole: Path) -> None:
     rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     explored = [row for row in rows if row["phase"] == "explore"]
@@ -75,7 +92,12 @@ def test_a_baseline_that_was_cut_off_resumes_to_the_same_files(
 
 def played(expert: RenderedTrajectory, score: float, *, same: bool = False) -> RenderedTrajectory:
     """An episode on the expert's item; its actions say something more, or are the same."""
-    trajectory = expert.trajectory.model_copy(update={"score": score, "success": score == 100})
+    steps = expert.trajectory.steps
+    if not same:
+        steps = tuple(s.model_copy(update={"action": f"{s.action} again"}) for s in steps)
+    trajectory = expert.trajectory.model_copy(
+        update={"score": score, "success": score == 100, "steps": steps}
+    )
     actions = expert.actions if same else tuple((9, *ids) for ids in expert.actions)
     return replace(expert, trajectory=trajectory, actions=actions)
 
@@ -104,7 +126,8 @@ def test_eto_learns_from_episodes_that_are_worse_and_spin_from_all_that_differ()
 
 def test_rft_clones_each_success_once() -> None:
     own = lesson([100.0, 0.0])
-    twice = replace(own, explored=[*own.explored, *own.explored])
+    same = [played(d, 100.0, same=True) for d in own.demonstrations]
+    twice = replace(own, explored=[*own.explored, *own.explored, *same])
     logged = list[Metrics]()
     RFT(RFTConfig()).learn(random_policy(), twice, seed=0, log=lambda _, row: logged.append(row))
     assert logged[0] == {"successes": 1}

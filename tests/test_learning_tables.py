@@ -42,6 +42,8 @@ def finished_run(folder: Path, score: float, seed: int, **changes: object) -> Pa
         {"stage": "inverse", "round": 1, "phase": "ppo", "tokens": 400},
         {"stage": "inverse", "round": 1, "phase": "discriminator", "tokens": 600},
         {"stage": "inverse", "round": 1, "phase": "dev", "js_divergence": 0.25},
+        {"stage": "inverse", "round": 2, "phase": "explore", "env_steps": 30},  # measures only
+        {"stage": "inverse", "round": 2, "phase": "discriminator", "tokens": 600},
         {"stage": "sft_more", "round": 1, "phase": "train", "tokens": 500},
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

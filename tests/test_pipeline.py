@@ -20,7 +20,7 @@ from stepagent.algorithms.sft import SFTConfig
 from stepagent.backends.generation import Decoding
 from stepagent.backends.training import OptimizerConfig
 from stepagent.evaluation import EvaluationConfig
-from stepagent.novice import take_novice
+from stepagent.novice import check_novice, take_novice
 from stepagent.pipeline import train
 from stepagent.policy import Policy
 from stepagent.reflection import InspectionConfig, Inverse, InverseConfig
@@ -248,17 +248,17 @@ def test_a_novice_taken_over_learns_as_in_its_own_run(whole: Path, tmp_path: Pat
 
 
 def test_a_novice_of_other_settings_is_refused(whole: Path, tmp_path: Path) -> None:
-    config = replace(CONFIG, sft=SFTConfig(epochs=5, optimizer=FAST))
-    with (
-        open_run(tmp_path / "run", config) as run,
-        pytest.raises(RunError, match="whole: its novice has other settings of --sft"),
+    other = to_json(replace(CONFIG, sft=SFTConfig(epochs=5, optimizer=FAST)))
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "config.json").write_text("{}")
+    for folder, settings, message in (
+        (whole, {"protocol": {}, "config": other}, "its novice has other settings of --sft"),
+        (whole, {"protocol": {"engine": "2"}, "config": other}, "its task has another protocol"),
+        (tmp_path / "begun", {}, "has no novice yet"),
+        (tmp_path / "none", {}, "no run; expected a folder"),
     ):
-        take_novice(run, whole)
-    with (
-        open_run(tmp_path / "other", CONFIG) as run,
-        pytest.raises(RunError, match="none: no run; expected a folder"),
-    ):
-        take_novice(run, tmp_path / "none")
+        with pytest.raises(RunError, match=f"{folder.name}: {message}"):
+            check_novice(folder, settings)
 
 
 def test_a_discriminator_at_chance_stops_its_method_and_nothing_else(

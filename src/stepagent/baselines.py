@@ -51,7 +51,7 @@ class FinalPPOConfig:
 class RFT(Stateless):
     """Rejection-sampling fine-tuning (Yuan et al. 2023, arXiv 2308.01825), of whole episodes.
 
-    Equal successes of an item count once, as in the paper.
+    Equal successes of an item count once, as in the paper; what the expert did too does not count.
     """
 
     practises = False
@@ -63,8 +63,11 @@ class RFT(Stateless):
 
     def learn(self, policy: Policy, lesson: Lesson, *, seed: int, log: Log) -> list[Tensor] | None:
         """Clones the demonstrations and what succeeded."""
+        known = {(d.trajectory.id, d.actions) for d in lesson.demonstrations}
         succeeded = {
-            (e.trajectory.id, e.actions): e for e in lesson.explored if e.trajectory.success
+            (e.trajectory.id, e.actions): e
+            for e in lesson.explored
+            if e.trajectory.success and (e.trajectory.id, e.actions) not in known
         }
         log("train", {"successes": len(succeeded)})
         both = [*lesson.demonstrations, *succeeded.values()]
@@ -107,7 +110,9 @@ class SPIN(ETO):
 
     def prefers(self, expert: RenderedTrajectory, agent: RenderedTrajectory) -> bool:
         """Unless they are the same."""
-        return expert.actions != agent.actions
+        # Other ids can spell the same text.
+        done = ([step.action for step in t.trajectory.steps] for t in (expert, agent))
+        return next(done) != next(done)
 
 
 class FinalPPO(Stateless):

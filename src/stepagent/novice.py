@@ -6,11 +6,13 @@ A model made from scratch is a unit of its own, `base`, so that it can be prompt
 import json
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from stepagent.algorithms.pretraining import pretrain
 from stepagent.algorithms.sft import sft
+from stepagent.atomic import atomic_write
 from stepagent.backends.training import Metrics
 from stepagent.policy import Policy
 from stepagent.renderer import RenderedTrajectory
@@ -56,47 +58,59 @@ def _make_base(
         policy.save(folder)
 
 
-UNITS = ("data", "base", "sft", "sft-dev", "sft-test")
-"""The parts of a run that do not depend on its learners."""
-
-FILES = (
-    "demonstrations.jsonl",
-    "practice/demonstrations-dev.jsonl",
-    "episodes/sft-dev-round0.jsonl",
-    "episodes/sft-test.jsonl",
-)
-"""What they write outside of their own folders."""
+UNITS = {
+    "data": ("demonstrations.jsonl", "practice/demonstrations-dev.jsonl"),
+    "base": (),
+    "sft": (),
+    "sft-dev": ("episodes/sft-dev-round0.jsonl",),
+    "sft-test": ("episodes/sft-test.jsonl",),
+}
+"""The units of a run that do not depend on its learners; their files outside of their folders."""
 
 SETTINGS = ("task", "data", "model", "lora", "compute", "pretrain", "sft", "evaluation", "seed")
 """What they depend on."""
 
 
+def check_novice(other: Path, settings: Mapping[str, Any]) -> None:
+    """Raises `RunError` if another run has no novice, or one that these settings do not give."""
+    if not (other / "config.json").is_file():
+        raise RunError(f"{other}: no run; expected a folder that stepagent train has written")
+    if not (other / "units" / "sft").is_dir():
+        raise RunError(f"{other}: has no novice yet; expected a run whose SFT is finished")
+    theirs = read_json(other / "config.json")
+    if theirs.get("protocol") != settings["protocol"]:
+        raise RunError(f"{other}: its task has another protocol")
+    for name in SETTINGS:
+        if theirs["config"].get(name) != settings["config"][name]:
+            raise RunError(f"{other}: its novice has other settings of --{name}")
+
+
 def take_novice(run: Run, other: Path) -> None:
     """Takes data and novice over from another run, so that only the learners are left to do.
 
-    Raises `RunError` if it is no run, or one whose novice has other settings.
+    `check_novice` comes first.
     """
-    if not (other / "config.json").is_file():
-        raise RunError(f"{other}: no run; expected a folder that stepagent train has written")
-    theirs = read_json(other / "config.json")
-    for name in SETTINGS:
-        if theirs["config"].get(name) != run.config["config"][name]:
-            raise RunError(f"{other}: its novice has other settings of --{name}")
-    rows = [json.loads(line) for line in (other / "metrics.jsonl").read_text().splitlines()]
-    for name, facts in theirs["data"].items():
+    rows = [json.loads(line) for line in _whole_lines(other / "metrics.jsonl")]
+    for name, facts in read_json(other / "config.json")["data"].items():
         if name not in METHODS:
             run.record_data(name, facts)
-    for file in FILES:
-        if (other / file).exists():
-            shutil.copyfile(other / file, run.folder / file)
-    for unit in UNITS:
+    run.record_data("novice", {"of": other.name})
+    for unit, files in UNITS.items():
         if not (other / "units" / unit).is_dir() or run.is_done(unit):
             continue
         with run.unit(unit) as folder:
             shutil.copytree(other / "units" / unit, folder, dirs_exist_ok=True)
+            for file in files:
+                with atomic_write(run.folder / file) as copy:
+                    copy.write((other / file).read_bytes())
             for row in rows:
                 if row["unit"] == unit:
                     run.log(**{k: v for k, v in row.items() if k not in ("unit", "seconds")})
+
+
+def _whole_lines(file: Path) -> list[str]:
+    """Without the last one, if it is still being written."""
+    return [line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
 def rendered(

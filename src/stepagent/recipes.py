@@ -66,7 +66,7 @@ SCIENCEWORLD_DEMO = TrainConfig(
 
 
 def _results(task: TaskConfig, data: DataConfig, decoding: Decoding, epochs: int) -> TrainConfig:
-    """All methods, each with one update for every demonstration or pair in a round.
+    """All methods, each with one update for every demonstration, episode or pair in a round.
 
     docs/results-protocol.md says how the settings were chosen.
     """
@@ -78,7 +78,8 @@ def _results(task: TaskConfig, data: DataConfig, decoding: Decoding, epochs: int
         task=task,
         data=data,
         sft=replace(SCIENCEWORLD_DEMO.sft, epochs=epochs),
-        prompting=PromptingConfig(methods=("zero_shot", "react")),
+        # A model from scratch has no thoughts to say before its action.
+        prompting=PromptingConfig(methods=("zero_shot", "react"), max_tokens=64),
         methods=get_args(Method),
         inspection=replace(SCIENCEWORLD_DEMO.inspection, decoding=decoding),
         step_dpo=replace(SCIENCEWORLD_DEMO.implicit, sft_coef=0.0),

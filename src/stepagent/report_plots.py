@@ -27,6 +27,11 @@ MAX_POINTS = 200
 drawing = mpl.rc_context({"font.size": 8, "svg.fonttype": "none", "text.parse_math": False})
 
 
+def marker_of(series: int) -> str:
+    """Another one for the second eight methods, which have the colours of the first."""
+    return MARKERS[(series + series // 8) % 8]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Line:
     """One curve; `low` and `high`, if given, are its interval at each point."""
@@ -62,7 +67,7 @@ def line_plot(
             axes.fill_between(x, line.low, line.high, color=colour, alpha=0.13, linewidth=0)
         if small:
             x, y = _thinned(x), _thinned(y)
-        marker = None if small and len(x) > 1 else MARKERS[line.series % 8]
+        marker = None if small and len(x) > 1 else marker_of(line.series)
         axes.plot(
             x,
             y,
@@ -92,7 +97,7 @@ def interval_plot(rows: Sequence[IntervalRow], *, title: str, x_label: str) -> M
             colour, place = SERIES[row.series % 8], y + 0.22 * (k - (runs - 1) / 2)
             if low is not None and high is not None:
                 axes.plot([low, high], [place, place], color=colour, linewidth=2.2, alpha=0.55)
-            marker = MARKERS[row.series % 8]
+            marker = marker_of(row.series)
             axes.plot([mean], [place], color=colour, marker=marker, markersize=6.5)
     axes.set_ylim(len(rows) - 0.45, -0.55)
     axes.set_yticks(range(len(rows)), [row.label for row in rows])

@@ -1,5 +1,6 @@
 """How the policies of a run do: on dev after every round, on test once."""
 
+from stepagent.backends.chat import TooLong
 from stepagent.evaluation import evaluate, likeness
 from stepagent.local_chat import LocalChat
 from stepagent.novice import base_model
@@ -80,7 +81,10 @@ def score_on_test(config: TrainConfig, run: Run, task: Task, method: str) -> Non
 
 
 def score_prompted(config: TrainConfig, run: Run, task: Task, method: Prompt) -> None:
-    """The model on the test panel, prompted as it was before SFT; greedy, as a chat model is."""
+    """The model on the test panel, prompted as it was before SFT; greedy, as a chat model is.
+
+    A prompt that does not fit into its context is noted in config.json, and nothing is tested.
+    """
     with run.unit(f"{method}-test") as folder:
         model = base_model(config, run)
         prompted = PromptedPolicy(
@@ -95,10 +99,12 @@ def score_prompted(config: TrainConfig, run: Run, task: Task, method: Prompt) ->
             few_shot=config.prompting.few_shot if method == "react" else 0,
         )
         panel = read_json(run.unit_folder("data") / "panels.json")["test"]
-        found = {
-            episode.id: episode
-            for episode in play(prompted, panel, num_parallel=config.evaluation.num_parallel)
-        }
+        parallel = config.evaluation.num_parallel
+        try:
+            found = {e.id: e for e in play(prompted, panel, num_parallel=parallel)}
+        except TooLong as error:
+            run.record_data(method, {"stopped": str(error)})
+            return
         episodes = tuple(found[item] for item in panel)
         write_jsonl(run.folder / "episodes" / f"{method}-test.jsonl", episodes)
         write_json(folder / "metrics.json", task.metrics(episodes))

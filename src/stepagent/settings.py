@@ -37,11 +37,12 @@ class PromptingConfig:
     """How the model is prompted before it has learnt anything."""
 
     methods: tuple[Prompt, ...] = ()
-    """Baselines to run: told only what to do (zero_shot), or shown expert trajectories (react)."""
+    """Baselines to run, before SFT: told only what to do (zero_shot), or shown expert
+    trajectories as well (react)."""
     few_shot: int = 2
     """Expert trajectories in a prompt of react."""
-    max_tokens: int = 64
-    """Longest reply, in tokens."""
+    max_tokens: int = 256
+    """Longest reply, thought and action, in tokens."""
 
 
 TaskConfig = ScienceWorldConfig | AlfworldConfig | WebShopConfig | Mind2WebConfig | QAConfig

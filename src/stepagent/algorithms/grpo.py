@@ -6,7 +6,7 @@
 Shao et al. 2024 (arXiv 2402.03300, eq. 3 and 4); the clipped loss and the KL estimate are those of
 `ppo`. A baseline: it needs an environment and knows no expert. Differs from the paper: the mean is
 over all tokens of an update, not first over each episode's; the reference is the policy at the
-start of the round.
+start of the round, and the divergence that from it, not to it.
 """
 
 from collections.abc import Callable, Sequence
@@ -47,9 +47,10 @@ def group_advantages(rewards: Tensor, groups: Sequence[object]) -> Tensor:
     advantages = torch.zeros_like(rewards)
     for group in set(groups):
         own = torch.tensor([g == group for g in groups])
+        if (rewards[own] == rewards[own][0]).all():
+            continue  # rounding would make a deviation of nothing
         centred = rewards[own] - rewards[own].mean()
-        deviation = centred.square().mean().sqrt()
-        advantages[own] = centred / deviation if deviation > 0 else 0.0
+        advantages[own] = centred / centred.square().mean().sqrt()
     return advantages
 
 
@@ -92,5 +93,6 @@ def grpo(
     return {
         "reward_mean": float(rewards.mean()),
         "reward_std": float(rewards.std(correction=0)),
-        "mixed_groups": float((advantages != 0).float().mean()),
+        "mixed_groups": len({g for g, a in zip(groups, advantages.tolist(), strict=True) if a})
+        / len(set(groups)),
     }

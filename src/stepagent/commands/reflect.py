@@ -12,7 +12,7 @@ from stepagent.atomic import file_hash
 from stepagent.backends.adapters import LoRAConfig
 from stepagent.backends.device import ComputeConfig
 from stepagent.commands.models import load_policy, local_model, prepare
-from stepagent.commands.parsing import CONFIG
+from stepagent.commands.parsing import CONFIG, UsageError
 from stepagent.commands.reading import read_demonstrations, render_demonstrations
 from stepagent.evaluation import likeness
 from stepagent.policy import Policy
@@ -87,6 +87,10 @@ class Arguments:
 def main(args: Sequence[str]) -> None:
     """The command."""
     found = tyro.cli(Arguments, prog="stepagent reflect", args=args, config=CONFIG)
+    if found.inverse.states == "rollout":
+        raise UsageError(
+            "--inverse.states rollout: reflect has no environment to act in; stepagent train has"
+        )
     prepare()
     model = local_model(found.policy)
     policy = load_policy(model, found.compute, found.lora, seed=found.seed)

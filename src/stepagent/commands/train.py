@@ -10,7 +10,7 @@ import tyro
 
 from stepagent.commands.models import local_model, open_task, prepare
 from stepagent.commands.parsing import CONFIG, UsageError, unknown
-from stepagent.novice import take_novice
+from stepagent.novice import check_novice, take_novice
 from stepagent.pipeline import train
 from stepagent.recipes import RECIPES
 from stepagent.report import write_report
@@ -70,6 +70,8 @@ def main(args: Sequence[str]) -> None:
         "protocol": to_json(task.facts()),
         "config": to_json(config),
     }
+    if found.novice is not None:
+        check_novice(found.novice, settings)
     try:
         with Run(found.out, settings, resume=found.resume) as run:
             if found.novice is not None:
