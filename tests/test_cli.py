@@ -193,6 +193,12 @@ def test_every_recipe_has_a_task_that_exists(name: str) -> None:
             "stepagent: {tmp}/none: no such file",
         ),
         (
+            ["reflect", "--method", "inverse", "--policy", "{work}/novice", "--demonstrations",
+             "{work}/held-out.jsonl", "--held-out", "{work}/held-out.jsonl", "--out", "{tmp}/out",
+             "--inverse.states", "rollout"],
+            "stepagent: --inverse.states rollout: reflect has no environment to act in",
+        ),
+        (
             ["evaluate", "scienceworld", "--policy", "{work}/novice", "--simplification", "eazy",
              "--out", "{tmp}/episodes.jsonl"],
             "stepagent: unknown simplification 'eazy': did you mean 'easy'?",
