@@ -15,12 +15,14 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from stepagent.atomic import atomic_write
 from stepagent.recipes import RECIPES
+from stepagent.results import interval_text
 from stepagent.run import to_json
-from stepagent.statistics import paired_difference
+from stepagent.statistics import mean_interval, paired_difference
 from stepagent.types import METHODS
 
 ROOT = Path(__file__).parents[1]
@@ -120,10 +122,12 @@ class Panel:
 
     rows: Sequence[Row]
 
-    def by_seed(self, method: str, metric: str = "score") -> dict[int, float]:
-        """The values of a method, by seed."""
+    def by_seed(
+        self, method: str, metric: str = "score", column: str = "value"
+    ) -> dict[int, float]:
+        """The values of a method, or what it took, by seed."""
         return {
-            row["seed"]: row["value"]
+            row["seed"]: row[column]
             for row in self.rows
             if (row["method"], row["metric"], row["split"]) == (method, metric, "test")
         }
@@ -135,14 +139,9 @@ class Panel:
         found = {row["method"] for row in self.rows}
         return sorted(found, key=lambda m: (order.index(m.split()[0]), m))
 
-    def mean(self, method: str, column: str = "value") -> float:
-        """Over seeds: the score, or what the method took."""
-        scores = [
-            row[column]
-            for row in self.rows
-            if (row["method"], row["metric"], row["split"]) == (method, "score", "test")
-        ]
-        return sum(scores) / len(scores)
+    def mean(self, method: str, metric: str = "score", column: str = "value") -> float:
+        """Over seeds."""
+        return mean(self.by_seed(method, metric, column).values())
 
     @property
     def best_baseline(self) -> str:
@@ -173,13 +172,12 @@ def table(rows: Iterable[Row], task: str, policy: str) -> str:
     ]
     for method in panel.methods:
         scores = panel.by_seed(method)
-        success = panel.by_seed(method, "success").values()
         lines.append(
-            f"| {_name(method)} | {len(scores)} | {_with_interval(scores.values())} "
-            f"| {100 * sum(success) / len(success):.1f} | {panel.difference(method, 'sft_more')} "
+            f"| {_name(method)} | {len(scores)} | {interval_text(mean_interval([*scores.values()]))} "
+            f"| {100 * panel.mean(method, 'success'):.1f} | {panel.difference(method, 'sft_more')} "
             f"| {panel.difference(method, best)} "
-            f"| {panel.mean(method, 'env_steps'):,.0f} "
-            f"| {panel.mean(method, 'train_tokens') / 1e6:.2f} M |"
+            f"| {panel.mean(method, column='env_steps'):,.0f} "
+            f"| {panel.mean(method, column='train_tokens') / 1e6:.2f} M |"
         )
     return "\n".join(lines)
 
@@ -188,16 +186,6 @@ def _name(method: str) -> str:
     """For people; settings that are not the recipe's stay as they are."""
     plain, *changes = method.split()
     return ", ".join([METHODS[plain], *changes])
-
-
-def _with_interval(values: Iterable[float]) -> str:
-    """Mean and 95 % interval over seeds."""
-    values = list(values)
-    found = paired_difference(values, [0.0] * len(values))
-    assert found.mean is not None
-    if found.low is None or found.high is None:
-        return f"{found.mean:.1f}"
-    return f"{found.mean:.1f} ({max(0.0, found.low):.1f} to {min(100.0, found.high):.1f})"
 
 
 def filled(page: str, rows: Sequence[Row]) -> str:

@@ -1,5 +1,5 @@
 #!/bin/sh
-# All runs behind docs/results.md, one after the other; what is finished is skipped, what was cut off
+# All methods and seeds of the two tables of docs/results.md, one after the other; what is finished is skipped, what was cut off
 # goes on. Usage: benchmarks/run_results.sh OUT [SEEDS]      e.g. runs/results "0 1 2 3 4"
 # Two streams may share OUT, each with seeds of its own; OMP_NUM_THREADS=1 then keeps them apart.
 set -eu

@@ -3,7 +3,6 @@
 A model made from scratch is a unit of its own, `base`, so that it can be prompted as well.
 """
 
-import json
 import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +15,7 @@ from stepagent.atomic import atomic_write
 from stepagent.backends.training import Metrics
 from stepagent.policy import Policy
 from stepagent.renderer import RenderedTrajectory
-from stepagent.run import Run, RunError, read_json
+from stepagent.run import Run, RunError, read_json, read_metrics
 from stepagent.settings import TrainConfig
 from stepagent.tiny import TinyConfig, build_tiny_model
 from stepagent.types import METHODS, Trajectory
@@ -90,7 +89,7 @@ def take_novice(run: Run, other: Path) -> None:
 
     `check_novice` comes first.
     """
-    rows = [json.loads(line) for line in _whole_lines(other / "metrics.jsonl")]
+    rows = read_metrics(other)
     for name, facts in read_json(other / "config.json")["data"].items():
         if name not in METHODS:
             run.record_data(name, facts)
@@ -106,11 +105,6 @@ def take_novice(run: Run, other: Path) -> None:
             for row in rows:
                 if row["unit"] == unit:
                     run.log(**{k: v for k, v in row.items() if k not in ("unit", "seconds")})
-
-
-def _whole_lines(file: Path) -> list[str]:
-    """Without the last one, if it is still being written."""
-    return [line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
 def rendered(

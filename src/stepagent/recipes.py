@@ -68,7 +68,7 @@ SCIENCEWORLD_DEMO = TrainConfig(
 def _results(task: TaskConfig, data: DataConfig, decoding: Decoding, epochs: int) -> TrainConfig:
     """All methods, each with one update for every demonstration, episode or pair in a round.
 
-    docs/results-protocol.md says how the settings were chosen.
+    docs/results-protocol.md says how settings are chosen.
     """
     once = SFTConfig(epochs=1, batch_size=1, optimizer=_ADAM)
     trajectories = TrajectoryDPOConfig(batch_size=1, optimizer=_ADAM)

@@ -61,6 +61,22 @@ def to_json(settings: object) -> Any:
     return json.loads(json.dumps(settings))
 
 
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a run's metrics.jsonl; a last line that was cut off is left out."""
+    path = folder / "metrics.jsonl"
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            if number < len(lines):
+                raise RunError(f"{path}:{number}: not JSON; expected a row of metrics") from None
+    return rows
+
+
 class Run:
     """An open run folder, locked against a second process; `with` closes it."""
 
@@ -200,20 +216,7 @@ class Run:
 
     def metrics(self) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl; a last line that was cut off is left out."""
-        path = self.folder / "metrics.jsonl"
-        if not path.exists():
-            return []
-        lines = path.read_text(encoding="utf-8").splitlines()
-        rows = []
-        for number, line in enumerate(lines, 1):
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                if number < len(lines):
-                    raise RunError(
-                        f"{path}:{number}: not JSON; expected a row of metrics"
-                    ) from None
-        return rows
+        return read_metrics(self.folder)
 
     def _sync_metrics(self) -> None:
         """A finished unit's rows are on the disk before its folder says that it is finished."""

@@ -8,7 +8,7 @@ from stepagent.policy import Policy
 from stepagent.prompting import PromptedPolicy, play
 from stepagent.reflection import Lesson
 from stepagent.run import Run, read_json, write_json
-from stepagent.settings import Prompt, TrainConfig
+from stepagent.settings import PromptMethod, TrainConfig
 from stepagent.tasks.base import Task
 from stepagent.trajectories import read_jsonl, read_trajectories, write_jsonl
 from stepagent.types import Trajectory
@@ -80,7 +80,7 @@ def score_on_test(config: TrainConfig, run: Run, task: Task, method: str) -> Non
         write_json(folder / "best_round.json", number)
 
 
-def score_prompted(config: TrainConfig, run: Run, task: Task, method: Prompt) -> None:
+def score_prompted(config: TrainConfig, run: Run, task: Task, method: PromptMethod) -> None:
     """The model on the test panel, prompted as it was before SFT; greedy, as a chat model is.
 
     A prompt that does not fit into its context is noted in config.json, and nothing is tested.

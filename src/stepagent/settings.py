@@ -29,14 +29,14 @@ class SettingsError(ValueError):
 
 Method = Literal["sft_more", "implicit", "inverse", "step_dpo", "rft", "eto", "spin", "ppo", "grpo"]
 
-Prompt = Literal["zero_shot", "react"]
+PromptMethod = Literal["zero_shot", "react"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromptingConfig:
     """How the model is prompted before it has learnt anything."""
 
-    methods: tuple[Prompt, ...] = ()
+    methods: tuple[PromptMethod, ...] = ()
     """Baselines to run, before SFT: told only what to do (zero_shot), or shown expert
     trajectories as well (react)."""
     few_shot: int = 2
