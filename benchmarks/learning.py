@@ -171,9 +171,9 @@ def table(rows: Iterable[Row], task: str, policy: str) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for method in panel.methods:
-        scores = panel.by_seed(method)
+        scores = mean_interval([*panel.by_seed(method).values()])
         lines.append(
-            f"| {_name(method)} | {len(scores)} | {interval_text(mean_interval([*scores.values()]))} "
+            f"| {_name(method)} | {scores.n} | {interval_text(scores)} "
             f"| {100 * panel.mean(method, 'success'):.1f} | {panel.difference(method, 'sft_more')} "
             f"| {panel.difference(method, best)} "
             f"| {panel.mean(method, column='env_steps'):,.0f} "
