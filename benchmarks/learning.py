@@ -53,7 +53,7 @@ def rows_of(run: Path) -> Iterator[Row]:
         own = [row for row in log if row["stage"] == method]
         rounds = [r for r in own if 0 < r["round"] <= about["config"]["rounds"]]
         taken = {
-            "env_steps": sum(row["env_steps"] for row in rounds if row["phase"] == "explore"),
+            "env_steps": sum(row.get("env_steps", 0) for row in rounds),
             "train_tokens": int(sum(row.get("tokens", 0) for row in rounds)),
         }
         known = {**common, "method": _label(method, changes), "episodes": result["n"], **taken}

@@ -19,15 +19,9 @@ from stepagent.backends.adapters import LoRAConfig
 from stepagent.backends.device import ComputeConfig
 from stepagent.backends.training import Metrics, OptimizerConfig
 from stepagent.inspection import StepTree, path_logprobs
+from stepagent.lessons import InspectionConfig, Lesson, inspect_demonstrations
 from stepagent.policy import Policy
-from stepagent.reflection import (
-    Implicit,
-    InspectionConfig,
-    Inverse,
-    InverseConfig,
-    Lesson,
-    inspect_demonstrations,
-)
+from stepagent.reflection import Implicit, Inverse, InverseConfig
 
 FAST = OptimizerConfig(learning_rate=1e-2, warmup_share=0.0)
 

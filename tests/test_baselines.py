@@ -11,9 +11,9 @@ from fakes import BoxWorld, demonstrations, random_policy, rendered
 from stepagent.algorithms.trajectory_dpo import TrajectoryDPOConfig
 from stepagent.backends.training import Metrics
 from stepagent.baselines import ETO, RFT, SPIN, RFTConfig
+from stepagent.lessons import Lesson
 from stepagent.novice import take_novice
 from stepagent.pipeline import train
-from stepagent.reflection import Lesson
 from stepagent.renderer import RenderedTrajectory
 from stepagent.run import Run
 from stepagent.settings import Method, PromptingConfig

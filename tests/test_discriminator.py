@@ -33,15 +33,10 @@ from stepagent.algorithms.discriminator import (
 )
 from stepagent.backends.training import Metrics, OptimizerConfig
 from stepagent.inspection import StepTree, path_logprobs, step_trees
+from stepagent.lessons import Lesson, with_rewards
 from stepagent.policy import Policy
 from stepagent.prefix_tree import PrefixTree
-from stepagent.reflection import (
-    DiscriminatorAtChance,
-    Inverse,
-    InverseConfig,
-    Lesson,
-    with_rewards,
-)
+from stepagent.reflection import DiscriminatorAtChance, Inverse, InverseConfig
 from stepagent.types import PracticedStep
 
 OWN = [*demonstrations()[:4], *demonstrations()[40:44]]

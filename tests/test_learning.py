@@ -27,8 +27,9 @@ from stepagent.backends.generation import Decoding
 from stepagent.backends.training import Metrics, OptimizerConfig, read_paths
 from stepagent.evaluation import EvaluationConfig, evaluate, likeness
 from stepagent.inspection import StepTree, path_logprobs, practise, step_tree, step_trees
+from stepagent.lessons import Lesson
 from stepagent.policy import Policy
-from stepagent.reflection import Implicit, Lesson
+from stepagent.reflection import Implicit
 from stepagent.types import PracticedStep, Trajectory
 
 SAMPLED = Decoding(max_new_tokens=6, temperature=1.0)

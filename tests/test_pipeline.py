@@ -13,17 +13,18 @@ from typing import Any
 import pytest
 
 from fakes import BoxWorld
-from stepagent import rounds
+from stepagent import lessons
 from stepagent.algorithms.discriminator import DiscriminatorAtChance, DiscriminatorConfig
 from stepagent.algorithms.pretraining import PretrainConfig
 from stepagent.algorithms.sft import SFTConfig
 from stepagent.backends.generation import Decoding
 from stepagent.backends.training import OptimizerConfig
 from stepagent.evaluation import EvaluationConfig
+from stepagent.lessons import InspectionConfig
 from stepagent.novice import check_novice, take_novice
 from stepagent.pipeline import train
 from stepagent.policy import Policy
-from stepagent.reflection import InspectionConfig, Inverse, InverseConfig
+from stepagent.reflection import Inverse, InverseConfig
 from stepagent.renderer import RenderedTrajectory
 from stepagent.report import write_report
 from stepagent.run import Run, RunError, to_json
@@ -108,13 +109,13 @@ def test_what_the_novice_does_is_found_out_once_for_all_methods(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     practised = []
-    inspect = rounds.inspect_demonstrations
+    inspect = lessons.inspect_demonstrations
 
     def counted(policy: Policy, demonstrations: list[RenderedTrajectory], *args: Any, **more: Any):  # type: ignore[no-untyped-def]
         practised.append(len(demonstrations))
         return inspect(policy, demonstrations, *args, **more)
 
-    monkeypatch.setattr(rounds, "inspect_demonstrations", counted)
+    monkeypatch.setattr(lessons, "inspect_demonstrations", counted)
     config = replace(
         CONFIG,
         rounds=1,

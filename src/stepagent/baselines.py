@@ -21,8 +21,9 @@ from stepagent.algorithms.ppo import PPOConfig, ValueHead, ppo
 from stepagent.algorithms.sft import SFTConfig, sft
 from stepagent.algorithms.trajectory_dpo import TrajectoryDPOConfig, trajectory_dpo
 from stepagent.inspection import episode_tree
+from stepagent.lessons import Lesson
 from stepagent.policy import Policy
-from stepagent.reflection import Lesson, Log, Stateless
+from stepagent.reflection import Log, Stateless
 from stepagent.renderer import RenderedTrajectory
 
 

@@ -11,20 +11,16 @@ from collections.abc import Sequence
 from stepagent.atomic import file_hash
 from stepagent.baselines import ETO, GRPO, RFT, SPIN, FinalPPO
 from stepagent.demonstrations import collect
+from stepagent.detours import Detours, take_detours
 from stepagent.evaluation import choose_items, panel_hash
+from stepagent.lessons import Lesson, Practice
 from stepagent.novice import make_novice, rendered
 from stepagent.policy import Policy
-from stepagent.reflection import (
-    Implicit,
-    Inverse,
-    Learner,
-    Lesson,
-    MoreSFT,
-)
+from stepagent.reflection import Implicit, Inverse, Learner, MoreSFT
 from stepagent.renderer import RenderedTrajectory
 from stepagent.results import write_results
 from stepagent.rollout import rollout
-from stepagent.rounds import Practice, Rounds
+from stepagent.rounds import Rounds
 from stepagent.run import Run, write_json
 from stepagent.scoring import score_on_dev, score_on_test, score_prompted
 from stepagent.settings import Method, TrainConfig
@@ -49,7 +45,7 @@ def train(config: TrainConfig, run: Run, task: Task) -> None:
         task, demonstrations, config.data.sft - config.data.shared, config.data.reflection
     )
     lesson = _lesson(config, run, task, learnt, held_out)
-    practice = Practice(lesson, config.inspection, seed=config.seed)
+    practice = _practice(config, task, lesson)
     for method in config.methods:
         _rounds(config, run, task, method, practice)
     for tested in ("sft", *config.methods):
@@ -81,6 +77,25 @@ def _lesson(
             metrics = score_on_dev(config, run, task, novice, lesson, "sft", 0)
             write_json(folder / "dev.json", metrics)
     return lesson
+
+
+def _practice(config: TrainConfig, task: Task, lesson: Lesson) -> Practice:
+    """Practice in the states of the demonstrations, and of the detours from them."""
+
+    def detour(policy: Policy, trajectories: Sequence[RenderedTrajectory], seed: int) -> Detours:
+        return take_detours(
+            policy,
+            task,
+            trajectories,
+            config.inspection.decoding,
+            in_a_row=config.detours,
+            seed=seed,
+            num_parallel=config.evaluation.num_parallel,
+        )
+
+    return Practice(
+        lesson, config.inspection, seed=config.seed, detour=detour if config.detours else None
+    )
 
 
 def _rounds(config: TrainConfig, run: Run, task: Task, method: Method, practice: Practice) -> None:
@@ -162,6 +177,8 @@ def _learner(config: TrainConfig, method: Method, novice: Policy) -> Learner:
     match method:
         case "sft_more":
             return MoreSFT(config.sft_more)
+        case "dagger":
+            return MoreSFT(config.sft_more, practises=True)
         case "implicit":
             return Implicit(config.implicit)
         case "inverse":

@@ -19,7 +19,8 @@ from stepagent.backends.generation import Decoding
 from stepagent.backends.training import OptimizerConfig
 from stepagent.baselines import FinalPPOConfig, RFTConfig
 from stepagent.evaluation import EvaluationConfig
-from stepagent.reflection import InspectionConfig, InverseConfig
+from stepagent.lessons import InspectionConfig
+from stepagent.reflection import InverseConfig
 from stepagent.settings import (
     TASKS,
     DataConfig,
@@ -81,6 +82,7 @@ def _results(task: TaskConfig, data: DataConfig, decoding: Decoding, epochs: int
         # A model from scratch has no thoughts to say before its action.
         prompting=PromptingConfig(methods=("zero_shot", "react"), max_tokens=64),
         methods=get_args(Method),
+        detours=1,
         inspection=replace(SCIENCEWORLD_DEMO.inspection, decoding=decoding),
         step_dpo=replace(SCIENCEWORLD_DEMO.implicit, sft_coef=0.0),
         rft=RFTConfig(sft=once),

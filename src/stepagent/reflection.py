@@ -28,28 +28,13 @@ from stepagent.algorithms.discriminator import (
 from stepagent.algorithms.dpo import DPOConfig, dpo, implicit_rewards
 from stepagent.algorithms.ppo import PPOConfig, ValueHead, ppo
 from stepagent.algorithms.sft import SFTConfig, sft
-from stepagent.backends.generation import Decoding
 from stepagent.backends.training import Metrics
 from stepagent.inspection import (
     StepTree,
     path_logprobs,
-    practise,
-    rollout_tree,
-    step_trees,
 )
+from stepagent.lessons import Lesson
 from stepagent.policy import Policy
-from stepagent.renderer import RenderedTrajectory
-from stepagent.types import PracticedStep
-
-
-@dataclass(frozen=True, kw_only=True)
-class InspectionConfig:
-    """How the agent practises."""
-
-    num_actions: int = 1
-    """Agent actions in each expert state."""
-    decoding: Decoding = Decoding()
-    """How they are sampled."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,37 +49,6 @@ class InverseConfig:
     """Expert or agent?"""
     ppo: PPOConfig = PPOConfig()
     """Policy updates on the discriminator's step rewards."""
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """What a learner works with in one round."""
-
-    demonstrations: Sequence[RenderedTrajectory]
-    practised: Sequence[PracticedStep]
-    held_out: Sequence[RenderedTrajectory]
-    held_out_practised: Sequence[PracticedStep]
-    explored: Sequence[RenderedTrajectory] = ()
-    """Episodes that the policy of the round played itself on the items of the demonstrations."""
-
-    @property
-    def trees(self) -> list[StepTree]:
-        """The demonstrations with the agent's actions as branches."""
-        return step_trees(self.demonstrations, self.practised)
-
-    @property
-    def rollout_trees(self) -> list[StepTree]:
-        """The explored items: each demonstration with the agent's own episodes of its item."""
-        of_item: dict[str, list[RenderedTrajectory]] = {}
-        for episode in self.explored:
-            of_item.setdefault(episode.trajectory.id, []).append(episode)
-        expert = {d.trajectory.id: d for d in self.demonstrations}
-        return [rollout_tree(expert[item], own) for item, own in of_item.items()]
-
-    @property
-    def held_out_trees(self) -> list[StepTree]:
-        """The held-out trajectories with the agent's actions as branches."""
-        return step_trees(self.held_out, self.held_out_practised)
 
 
 Log = Callable[[str, Metrics], None]
@@ -128,23 +82,6 @@ class Learner(Protocol):
         ...
 
 
-def inspect_demonstrations(
-    policy: Policy,
-    demonstrations: Sequence[RenderedTrajectory],
-    config: InspectionConfig,
-    *,
-    seed: int,
-) -> list[PracticedStep]:
-    """The agent's own actions in every state of the demonstrations."""
-    return practise(
-        policy,
-        demonstrations,
-        config.decoding,
-        seed=seed,
-        num_actions=config.num_actions,
-    )
-
-
 class Stateless:
     """A learner that carries nothing from round to round and cannot measure the agent."""
 
@@ -164,13 +101,16 @@ class Stateless:
 
 
 class MoreSFT(Stateless):
-    """The control: more behavioural cloning of the same demonstrations, no reflection."""
+    """The control: more behavioural cloning of the same demonstrations, no reflection.
 
-    practises = False
+    With `practises` it is DAgger (Ross et al. 2011, arXiv 1011.0686): behavioural cloning in the
+    states of detours, if there are any, so inspection without reflection.
+    """
 
-    def __init__(self, config: SFTConfig) -> None:
+    def __init__(self, config: SFTConfig, *, practises: bool = False) -> None:
         """`config.epochs` passes in each round."""
         self.config = config
+        self.practises = practises
 
     def learn(self, policy: Policy, lesson: Lesson, *, seed: int, log: Log) -> list[Tensor] | None:
         """Clones the expert's actions."""
@@ -213,7 +153,7 @@ class Inverse:
         Before its first use it is warmed up until it beats chance there; raises
         `DiscriminatorAtChance` if it does not within its warm-up.
         """
-        config, practised = self.config.discriminator, lesson.held_out_trees
+        config, practised = self.config.discriminator, lesson.measured_trees
         trees = self._trees(lesson)
         held_out_agent = path_logprobs(policy, practised)
         found: list[HeldOut] = []
@@ -272,23 +212,3 @@ class Inverse:
         self.discriminator.restore(folder / "discriminator")
         self.value_head.load_state_dict(load_file(folder / "value_head.safetensors"))
         self.is_warm = True
-
-
-def with_rewards(
-    practised: Sequence[PracticedStep], trees: Sequence[StepTree], rewards: Sequence[Tensor]
-) -> list[PracticedStep]:
-    """The practised steps of the trees, in the trees' order, with the rewards of their paths."""
-    found = []
-    steps = iter(practised)
-    for tree, values in zip(trees, rewards, strict=True):
-        numbers = iter(values.tolist())
-        for _ in range(int(tree.is_expert.sum())):
-            step = next(steps)
-            expert_reward = next(numbers)
-            actions = tuple(
-                a.model_copy(update={"reward": next(numbers)}) for a in step.agent_actions
-            )
-            found.append(
-                step.model_copy(update={"expert_reward": expert_reward, "agent_actions": actions})
-            )
-    return found

@@ -10,49 +10,12 @@ from dataclasses import dataclass, replace
 
 from stepagent.algorithms.discriminator import DiscriminatorAtChance
 from stepagent.backends.training import Metrics
+from stepagent.lessons import Lesson, Practice, with_rewards
 from stepagent.policy import Policy
-from stepagent.reflection import (
-    InspectionConfig,
-    Learner,
-    Lesson,
-    inspect_demonstrations,
-    with_rewards,
-)
+from stepagent.reflection import Learner
 from stepagent.renderer import RenderedTrajectory
 from stepagent.run import Run, write_json
 from stepagent.trajectories import write_jsonl
-
-
-class Practice:
-    """Lessons for the rounds: what a round's starting policy does in every expert state.
-
-    All methods of a run begin with the same novice and practise by the same seed, so what it does
-    is found out once, by the first of them.
-    """
-
-    def __init__(self, lesson: Lesson, inspection: InspectionConfig, *, seed: int) -> None:
-        """`lesson` has the demonstrations and nothing practised yet."""
-        self.lesson = lesson
-        self.inspection = inspection
-        self.seed = seed
-        self._first: Lesson | None = None
-
-    def practised(self, policy: Policy, number: int) -> Lesson:
-        """The lesson of a round, practised with the policy that the round starts from."""
-        if number == 1 and self._first is not None:
-            return self._first
-        own, held = (
-            inspect_demonstrations(policy, trajectories, self.inspection, seed=self.seed_of(number))
-            for trajectories in (self.lesson.demonstrations, self.lesson.held_out)
-        )
-        found = replace(self.lesson, practised=own, held_out_practised=held)
-        if number == 1:
-            self._first = found
-        return found
-
-    def seed_of(self, number: int) -> int:
-        """The seed of a round."""
-        return self.seed * 1000 + number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +93,12 @@ class Rounds:
         lesson = self.practice.lesson
         if self.learner.practises:
             lesson = self.practice.practised(policy, number)
+        if lesson.detours is not None:
+            taken, refused = lesson.detours.taken, lesson.detours.refused
+            self._log(number)(
+                "detours",
+                {"taken": taken, "refused": refused, "env_steps": lesson.detours.env_steps},
+            )
         if self.learner.explores:
             lesson = replace(lesson, explored=self._explore(policy, number))
         if not self.learner.measures:

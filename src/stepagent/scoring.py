@@ -2,11 +2,11 @@
 
 from stepagent.backends.chat import TooLong
 from stepagent.evaluation import evaluate, likeness
+from stepagent.lessons import Lesson
 from stepagent.local_chat import LocalChat
 from stepagent.novice import base_model
 from stepagent.policy import Policy
 from stepagent.prompting import PromptedPolicy, play
-from stepagent.reflection import Lesson
 from stepagent.run import Run, read_json, write_json
 from stepagent.settings import PromptMethod, TrainConfig
 from stepagent.tasks.base import Task

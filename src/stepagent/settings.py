@@ -13,7 +13,8 @@ from stepagent.backends.device import ComputeConfig
 from stepagent.backends.training import OptimizerConfig
 from stepagent.baselines import FinalPPOConfig, RFTConfig
 from stepagent.evaluation import EvaluationConfig
-from stepagent.reflection import InspectionConfig, InverseConfig
+from stepagent.lessons import InspectionConfig
+from stepagent.reflection import InverseConfig
 from stepagent.tasks.alfworld import Alfworld, AlfworldConfig
 from stepagent.tasks.base import Task
 from stepagent.tasks.mind2web import Mind2Web, Mind2WebConfig
@@ -27,7 +28,18 @@ class SettingsError(ValueError):
     """Settings that contradict each other; the message is one line."""
 
 
-Method = Literal["sft_more", "implicit", "inverse", "step_dpo", "rft", "eto", "spin", "ppo", "grpo"]
+Method = Literal[
+    "sft_more",
+    "implicit",
+    "inverse",
+    "step_dpo",
+    "dagger",
+    "rft",
+    "eto",
+    "spin",
+    "ppo",
+    "grpo",
+]
 
 PromptMethod = Literal["zero_shot", "react"]
 
@@ -125,6 +137,9 @@ class TrainConfig:
     """Rounds of each learner."""
     inspection: InspectionConfig = InspectionConfig()
     """How the agent practises."""
+    detours: int = 0
+    """How many mistakes in a row the agent makes in an environment before the expert goes on, in
+    practice for implicit, inverse, step_dpo and dagger; 0 needs no environment."""
     sft_more: SFTConfig = SFTConfig(epochs=2, optimizer=OptimizerConfig(learning_rate=2e-4))
     """One round of the control; as many updates as one round of reflection is fair."""
     implicit: DPOConfig = DPOConfig()
@@ -147,3 +162,14 @@ class TrainConfig:
     """Episodes in the environment."""
     seed: int = 0
     """Of model, data order, practice and discriminator; panels are the same for all seeds."""
+
+    def __post_init__(self) -> None:
+        """Raises `SettingsError` if detours are needed or in the way."""
+        if self.detours < 0:
+            raise SettingsError(f"--detours {self.detours}: expected 0 or more")
+        if self.detours and "inverse" in self.methods and self.inverse.states == "rollout":
+            raise SettingsError(
+                "--inverse.states rollout: the agent acts in its own states; expected --detours 0"
+            )
+        if not self.detours and "dagger" in self.methods:
+            raise SettingsError("--methods dagger: learns in detours; expected --detours 1 or more")

@@ -16,6 +16,7 @@ METHODS = {
     "implicit": "Implicit reflection",
     "inverse": "Inverse reflection",
     "step_dpo": "Step-wise DPO, no anchor",
+    "dagger": "SFT in detours (DAgger)",
     "rft": "RFT",
     "eto": "ETO",
     "spin": "SPIN",

@@ -11,7 +11,7 @@ from stepagent.commands.models import load_policy, prepare
 from stepagent.commands.parsing import check_new_file, run_command
 from stepagent.commands.reading import read_demonstrations, render_demonstrations
 from stepagent.inspection import agreement
-from stepagent.reflection import InspectionConfig, inspect_demonstrations
+from stepagent.lessons import InspectionConfig, inspect_demonstrations
 from stepagent.trajectories import write_jsonl
 
 DEFAULT, DEFAULT_COMPUTE = InspectionConfig(), ComputeConfig()

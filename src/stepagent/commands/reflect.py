@@ -15,17 +15,11 @@ from stepagent.commands.models import load_policy, local_model, prepare
 from stepagent.commands.parsing import CONFIG, UsageError
 from stepagent.commands.reading import read_demonstrations, render_demonstrations
 from stepagent.evaluation import likeness
+from stepagent.lessons import InspectionConfig, Lesson, Practice
 from stepagent.policy import Policy
-from stepagent.reflection import (
-    Implicit,
-    InspectionConfig,
-    Inverse,
-    InverseConfig,
-    Learner,
-    Lesson,
-)
+from stepagent.reflection import Implicit, Inverse, InverseConfig, Learner
 from stepagent.renderer import RenderedTrajectory
-from stepagent.rounds import Practice, Rounds
+from stepagent.rounds import Rounds
 from stepagent.run import Run, to_json
 
 SETTINGS = ("compute", "lora", "inspection", "implicit", "inverse")
