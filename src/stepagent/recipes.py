@@ -168,7 +168,7 @@ RECIPES: dict[str, TrainConfig] = {
     ),
     "alfworld-results": _results(
         AlfworldConfig(step_limit=30),
-        DataConfig(sft=100, reflection=100, shared=100, dev=8, test=140),
+        DataConfig(sft=50, reflection=50, shared=50, dev=8, test=140),
         Decoding(),
         epochs=6,
     ),
