@@ -12,7 +12,8 @@ its recipe's has them behind its name. docs/results-protocol.md says how the run
 import argparse
 import fcntl
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -118,7 +119,7 @@ def _key(row: Row) -> tuple[Any, ...]:
 
 @dataclass(frozen=True)
 class Panel:
-    """Test scores of one task and policy."""
+    """Scores of one task and policy."""
 
     rows: Sequence[Row]
 
@@ -132,12 +133,20 @@ class Panel:
             if (row["method"], row["metric"], row["split"]) == (method, metric, "test")
         }
 
+    def best_on_dev(self, method: str) -> float:
+        """The best round's score, over seeds."""
+        best: dict[int, float] = {}
+        for row in self.rows:
+            if row["method"] == method and row["metric"].startswith("score, round "):
+                best[row["seed"]] = max(row["value"], best.get(row["seed"], row["value"]))
+        return mean(best.values())
+
     @property
     def methods(self) -> list[str]:
         """Those with results, in the order of tables; after each its variants."""
         order = list(METHODS)
         found = {row["method"] for row in self.rows}
-        return sorted(found, key=lambda m: (order.index(m.split()[0]), m))
+        return sorted(found, key=lambda m: (order.index(_plain(m)), m))
 
     def mean(self, method: str, metric: str = "score", column: str = "value") -> float:
         """Over seeds."""
@@ -150,18 +159,20 @@ class Panel:
         return max(others, key=self.mean)
 
     def difference(self, method: str, other: str) -> str:
-        """Paired by seed, with its 95 % interval; a dash for one seed or the method itself."""
+        """Paired by seed, with its 95 % interval if there is one; a dash for the method itself."""
         mine, theirs = self.by_seed(method), self.by_seed(other)
         seeds = sorted(mine.keys() & theirs.keys())
         found = paired_difference([mine[s] for s in seeds], [theirs[s] for s in seeds])
-        if method == other or found.low is None or found.high is None or found.mean is None:
+        if method == other or found.mean is None:
             return "-"
+        if found.low is None or found.high is None:
+            return f"{found.mean:+.1f}"
         return f"{found.mean:+.1f} ({found.low:+.1f} to {found.high:+.1f})"
 
 
-def table(rows: Iterable[Row], task: str, policy: str) -> str:
-    """All methods on one task, as Markdown."""
-    panel = Panel([r for r in rows if (r["task"], r["policy"]) == (task, policy)])
+def results(rows: Sequence[Row]) -> str:
+    """All methods with their recipe's settings, as Markdown."""
+    panel = Panel([r for r in rows if r["method"] == _plain(r["method"])])
     if not panel.rows:
         return "Not run yet."
     best = panel.best_baseline
@@ -182,6 +193,60 @@ def table(rows: Iterable[Row], task: str, policy: str) -> str:
     return "\n".join(lines)
 
 
+def ablations(rows: Sequence[Row]) -> str:
+    """Methods with other settings beside their recipe's, on the same seeds, as Markdown."""
+    panel = Panel(rows)
+    variants = [m for m in panel.methods if m != _plain(m)]
+    if not variants:
+        return "Not run yet."
+    lines = [
+        "| setting | seeds | dev, best round | test | success, % | minus its recipe's |",
+        "|---|---|---|---|---|---|",
+    ]
+    for method in panel.methods:
+        if all(_plain(method) != _plain(variant) for variant in variants):
+            continue
+        scores = mean_interval([*panel.by_seed(method).values()])
+        lines.append(
+            f"| {_name(method)} | {scores.n} | {panel.best_on_dev(method):.1f} "
+            f"| {interval_text(scores)} | {100 * panel.mean(method, 'success'):.1f} "
+            f"| {panel.difference(method, _plain(method))} |"
+        )
+    return "\n".join(lines)
+
+
+def rounds(rows: Sequence[Row]) -> str:
+    """What dev says of the policy after each round, means over seeds, as Markdown."""
+    shown = ("score", "agreement", "expert_logprob", "js_divergence")
+    found: dict[tuple[str, int], dict[str, list[float]]] = {}
+    for row in rows:
+        only_longer = all(s.startswith("rounds=") for s in row["method"].split()[1:])
+        if row["split"] == "dev" and only_longer:
+            metric, _, number = row["metric"].partition(", round ")
+            values = found.setdefault((row["method"], int(number)), {})
+            values.setdefault(metric, []).append(row["value"])
+    if not found:
+        return "Not run yet."
+    lines = [
+        "| method | round | score | agreement | expert log-prob | JS estimate |",
+        "|---|---|---|---|---|---|",
+    ]
+    order = list(METHODS)
+    for method, number in sorted(found, key=lambda key: (order.index(_plain(key[0])), *key)):
+        values = found[method, number]
+        figures = [f"{mean(values[name]):.3f}" if name in values else "-" for name in shown]
+        lines.append(f"| {_name(method)} | {number} | {' | '.join(figures)} |")
+    return "\n".join(lines)
+
+
+TABLES = {"results": results, "ablations": ablations, "rounds": rounds}
+
+
+def _plain(method: str) -> str:
+    """A method without its settings."""
+    return method.split()[0]
+
+
 def _name(method: str) -> str:
     """For people; settings that are not the recipe's stay as they are."""
     plain, *changes = method.split()
@@ -189,15 +254,19 @@ def _name(method: str) -> str:
 
 
 def filled(page: str, rows: Sequence[Row]) -> str:
-    """A page with each table anew between `<!-- results: TASK POLICY -->` and `<!-- end -->`."""
-    parts = page.split("<!-- results: ")
-    done = [parts[0]]
-    for part in parts[1:]:
-        name, _, rest = part.partition(" -->")
-        _, _, after = rest.partition("<!-- end -->")
-        task, policy = name.split()
-        done.append(f"{name} -->\n{table(rows, task, policy)}\n<!-- end -->{after}")
-    return "<!-- results: ".join(done)
+    """A page with each table anew between `<!-- results: TASK POLICY -->` and `<!-- end -->`.
+
+    Or `ablations`, or `rounds`.
+    """
+
+    def anew(mark: re.Match[str]) -> str:
+        kind, task, policy = mark[1], mark[2], mark[3]
+        own = [r for r in rows if (r["task"], r["policy"]) == (task, policy)]
+        return f"<!-- {kind}: {task} {policy} -->\n{TABLES[kind](own)}\n<!-- end -->"
+
+    return re.sub(
+        rf"<!-- ({'|'.join(TABLES)}): (\S+) (\S+) -->.*?<!-- end -->", anew, page, flags=re.DOTALL
+    )
 
 
 def main() -> None:

@@ -42,6 +42,7 @@ def finished_run(folder: Path, score: float, seed: int, **changes: object) -> Pa
         {"stage": "inverse", "round": 1, "phase": "ppo", "tokens": 400},
         {"stage": "inverse", "round": 1, "phase": "discriminator", "tokens": 600},
         {"stage": "inverse", "round": 1, "phase": "dev", "js_divergence": 0.25},
+        {"stage": "inverse", "round": 1, "phase": "dev", "score": 40.0},
         {"stage": "inverse", "round": 2, "phase": "explore", "env_steps": 30},  # measures only
         {"stage": "inverse", "round": 2, "phase": "discriminator", "tokens": 600},
         {"stage": "sft_more", "round": 1, "phase": "train", "tokens": 500},
@@ -59,8 +60,8 @@ def test_rows_say_what_a_method_reached_and_took(learning: ModuleType, tmp_path:
         "task": "boxes", "policy": "tiny", "method": "inverse", "seed": 3, "split": "test",
         "metric": "score", "value": 60.0, "episodes": 7, "env_steps": 30, "train_tokens": 1000,
     }  # fmt: skip
-    (js,) = [r for r in rows if r["split"] == "dev"]
-    assert (js["metric"], js["value"]) == ("js_divergence, round 1", 0.25)
+    on_dev = {r["metric"]: r["value"] for r in rows if r["split"] == "dev"}
+    assert on_dev == {"js_divergence, round 1": 0.25, "score, round 1": 40.0}
     assert {r["train_tokens"] for r in rows if r["method"] == "sft_more"} == {500}
 
 
@@ -77,7 +78,7 @@ def test_a_table_by_hand(
     runs = [finished_run(tmp_path / f"run{s}", score, s) for s, score in enumerate((58.0, 62.0))]
     learning.add(runs)
     learning.add([*runs, tmp_path / "unfinished"])  # again: nothing is there twice
-    lines = learning.table(learning.read(), "boxes", "tiny").splitlines()
+    lines = learning.results(learning.read()).splitlines()
     # Differences 8 and 12: mean 10, standard error 2, t(0.975, 1 degree) = 12.706.
     assert lines[0].startswith("| method | seeds | score")
     assert lines[2] == "| SFT, continued | 2 | 50.0 (50.0 to 50.0) | 50.0 | - | - | 0 | 0.00 M |"
@@ -85,6 +86,28 @@ def test_a_table_by_hand(
         "| Inverse reflection | 2 | 60.0 (34.6 to 85.4) | 75.0 "
         "| +10.0 (-15.4 to +35.4) | +10.0 (-15.4 to +35.4) | 30 | 0.00 M |"
     )
+
+
+def test_other_settings_stand_beside_the_recipes_own(
+    learning: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learning, "RESULTS", tmp_path / "learning.jsonl")
+    learning.add([finished_run(tmp_path / f"run{s}", 60.0 + s, s) for s in range(2)])
+    learning.add([finished_run(tmp_path / "other", 57.0, 1, states="rollout")])
+    plain, variant = learning.ablations(learning.read()).splitlines()[2:]
+    assert plain.startswith("| Inverse reflection | 2 | 40.0 | 60.5 (")
+    # Of seed 1 only: 57 for 61.
+    assert variant == ("| Inverse reflection, states=rollout | 1 | 40.0 | 57.0 | 75.0 | -4.0 |")
+    assert "states" not in learning.results(learning.read())
+
+
+def test_rounds_are_means_over_seeds(
+    learning: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learning, "RESULTS", tmp_path / "learning.jsonl")
+    learning.add([finished_run(tmp_path / f"run{s}", 60.0, s) for s in range(2)])
+    (line,) = learning.rounds(learning.read()).splitlines()[2:]
+    assert line == "| Inverse reflection | 1 | 40.000 | - | - | 0.250 |"
 
 
 def test_pages_hold_the_tables_of_the_published_rows(learning: ModuleType) -> None:
