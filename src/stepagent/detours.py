@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
-from typing import NamedTuple
 
 from stepagent.backends.generation import Decoding
 from stepagent.inspection import practise
@@ -24,9 +23,6 @@ from stepagent.progress import track
 from stepagent.renderer import RenderedTrajectory
 from stepagent.tasks.base import MAX_TRIES, EnvironmentLost, Task, TextEnv
 from stepagent.types import AgentAction, Step
-
-Mistakes = list[list[AgentAction]]
-"""For each step of a demonstration the agent's actions, in a row, before the expert's."""
 
 
 @dataclass(frozen=True)
@@ -59,22 +55,33 @@ def take_detours(
     repeat stays as it is.
     """
     found = list(demonstrations)
-    mistakes: list[Mistakes] = [[[] for _ in d.actions] for d in demonstrations]
-    refused = env_steps = 0
+    mistakes = [_Mistakes([[] for _ in d.actions]) for d in demonstrations]
     for turn in range(in_a_row):
-        _add_mistakes(policy, found, mistakes, decoding, seed=seed * 1000 + turn)
-        walks = _walk_all(policy, task, demonstrations, mistakes, num_parallel)
-        found = [walk.rendered for walk in walks]
-        refused += sum(walk.refused for walk in walks)
-        env_steps += sum(walk.env_steps for walk in walks)
-    taken = sum(len(row) for own in mistakes for row in own)
-    return Detours(found, taken, refused, env_steps)
+        _add(policy, found, mistakes, decoding, seed=seed * 1000 + turn)
+        found = _walk_all(policy, task, demonstrations, mistakes, num_parallel)
+    return Detours(
+        found,
+        taken=sum(len(row) for own in mistakes for row in own.before),
+        refused=sum(len(own.refused) for own in mistakes),
+        env_steps=sum(own.env_steps for own in mistakes),
+    )
 
 
-def _add_mistakes(
+@dataclass
+class _Mistakes:
+    """What the agent does wrong in one demonstration."""
+
+    before: list[list[AgentAction]]
+    """For each of the expert's actions the agent's, in a row, that come first."""
+    refused: set[tuple[int, str]] = field(default_factory=set)
+    """Step and action, where the demonstration did not go on behind it."""
+    env_steps: int = 0
+
+
+def _add(
     policy: Policy,
     found: Sequence[RenderedTrajectory],
-    mistakes: Sequence[Mistakes],
+    mistakes: Sequence[_Mistakes],
     decoding: Decoding,
     *,
     seed: int,
@@ -82,37 +89,30 @@ def _add_mistakes(
     """What the agent does wrong in the states that the expert's actions follow."""
     practised = iter(practise(policy, found, decoding, seed=seed))
     for own in mistakes:
-        for row in own:
+        for number, row in enumerate(own.before):
             for _ in row:
                 next(practised)
             step = next(practised)
             (action,) = step.agent_actions
-            if action.text != step.expert_action.strip():
+            is_right = action.text == step.expert_action.strip()
+            if not is_right and (number, action.text) not in own.refused:
                 row.append(action)
-
-
-class _Walked(NamedTuple):
-    """What became of one demonstration."""
-
-    rendered: RenderedTrajectory
-    refused: int
-    env_steps: int
 
 
 def _walk_all(
     policy: Policy,
     task: Task,
     demonstrations: Sequence[RenderedTrajectory],
-    mistakes: Sequence[Mistakes],
+    mistakes: Sequence[_Mistakes],
     num_parallel: int,
-) -> list[_Walked]:
+) -> list[RenderedTrajectory]:
     """Walks all demonstrations; takes the mistakes away that cannot stay."""
     envs = [task.make_env() for _ in range(min(num_parallel, len(demonstrations)))]
     free = SimpleQueue[TextEnv]()
     for env in envs:
         free.put(env)
 
-    def walk(demonstration: RenderedTrajectory, own: Mistakes) -> _Walked:
+    def walk(demonstration: RenderedTrajectory, own: _Mistakes) -> RenderedTrajectory:
         env = free.get()
         try:
             return _walk(policy, env, demonstration, own)
@@ -129,31 +129,31 @@ def _walk_all(
 
 
 def _walk(
-    policy: Policy, env: TextEnv, demonstration: RenderedTrajectory, mistakes: Mistakes
-) -> _Walked:
+    policy: Policy, env: TextEnv, demonstration: RenderedTrajectory, mistakes: _Mistakes
+) -> RenderedTrajectory:
     """Plays the demonstration with the mistakes until it is repeated.
 
     As long as it is not, the last mistake that was made before it came out otherwise is taken away.
     """
-    refused = env_steps = tries = 0
+    tries = 0
     while True:
         walk = _Walk(env, policy, demonstration)
         try:
-            is_repeated = walk.play(mistakes)
+            is_repeated = walk.play(mistakes.before)
         except EnvironmentLost:
             tries += 1
             if tries >= MAX_TRIES:
                 raise
             continue
         finally:
-            env_steps += len(walk.steps)
+            mistakes.env_steps += len(walk.steps)
         if is_repeated and walk.rendered.num_tokens <= policy.context:
-            return _Walked(walk.rendered, refused, env_steps)
+            return walk.rendered
         if walk.last_mistake is None:
-            mistakes[:] = [[] for _ in mistakes]
-            return _Walked(demonstration, refused, env_steps)
-        mistakes[walk.last_mistake].pop()
-        refused += 1
+            mistakes.before = [[] for _ in mistakes.before]
+            return demonstration
+        wrong = mistakes.before[walk.last_mistake].pop()
+        mistakes.refused.add((walk.last_mistake, wrong.text))
 
 
 @dataclass
@@ -174,7 +174,7 @@ class _Walk:
     last_mistake: int | None = None
     """The step of the demonstration before which it was made."""
 
-    def play(self, mistakes: Mistakes) -> bool:
+    def play(self, mistakes: Sequence[Sequence[AgentAction]]) -> bool:
         """Whether the demonstration is repeated, its mistakes aside."""
         expert, renderer = self.demonstration.trajectory, self.policy.renderer
         self.observation, info = self.env.reset(options={"item": expert.id})
