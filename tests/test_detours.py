@@ -116,6 +116,15 @@ def test_mistakes_in_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (found.taken, found.refused) == (2, 1)
 
 
+def test_a_refused_mistake_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, expert = random_policy(), to_the_treasure()
+    wrong_at_first = [EAST, WEST, EAST, EAST, EAST, TAKE]
+    says(monkeypatch, wrong_at_first, wrong_at_first)
+    found = detour(policy, corridor_task(), [expert], in_a_row=2)
+    # East and west, then twice the six actions alone.
+    assert (found.taken, found.refused, found.env_steps) == (0, 1, 2 + 6 + 6)
+
+
 def test_a_mistake_that_ends_the_episode_or_takes_too_long_is_left_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -81,7 +81,9 @@ def test_a_table_by_hand(
     lines = learning.results(learning.read()).splitlines()
     # Differences 8 and 12: mean 10, standard error 2, t(0.975, 1 degree) = 12.706.
     assert lines[0].startswith("| method | seeds | score")
-    assert lines[2] == "| SFT, continued | 2 | 50.0 (50.0 to 50.0) | 50.0 | - | - | - | 0 | 0.00 M |"
+    assert (
+        lines[2] == "| SFT, continued | 2 | 50.0 (50.0 to 50.0) | 50.0 | - | - | - | 0 | 0.00 M |"
+    )
     assert lines[3] == (
         "| Inverse reflection | 2 | 60.0 (34.6 to 85.4) | 75.0 "
         "| +10.0 (-15.4 to +35.4) | +10.0 (-15.4 to +35.4) | - | 30 | 0.00 M |"
