@@ -32,6 +32,7 @@ PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
 KEY = ("task", "policy", "method", "seed", "split", "metric")
 OURS = ("implicit", "inverse", "dagger")
 PROMPTED = {"zero_shot", "react"}
+PRACTISING = {"implicit", "inverse", "step_dpo", "dagger"}
 LEARNERS = METHODS.keys() - PROMPTED - {"sft"}
 
 Row = dict[str, Any]
@@ -80,6 +81,10 @@ def _changes(before: Row, now: Row, name: str = "") -> Iterator[tuple[str, Any]]
 def _label(method: str, changes: Row) -> str:
     """A method's name with the settings that concern it: its own, and those of all learners."""
     of_others = (LEARNERS | {"prompting"}) - {"prompting" if method in PROMPTED else method}
+    if method not in LEARNERS:
+        of_others |= {"rounds", "inspection"}
+    if method not in PRACTISING:
+        of_others |= {"detours"}
     own = {
         path.removeprefix(f"{method}."): value
         for path, value in changes.items()
@@ -133,13 +138,13 @@ class Panel:
             if (row["method"], row["metric"], row["split"]) == (method, metric, "test")
         }
 
-    def best_on_dev(self, method: str) -> float:
-        """The best round's score, over seeds."""
+    def best_on_dev(self, method: str) -> str:
+        """The best round's score, over seeds; a dash for methods without rounds."""
         best: dict[int, float] = {}
         for row in self.rows:
             if row["method"] == method and row["metric"].startswith("score, round "):
                 best[row["seed"]] = max(row["value"], best.get(row["seed"], row["value"]))
-        return mean(best.values())
+        return f"{mean(best.values()):.1f}" if best else "-"
 
     @property
     def methods(self) -> list[str]:
@@ -208,7 +213,7 @@ def ablations(rows: Sequence[Row]) -> str:
             continue
         scores = mean_interval([*panel.by_seed(method).values()])
         lines.append(
-            f"| {_name(method)} | {scores.n} | {panel.best_on_dev(method):.1f} "
+            f"| {_name(method)} | {scores.n} | {panel.best_on_dev(method)} "
             f"| {interval_text(scores)} | {100 * panel.mean(method, 'success'):.1f} "
             f"| {panel.difference(method, _plain(method))} |"
         )

@@ -1,6 +1,7 @@
 #!/bin/sh
-# Our own method with other settings, from the novices that benchmarks/run_results.sh made in OUT;
-# what is finished is skipped, what was cut off goes on.
+# Our own method with other settings, from the novices that benchmarks/run_results.sh made in OUT, and
+# with fewer demonstrations, from novices of their own; what is finished is skipped, what was cut off
+# goes on. OUT has no spaces.
 # Usage: benchmarks/run_ablations.sh OUT [SEEDS] [RECIPES]      e.g. runs/results "0" alfworld-results
 set -eu
 out=${1:?names the folder of the runs}
@@ -11,7 +12,8 @@ recipes=${3:-scienceworld-results alfworld-results}
 with() {
     run=$out/$recipe-seed$seed-$1
     shift
-    [ -f "$run/results.json" ] || stepagent train "$recipe" --seed "$seed" --out "$run" --resume "$@"
+    [ -f "$run/results.json" ] || stepagent train "$recipe" --seed "$seed" --out "$run" --resume \
+        --prompting.methods "$@"
     python benchmarks/learning.py add "$run"
 }
 
@@ -21,7 +23,7 @@ for seed in $seeds; do
         ours="--novice $novice --methods implicit inverse"
         with practice $ours --detours 0
         with rollout --novice $novice --methods inverse --detours 0 --inverse.states rollout
-        with two-in-a-row $ours --detours 2
+        with two-in-a-row $ours dagger --detours 2
         with one-action $ours --inspection.num-actions 1
         with four-actions $ours --inspection.num-actions 4
         with five-rounds --novice $novice --methods sft_more implicit inverse dagger --rounds 5
@@ -34,7 +36,7 @@ for seed in $seeds; do
         with kl --novice $novice --methods inverse --inverse.ppo.kl-coef 0.04
         with step-ratio --novice $novice --methods inverse --inverse.ppo.ratio step
         for share in 5 12 25; do
-            with "$share-of-50" --methods sft_more implicit inverse \
+            with "share-$share" --methods sft_more implicit inverse dagger \
                 --data.sft $share --data.reflection $share --data.shared $share
         done
     done

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from corridor import corridor_task
+from corridor import CorridorEnv, corridor_task
 from fakes import BoxWorld, demonstrations, novice, practised_with, random_policy, rendered
 from stepagent import detours
 from stepagent.algorithms.sft import SFTConfig
@@ -79,8 +79,8 @@ def test_a_mistake_stays_where_the_demonstration_goes_on_behind_it(
         (seen[4], EAST), (seen[5], TAKE),
     ]  # fmt: skip
     assert (found.taken, found.refused) == (2, 1)
-    # Eight actions in the end; before, east and west, and then it is not in the first room.
-    assert found.env_steps == 8 + 2
+    # East and west, and then it is not in the first room; is it without them? Eight in the end.
+    assert found.env_steps == 2 + 6 + 8
     assert walked.trajectory.id == expert.id
 
 
@@ -121,8 +121,22 @@ def test_a_refused_mistake_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -
     wrong_at_first = [EAST, WEST, EAST, EAST, EAST, TAKE]
     says(monkeypatch, wrong_at_first, wrong_at_first)
     found = detour(policy, corridor_task(), [expert], in_a_row=2)
-    # East and west, then twice the six actions alone.
-    assert (found.taken, found.refused, found.env_steps) == (0, 1, 2 + 6 + 6)
+    # East and west, then the six actions alone: to see whether they are repeated, and in each turn.
+    assert (found.taken, found.refused, found.env_steps) == (0, 1, 2 + 6 + 6 + 6)
+
+
+def test_an_action_that_does_what_the_experts_does_is_no_mistake(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Walkable(CorridorEnv):
+        def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+            return super().step(action.replace("walk", "go"))
+
+    policy, expert = random_policy(), to_the_treasure()
+    # At the wall, another west would change nothing: the demonstration would go on.
+    says(monkeypatch, [WEST, "walk west", EAST, EAST, EAST, TAKE])
+    found = detour(policy, corridor_task(Walkable), [expert])
+    assert (found.taken, found.refused) == (0, 1)
 
 
 def test_a_mistake_that_ends_the_episode_or_takes_too_long_is_left_out(
@@ -144,13 +158,15 @@ def test_a_demonstration_that_is_not_repeated_stays_as_it_is(
     says(monkeypatch, [TAKE] * 6)
     found = detour(policy, corridor_task(), [other])
     assert found.demonstrations == rendered(policy, [other])
-    assert found.taken == 0
+    # Once with five mistakes, once without.
+    assert (found.taken, found.refused, found.not_repeated) == (0, 0, 1)
+    assert found.env_steps == 11 + 6
 
 
 def test_a_longer_history_than_the_context_is_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
     policy, expert = random_policy(), to_the_treasure()
     whole = policy.render(expert).num_tokens
-    monkeypatch.setattr(Policy, "context", whole + 60)
+    monkeypatch.setattr(Policy, "context", whole + 60 + SHORT.max_new_tokens)
     says(monkeypatch, [TAKE] * 6)
     found = detour(policy, corridor_task(), [expert])
     assert 0 < found.taken < 5

@@ -24,10 +24,12 @@ def learning() -> ModuleType:
     return module
 
 
-def finished_run(folder: Path, score: float, seed: int, **changes: object) -> Path:
-    """What a finished run of two methods leaves behind."""
+def finished_run(
+    folder: Path, score: float, seed: int, detours: int = 0, **changes: object
+) -> Path:
+    """What a finished run of two methods and the novice leaves behind."""
     folder.mkdir()
-    config = to_json(RECIPES["smoke"])
+    config = to_json(RECIPES["smoke"]) | {"detours": detours}
     config["inverse"] |= changes
     about = {"recipe": "smoke", "seed": seed, "config": config, "protocol": {"task": "boxes"}}
     (folder / "config.json").write_text(json.dumps(about))
@@ -69,6 +71,10 @@ def test_a_method_is_named_by_its_own_changes(learning: ModuleType, tmp_path: Pa
     run = finished_run(tmp_path / "run", 60.0, 0, states="rollout")
     methods = {row["method"] for row in learning.rows_of(run)}
     assert methods == {"sft_more", "inverse states=rollout"}
+    # Only who practises takes detours.
+    run = finished_run(tmp_path / "detours", 60.0, 0, detours=1)
+    methods = {row["method"] for row in learning.rows_of(run)}
+    assert methods == {"sft_more", "inverse detours=1"}
 
 
 def test_a_table_by_hand(

@@ -5,12 +5,16 @@
 
 In practice the agent never sees what its mistakes lead to, so it learns nothing for the states in
 which it will then be. Most mistakes in text environments cost a step and no more: behind them the
-demonstration can go on, and all that is seen later is what was seen there. So what the expert does
-in the states behind the mistake is known, the same as before it. These are the labels of DAgger
-(Ross et al. 2011, arXiv 1011.0686, alg. 3.1) with nobody to ask, and no reward is looked at. A
-mistake behind which the demonstration cannot go on is left out.
+demonstration can go on, and all that is seen from the expert's next action on is what was seen
+there, to the same end. So the expert's action still works behind the mistake, and is taken for the
+label, as in DAgger (Ross et al. 2011, arXiv 1011.0686, alg. 3.1), with nobody to ask. A mistake
+behind which the demonstration cannot go on is left out, and so is an action that did what the
+expert's does: it was none, and its label would be to do everything twice.
+
+Of the environment's judgement only this is looked at: whether the demonstration still ends solved.
 """
 
+import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -24,6 +28,8 @@ from stepagent.renderer import RenderedTrajectory
 from stepagent.tasks.base import MAX_TRIES, EnvironmentLost, Task, TextEnv
 from stepagent.types import AgentAction, Step
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Detours:
@@ -34,7 +40,9 @@ class Detours:
     taken: int
     """Mistakes behind which the demonstrations go on."""
     refused: int
-    """Those behind which they do not."""
+    """Those that were taken away: the last ones that were made before something else was seen."""
+    not_repeated: int
+    """Demonstrations that come out otherwise without any mistake."""
     env_steps: int
     """Actions that were played to find out, the expert's included."""
 
@@ -58,11 +66,13 @@ def take_detours(
     mistakes = [_Mistakes([[] for _ in d.actions]) for d in demonstrations]
     for turn in range(in_a_row):
         _add(policy, found, mistakes, decoding, seed=seed * 1000 + turn)
-        found = _walk_all(policy, task, demonstrations, mistakes, num_parallel)
+        room = policy.context - decoding.max_new_tokens
+        found = _walk_all(policy, task, demonstrations, mistakes, room, num_parallel)
     return Detours(
         found,
         taken=sum(len(row) for own in mistakes for row in own.before),
         refused=sum(len(own.refused) for own in mistakes),
+        not_repeated=sum(own.is_repeated is False for own in mistakes),
         env_steps=sum(own.env_steps for own in mistakes),
     )
 
@@ -75,6 +85,8 @@ class _Mistakes:
     """For each of the expert's actions the agent's, in a row, that come first."""
     refused: set[tuple[int, str]] = field(default_factory=set)
     """Step and action, where the demonstration did not go on behind it."""
+    is_repeated: bool | None = None
+    """Whether the demonstration is, without any; unknown until something else was seen."""
     env_steps: int = 0
 
 
@@ -95,7 +107,8 @@ def _add(
             step = next(practised)
             (action,) = step.agent_actions
             is_right = action.text == step.expert_action.strip()
-            if not is_right and (number, action.text) not in own.refused:
+            is_refused = own.is_repeated is False or (number, action.text) in own.refused
+            if not is_right and not is_refused:
                 row.append(action)
 
 
@@ -104,6 +117,7 @@ def _walk_all(
     task: Task,
     demonstrations: Sequence[RenderedTrajectory],
     mistakes: Sequence[_Mistakes],
+    room: int,
     num_parallel: int,
 ) -> list[RenderedTrajectory]:
     """Walks all demonstrations; takes the mistakes away that cannot stay."""
@@ -115,7 +129,7 @@ def _walk_all(
     def walk(demonstration: RenderedTrajectory, own: _Mistakes) -> RenderedTrajectory:
         env = free.get()
         try:
-            return _walk(policy, env, demonstration, own)
+            return _walk(policy, env, demonstration, own, room)
         finally:
             free.put(env)
 
@@ -129,31 +143,49 @@ def _walk_all(
 
 
 def _walk(
-    policy: Policy, env: TextEnv, demonstration: RenderedTrajectory, mistakes: _Mistakes
+    policy: Policy,
+    env: TextEnv,
+    demonstration: RenderedTrajectory,
+    mistakes: _Mistakes,
+    room: int,
 ) -> RenderedTrajectory:
     """Plays the demonstration with the mistakes until it is repeated.
 
     As long as it is not, the last mistake that was made before it came out otherwise is taken away.
     """
-    tries = 0
     while True:
-        walk = _Walk(env, policy, demonstration)
-        try:
-            is_repeated = walk.play(mistakes.before)
-        except EnvironmentLost:
-            tries += 1
-            if tries >= MAX_TRIES:
-                raise
-            continue
-        finally:
-            mistakes.env_steps += len(walk.steps)
-        if is_repeated and walk.rendered.num_tokens <= policy.context:
+        walk = _played(policy, env, demonstration, mistakes.before)
+        mistakes.env_steps += len(walk.steps)
+        if walk.is_repeated and walk.rendered.num_tokens <= room:
             return walk.rendered
-        if walk.last_mistake is None:
+        if mistakes.is_repeated is None:
+            alone = _played(policy, env, demonstration, [() for _ in mistakes.before])
+            mistakes.env_steps += len(alone.steps)
+            mistakes.is_repeated = alone.is_repeated
+        if walk.last_mistake is None or not mistakes.is_repeated:
             mistakes.before = [[] for _ in mistakes.before]
             return demonstration
         wrong = mistakes.before[walk.last_mistake].pop()
         mistakes.refused.add((walk.last_mistake, wrong.text))
+
+
+def _played(
+    policy: Policy,
+    env: TextEnv,
+    demonstration: RenderedTrajectory,
+    mistakes: Sequence[Sequence[AgentAction]],
+) -> "_Walk":
+    """The demonstration with the mistakes; a lost environment is tried again."""
+    for _ in range(MAX_TRIES - 1):
+        walk = _Walk(env, policy, demonstration)
+        try:
+            walk.play(mistakes)
+            return walk
+        except EnvironmentLost:
+            logger.warning("%s: environment lost; walking again", demonstration.trajectory.id)
+    walk = _Walk(env, policy, demonstration)
+    walk.play(mistakes)
+    return walk
 
 
 @dataclass
@@ -166,16 +198,18 @@ class _Walk:
     steps: list[Step] = field(default_factory=list)
     """What is seen in each state, and what the expert does there."""
     answers: list[tuple[int, ...]] = field(default_factory=list)
-    """Ids of the latter."""
+    """Token ids of what the expert does."""
     additions: list[tuple[int, ...]] = field(default_factory=list)
     observation: str = ""
     is_over: bool = False
     is_success: bool = False
+    is_repeated: bool = False
+    """Whether the demonstration was, its mistakes aside."""
     last_mistake: int | None = None
     """The step of the demonstration before which it was made."""
 
-    def play(self, mistakes: Sequence[Sequence[AgentAction]]) -> bool:
-        """Whether the demonstration is repeated, its mistakes aside."""
+    def play(self, mistakes: Sequence[Sequence[AgentAction]]) -> None:
+        """Up to the end, or to where something else is seen than was."""
         expert, renderer = self.demonstration.trajectory, self.policy.renderer
         self.observation, info = self.env.reset(options={"item": expert.id})
         self.additions.append(renderer.opening(info["instruction"], self.observation))
@@ -183,18 +217,25 @@ class _Walk:
             zip(expert.steps, self.demonstration.actions, strict=True)
         ):
             if self.is_over or self.observation != step.observation:
-                return False
+                return
             for own in mistakes[number]:
                 self.last_mistake = number
+                before = self.observation
                 self._move(number, own.token_ids, own.text)
-                if self.is_over:
-                    return False
+                if self.is_over or before != self.observation == self._expected(number):
+                    return
             self._move(number, ids, step.action)
         is_same_end = self.observation == expert.final_observation
-        return is_same_end and self.is_success == bool(expert.success)
+        self.is_repeated = is_same_end and self.is_success == bool(expert.success)
+
+    def _expected(self, number: int) -> str:
+        """What the expert's step leads to."""
+        expert = self.demonstration.trajectory
+        later = [step.observation for step in expert.steps[number + 1 :]]
+        return later[0] if later else expert.final_observation
 
     def _move(self, number: int, ids: tuple[int, ...], text: str) -> None:
-        """Does something, whoever's action it is, where the expert does its step `number`."""
+        """Does something, whosever action it is, where the expert does its step `number`."""
         answer = self.demonstration.trajectory.steps[number]
         self.steps.append(answer.model_copy(update={"observation": self.observation}))
         self.answers.append(self.demonstration.actions[number])

@@ -37,6 +37,8 @@ class Lesson:
     """How the agent's mistakes came into the demonstrations, if they have any."""
     held_out_detours: Sequence[StepTree] = ()
     """The held-out trajectories with such mistakes, and what was practised then."""
+    env_steps: int = 0
+    """Actions that were played for both."""
 
     @property
     def trees(self) -> list[StepTree]:
@@ -113,9 +115,15 @@ class Practice:
         if self.detour is not None:
             detours = self.detour(policy, lesson.demonstrations, seed)
             lesson = replace(lesson, demonstrations=detours.demonstrations, detours=detours)
-            unseen = self.detour(policy, lesson.held_out, seed).demonstrations
-            practised = inspect_demonstrations(policy, unseen, self.inspection, seed=seed)
-            lesson = replace(lesson, held_out_detours=step_trees(unseen, practised))
+            unseen = self.detour(policy, lesson.held_out, seed)
+            practised = inspect_demonstrations(
+                policy, unseen.demonstrations, self.inspection, seed=seed
+            )
+            lesson = replace(
+                lesson,
+                held_out_detours=step_trees(unseen.demonstrations, practised),
+                env_steps=detours.env_steps + unseen.env_steps,
+            )
         own, held = (
             inspect_demonstrations(policy, trajectories, self.inspection, seed=seed)
             for trajectories in (lesson.demonstrations, lesson.held_out)

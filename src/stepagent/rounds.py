@@ -94,11 +94,13 @@ class Rounds:
         if self.learner.practises:
             lesson = self.practice.practised(policy, number)
         if lesson.detours is not None:
-            taken, refused = lesson.detours.taken, lesson.detours.refused
-            self._log(number)(
-                "detours",
-                {"taken": taken, "refused": refused, "env_steps": lesson.detours.env_steps},
-            )
+            facts: Metrics = {
+                "taken": lesson.detours.taken,
+                "refused": lesson.detours.refused,
+                "not_repeated": lesson.detours.not_repeated,
+                "env_steps": lesson.env_steps,
+            }
+            self._log(number)("detours", facts)
         if self.learner.explores:
             lesson = replace(lesson, explored=self._explore(policy, number))
         if not self.learner.measures:
