@@ -1,6 +1,6 @@
 #!/bin/sh
-# All methods and seeds of the two tables of docs/results.md, one after the other; what is finished is skipped, what was cut off
-# goes on. Usage: benchmarks/run_results.sh OUT [SEEDS]      e.g. runs/results "0 1 2 3 4"
+# All methods and seeds of the two tables of docs/results.md, one after the other; what is finished is
+# skipped, what was cut off goes on. Usage: benchmarks/run_results.sh OUT [SEEDS]      e.g. runs/results "0 1 2 3 4"
 # Two streams may share OUT, each with seeds of its own; OMP_NUM_THREADS=1 then keeps them apart.
 set -eu
 out=${1:?names the folder for the runs}

@@ -208,7 +208,7 @@ def silent(*_: object) -> None:
 
 
 def test_learning_in_detours_is_learning_to_get_back() -> None:
-    """How likely the expert's action is behind unseen mistakes, after as many updates without."""
+    """The expert's actions are likelier in unseen detours than after as many updates without."""
     config = SFTConfig(epochs=8, batch_size=8, optimizer=OptimizerConfig(learning_rate=3e-3))
     differences = []
     for seed in range(5):

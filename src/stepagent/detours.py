@@ -158,7 +158,9 @@ def _walk(
         mistakes.env_steps += len(walk.steps)
         if walk.is_repeated and walk.rendered.num_tokens <= room:
             return walk.rendered
-        if mistakes.is_repeated is None:
+        if walk.last_mistake is None:
+            mistakes.is_repeated = walk.is_repeated  # what was played was the demonstration alone
+        elif mistakes.is_repeated is None:
             alone = _played(policy, env, demonstration, [() for _ in mistakes.before])
             mistakes.env_steps += len(alone.steps)
             mistakes.is_repeated = alone.is_repeated
@@ -231,8 +233,9 @@ class _Walk:
     def _expected(self, number: int) -> str:
         """What the expert's step leads to."""
         expert = self.demonstration.trajectory
-        later = [step.observation for step in expert.steps[number + 1 :]]
-        return later[0] if later else expert.final_observation
+        if number + 1 == len(expert.steps):
+            return expert.final_observation
+        return expert.steps[number + 1].observation
 
     def _move(self, number: int, ids: tuple[int, ...], text: str) -> None:
         """Does something, whosever action it is, where the expert does its step `number`."""
