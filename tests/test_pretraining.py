@@ -12,9 +12,19 @@ from fakes import demonstrations, in_float64, plain_logprobs, random_policy, ren
 from stepagent.algorithms.pretraining import PretrainConfig, names, pretrain, rename
 from stepagent.algorithms.sft import SFTConfig
 from stepagent.backends.training import Metrics, OptimizerConfig
+from stepagent.types import Trajectory
 
 OWN = [*demonstrations()[:3], *demonstrations()[40:43]]
 SLOW = SFTConfig(epochs=1, optimizer=OptimizerConfig(learning_rate=1e-9, warmup_share=0.0))
+
+
+def short(demonstration: Trajectory) -> Trajectory:
+    """Three characters are left of each observation."""
+    steps = tuple(
+        step.model_copy(update={"observation": step.observation[:3]})
+        for step in demonstration.steps
+    )
+    return demonstration.model_copy(update={"steps": steps})
 
 
 def test_reading_models_every_token_after_the_first() -> None:
@@ -34,27 +44,45 @@ def test_copying_is_cloning_of_demonstrations_that_are_cut_short() -> None:
         reading=replace(SLOW, epochs=0),
         copying=replace(SLOW, epochs=2, batch_size=100),
         renamed=0,
+        rare=0,
         characters=3,
     )
     pretrain(policy, OWN, config, seed=0, log=logged.append)
-    short = [
-        d.model_copy(
-            update={
-                "steps": tuple(
-                    s.model_copy(update={"observation": s.observation[:3]}) for s in d.steps
-                )
-            }
-        )
-        for d in OWN
-    ]
     before = in_float64(random_policy())
     logprobs = [
         plain_logprobs(before.model, state, action)
-        for d in rendered(before, short)
+        for d in rendered(before, [short(d) for d in OWN])
         for state, action in zip(d.states, d.actions, strict=True)
     ]
     # Both passes are in the one batch.
     expected = -torch.cat(logprobs).mean().item()
+    assert [row["loss"] for row in logged] == [pytest.approx(expected, abs=1e-9)]
+
+
+def test_copying_does_not_ask_for_names_that_nothing_before_them_has() -> None:
+    policy, logged = in_float64(random_policy()), list[Metrics]()
+    config = PretrainConfig(
+        reading=replace(SLOW, epochs=0),
+        copying=replace(SLOW, batch_size=100),
+        renamed=0,
+        rare=1.01,
+        characters=3,
+    )
+    pretrain(policy, OWN, config, seed=0, log=logged.append)
+    before = in_float64(random_policy())
+    special = set(before.renderer.tokenizer.all_special_ids)
+    known = names(rendered(before, OWN), 1.01) - special
+    asked, left_out = list[torch.Tensor](), 0
+    for d in rendered(before, [short(d) for d in OWN]):
+        for state, action in zip(d.states, d.actions, strict=True):
+            logprobs = plain_logprobs(before.model, state, action)
+            for place, token in enumerate(action):
+                if token in known and token not in (*state, *action[:place]):
+                    left_out += 1
+                else:
+                    asked.append(logprobs[place])
+    assert left_out and asked
+    expected = -torch.stack(asked).mean().item()
     assert [row["loss"] for row in logged] == [pytest.approx(expected, abs=1e-9)]
 
 

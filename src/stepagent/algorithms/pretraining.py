@@ -8,17 +8,20 @@ hundreds of tokens later, is not learnt from the few action tokens of the demons
 quicker to learn what a name does there by heart. So in 2. every trajectory has its names, the
 tokens that few trajectories have, permuted among themselves, anew each time: then only copying
 helps (cf. Chan et al. 2022, arXiv 2205.05055: many rare, changing classes bring it about). Cut
-short, a trajectory has less between a name and its copy.
+short, a trajectory has less between a name and its copy. A name that nothing before it has is not
+asked for: it cannot be copied, and guessing it would be most of the loss.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 import numpy as np
 
-from stepagent.algorithms.sft import SFTConfig, maximize_likelihood, sft
+from stepagent.algorithms.sft import SFTConfig, maximize_likelihood
 from stepagent.backends.training import Metrics, OptimizerConfig
+from stepagent.inspection import step_tree
 from stepagent.policy import Policy
 from stepagent.prefix_tree import ROOT, PrefixTree
 from stepagent.renderer import RenderedTrajectory
@@ -34,7 +37,7 @@ class PretrainConfig:
     )
     """Language modelling of whole demonstrations."""
     copying: SFTConfig = SFTConfig(
-        epochs=16, batch_size=1, optimizer=OptimizerConfig(learning_rate=1e-3)
+        epochs=12, batch_size=1, optimizer=OptimizerConfig(learning_rate=1e-3)
     )
     """Cloning of renamed demonstrations; each pass has other names."""
     renamed: float = 0.7
@@ -62,11 +65,12 @@ def pretrain(
     own_names = names(whole, config.rare) - special
     rng = np.random.default_rng(seed)
     practice = [
-        rename(d, own_names, rng) if rng.random() < config.renamed else d
+        copying_tree(rename(d, own_names, rng) if rng.random() < config.renamed else d, own_names)
         for _ in range(config.copying.epochs)
         for d in short
     ]
-    sft(policy, practice, replace(config.copying, epochs=1), seed=seed, log=log)
+    once = replace(config.copying, epochs=1)
+    maximize_likelihood(policy, practice, once, "Copying", seed=seed, log=log)
 
 
 def names(demonstrations: Sequence[RenderedTrajectory], rare: float) -> set[int]:
@@ -94,6 +98,30 @@ def rename(
         additions=tuple(map(renamed, demonstration.additions)),
         actions=tuple(map(renamed, demonstration.actions)),
     )
+
+
+def copying_tree(demonstration: RenderedTrajectory, own_names: set[int]) -> PrefixTree:
+    """The expert's actions as paths, without the names that nothing before them has."""
+    tree = step_tree(demonstration).tree
+    tree.paths = [run for path in tree.paths for run in _known_runs(tree, path, own_names)]
+    return tree
+
+
+def _known_runs(
+    tree: PrefixTree, path: Sequence[int], own_names: set[int]
+) -> Iterator[tuple[int, ...]]:
+    """The parts of a path between its new names."""
+    seen = {tree.tokens[node] for node in tree.ancestors(tree.parents[path[0]])}
+
+    def is_new_name(node: int) -> bool:
+        token = tree.tokens[node]
+        is_new = token in own_names and token not in seen
+        seen.add(token)
+        return is_new
+
+    for is_new, run in groupby(path, is_new_name):
+        if not is_new:
+            yield tuple(run)
 
 
 def _cut(demonstration: Trajectory, characters: int) -> Trajectory:
