@@ -9,23 +9,26 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from corridor import CorridorEnv, corridor_task
 from fakes import BoxWorld, demonstrations, novice, practised_with, random_policy, rendered
 from stepagent import detours
+from stepagent.algorithms.discriminator import HeldOut
 from stepagent.algorithms.sft import SFTConfig
 from stepagent.backends.generation import Decoding
 from stepagent.backends.training import OptimizerConfig
 from stepagent.detours import Detours, take_detours
-from stepagent.inspection import path_logprobs, step_tree
+from stepagent.inspection import StepTree, path_logprobs, step_tree
 from stepagent.lessons import Lesson
 from stepagent.policy import Policy
-from stepagent.reflection import MoreSFT
+from stepagent.reflection import Inverse, MoreSFT
 from stepagent.renderer import RenderedTrajectory
 from stepagent.run import Run
 from stepagent.settings import SettingsError
 from stepagent.statistics import paired_difference
 from stepagent.tasks.base import MAX_TRIES, EnvironmentLost, Task
+from stepagent.trajectories import read_trajectories
 from stepagent.types import PracticedStep, Trajectory
 from test_pipeline import CONFIG, Killed, assert_same, dies_at_row, finish, rows_of
 
@@ -254,6 +257,41 @@ def test_a_run_in_detours_counts_what_it_played(whole: Path) -> None:
         for method in ("sft_more", "dagger")
     )
     assert same != other
+
+
+def test_the_last_discriminator_judges_all_rounds_in_the_detours_of_the_novice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged = []
+    judge = Inverse.judge
+
+    def watched(self: Inverse, policy: Policy, practised: Sequence[StepTree]) -> HeldOut:
+        found = judge(self, policy, practised)
+        discriminator = self.discriminator.model.get_input_embeddings().weight.tolist()
+        experts = [
+            [t.tree.tokens[n] for n in (*t.tree.ancestors(path[0]), *path[1:])]
+            for t in practised
+            for path, by_expert in zip(t.tree.paths, t.is_expert, strict=True)
+            if by_expert
+        ]
+        own = policy.model.get_input_embeddings().weight.tolist()
+        judged.append((found.js_divergence, discriminator, experts, own))
+        return found
+
+    monkeypatch.setattr(Inverse, "judge", watched)
+    folder = finish(tmp_path / "run", replace(DETOURING, methods=("inverse",)))
+    divergences, discriminators, states, policies = zip(*judged[-3:], strict=True)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    logged = {row["round"]: row["js_divergence"] for row in rows if "js_divergence" in row}
+    assert logged == dict(enumerate(divergences))
+    assert discriminators[0] == discriminators[1] == discriminators[2]
+    assert states[0] == states[1] == states[2] == judged[0][2]
+    units = [folder / "units" / unit for unit in ("sft", "inverse-round1", "inverse-round2")]
+    for own, unit in zip(policies, units, strict=True):
+        assert own == load_file(unit / "model.safetensors")["model.embed_tokens.weight"].tolist()
+    # Mistakes are in the histories: there are more states than the held-out trajectories have.
+    held_out = read_trajectories(folder / "practice" / "demonstrations-dev.jsonl").trajectories
+    assert len(states[0]) > sum(len(t.steps) for t in held_out)
 
 
 def test_a_run_in_detours_resumes_to_the_same_files(

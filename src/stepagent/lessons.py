@@ -35,10 +35,8 @@ class Lesson:
     """Episodes that the policy of the round played itself on the items of the demonstrations."""
     detours: Detours | None = None
     """How the agent's mistakes came into the demonstrations, if they have any."""
-    held_out_detours: Sequence[StepTree] = ()
-    """The held-out trajectories with such mistakes, and what was practised then."""
-    env_steps: int = 0
-    """Actions that were played for both."""
+    compared: Sequence[StepTree] = ()
+    """What is practised where policies are compared, if that is not the held-out trajectories."""
 
     @property
     def trees(self) -> list[StepTree]:
@@ -60,9 +58,9 @@ class Lesson:
         return step_trees(self.held_out, self.held_out_practised)
 
     @property
-    def measured_trees(self) -> Sequence[StepTree]:
+    def compared_trees(self) -> Sequence[StepTree]:
         """Where the agent is compared with the expert: held-out states like those it learns in."""
-        return self.held_out_detours or self.held_out_trees
+        return self.compared or self.held_out_trees
 
 
 def inspect_demonstrations(
@@ -106,6 +104,7 @@ class Practice:
         self.seed = seed
         self.detour = detour
         self._first: Lesson | None = None
+        self._compared: Sequence[RenderedTrajectory] | None = None
 
     def practised(self, policy: Policy, number: int) -> Lesson:
         """The lesson of a round, practised with the policy that the round starts from."""
@@ -115,15 +114,6 @@ class Practice:
         if self.detour is not None:
             detours = self.detour(policy, lesson.demonstrations, seed)
             lesson = replace(lesson, demonstrations=detours.demonstrations, detours=detours)
-            unseen = self.detour(policy, lesson.held_out, seed)
-            practised = inspect_demonstrations(
-                policy, unseen.demonstrations, self.inspection, seed=seed
-            )
-            lesson = replace(
-                lesson,
-                held_out_detours=step_trees(unseen.demonstrations, practised),
-                env_steps=detours.env_steps + unseen.env_steps,
-            )
         own, held = (
             inspect_demonstrations(policy, trajectories, self.inspection, seed=seed)
             for trajectories in (lesson.demonstrations, lesson.held_out)
@@ -132,6 +122,22 @@ class Practice:
         if number == 1:
             self._first = found
         return found
+
+    def choose_compared(self, novice: Policy) -> None:
+        """Policies are compared in the same states: in detours, if any, those of the novice."""
+        if self._compared is None:
+            self._compared = self.lesson.held_out
+            if self.detour is not None:
+                self._compared = self.detour(
+                    novice, self.lesson.held_out, self.seed_of(1)
+                ).demonstrations
+
+    def compared(self, policy: Policy, number: int) -> list[StepTree]:
+        """What a policy does in the states where policies are compared, by the seed of a round."""
+        assert self._compared is not None, "choose_compared comes first"
+        seed = self.seed_of(number)
+        practised = inspect_demonstrations(policy, self._compared, self.inspection, seed=seed)
+        return step_trees(self._compared, practised)
 
     def seed_of(self, number: int) -> int:
         """The seed of a round."""

@@ -128,6 +128,7 @@ def _rounds(config: TrainConfig, run: Run, task: Task, method: Method, practice:
         method=method,
         learner=_learner(config, method, policy),
         practice=practice,
+        novice=run.unit_folder("sft"),
         evaluate=dev,
         explore=explore,
     ).go(policy, config.rounds)

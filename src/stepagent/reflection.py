@@ -70,7 +70,11 @@ class Learner(Protocol):
         ...
 
     def measure(self, policy: Policy, lesson: Lesson, *, seed: int, log: Log) -> HeldOut | None:
-        """How far the policy that practised is from the expert, if the learner can tell."""
+        """Gets ready to measure the policy that practised and does so, if the learner can."""
+        ...
+
+    def judge(self, policy: Policy, practised: Sequence[StepTree]) -> HeldOut | None:
+        """How far a policy is from the expert in what it practised, if the learner can tell."""
         ...
 
     def save(self, folder: Path) -> None:
@@ -90,6 +94,10 @@ class Stateless:
     measures = False
 
     def measure(self, policy: Policy, lesson: Lesson, *, seed: int, log: Log) -> HeldOut | None:
+        """Nothing."""
+        return None
+
+    def judge(self, policy: Policy, practised: Sequence[StepTree]) -> HeldOut | None:
         """Nothing."""
         return None
 
@@ -153,14 +161,12 @@ class Inverse:
         Before its first use it is warmed up until it beats chance there; raises
         `DiscriminatorAtChance` if it does not within its warm-up.
         """
-        config, practised = self.config.discriminator, lesson.measured_trees
+        config, practised = self.config.discriminator, lesson.compared_trees
         trees = self._trees(lesson)
-        held_out_agent = path_logprobs(policy, practised)
         found: list[HeldOut] = []
 
         def beats_chance() -> bool:
-            logits = expert_logits(self.discriminator, practised, held_out_agent)
-            found.append(held_out(logits, practised))
+            found.append(self.judge(policy, practised))
             return found[-1].beats_chance and not self.is_warm
 
         train_discriminator(
@@ -181,6 +187,10 @@ class Inverse:
         self.is_warm = True
         return found[-1]
 
+    def judge(self, policy: Policy, practised: Sequence[StepTree]) -> HeldOut:
+        """By the discriminator as it is now."""
+        return held_out(self._logits(policy, practised), practised)
+
     def learn(self, policy: Policy, lesson: Lesson, *, seed: int, log: Log) -> list[Tensor] | None:
         """PPO on the step rewards; returns those of the held-out paths. `measure` comes first."""
         trees = self._trees(lesson)
@@ -199,8 +209,11 @@ class Inverse:
 
     def _rewards(self, policy: Policy, practised: Sequence[StepTree]) -> list[Tensor]:
         """For each tree the step rewards of its paths; the policy is the one that practised."""
-        logits = expert_logits(self.discriminator, practised, path_logprobs(policy, practised))
-        return [step_rewards(f, self.config.discriminator.reward) for f in logits]
+        form = self.config.discriminator.reward
+        return [step_rewards(f, form) for f in self._logits(policy, practised)]
+
+    def _logits(self, policy: Policy, practised: Sequence[StepTree]) -> list[Tensor]:
+        return expert_logits(self.discriminator, practised, path_logprobs(policy, practised))
 
     def save(self, folder: Path) -> None:
         """The discriminator as a model folder, the value head as safetensors."""

@@ -3,10 +3,13 @@
 A round inspects the demonstrations and the held-out trajectories with its starting policy, lets the
 learner measure that policy where it can, and then improves it. What is measured at the start of a
 round therefore belongs to the round before; after the last one the final policy is measured too.
+Then what the learner measures by judges the policies of all rounds once more, in the same states:
+only such figures tell whether the agent has come closer.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from stepagent.algorithms.discriminator import DiscriminatorAtChance
 from stepagent.backends.training import Metrics
@@ -27,6 +30,8 @@ class Rounds:
     """Names units, files and rows of metrics."""
     learner: Learner
     practice: Practice
+    novice: Path
+    """Folder of the policy of round 0."""
     evaluate: Callable[[Policy, int], Mapping[str, float | None]]
     """Logs and returns how the policy of a round does on dev."""
     explore: Callable[[Policy, int, int], Sequence[RenderedTrajectory]] | None = None
@@ -38,10 +43,13 @@ class Rounds:
         return f"{self.method}-round{number}"
 
     def go(self, policy: Policy, num_rounds: int) -> None:
-        """All rounds that are not finished yet, from the policy of round 0.
+        """All rounds that are not finished yet; the policy comes in as that of round 0.
 
         A discriminator at chance ends the rounds; why is recorded in config.json.
         """
+        last = f"{self.method}-measure"
+        if self.learner.measures and not self.run.is_done(last):
+            self.practice.choose_compared(policy)
         try:
             done = 0
             while done < num_rounds and self.run.is_done(self.unit(done + 1)):
@@ -52,10 +60,10 @@ class Rounds:
                 self.learner.load(folder)
             for number in range(done + 1, num_rounds + 1):
                 self._round(policy, number)
-            last = f"{self.method}-measure"
             if self.learner.measures and not self.run.is_done(last):
                 with self.run.unit(last):
                     self._prepare(policy, num_rounds + 1)
+                    self._compare(policy, num_rounds)
         except DiscriminatorAtChance as error:
             self.run.record_data(self.method, {"stopped": str(error)})
 
@@ -98,24 +106,27 @@ class Rounds:
                 "taken": lesson.detours.taken,
                 "refused": lesson.detours.refused,
                 "not_repeated": lesson.detours.not_repeated,
-                "env_steps": lesson.env_steps,
+                "env_steps": lesson.detours.env_steps,
             }
             self._log(number)("detours", facts)
         if self.learner.explores:
             lesson = replace(lesson, explored=self._explore(policy, number))
         if not self.learner.measures:
             return lesson
+        lesson = replace(lesson, compared=self.practice.compared(policy, number))
         seed = self.practice.seed_of(number)
         found = self.learner.measure(policy, lesson, seed=seed, log=self._log(number))
         if found is not None:
-            self.run.log(
-                stage=self.method,
-                round=number - 1,
-                phase="dev",
-                js_divergence=found.js_divergence,
-                discriminator_accuracy=found.accuracy,
-            )
+            self._log(number - 1)("dev", {"discriminator_accuracy": found.accuracy})
         return lesson
+
+    def _compare(self, policy: Policy, num_rounds: int) -> None:
+        """The last judgement: of the policies of all rounds, on what each does by the same seed."""
+        for number in range(num_rounds + 1):
+            policy.restore(self.run.unit_folder(self.unit(number)) if number else self.novice)
+            found = self.learner.judge(policy, self.practice.compared(policy, num_rounds + 1))
+            if found is not None:
+                self._log(number)("dev", {"js_divergence": found.js_divergence})
 
     def _log(self, number: int) -> Callable[[str, Metrics], None]:
         def log(phase: str, metrics: Metrics) -> None:

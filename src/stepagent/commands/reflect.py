@@ -127,8 +127,9 @@ def _reflect(args: Arguments, run: Run, policy: Policy, lesson: Lesson) -> None:
         return _log_likeness(args, run, policy, lesson, number)
 
     if not run.is_done("round0"):
-        with run.unit("round0"):
+        with run.unit("round0") as folder:
             dev(policy, 0)
+            policy.save(folder)
     learner: Learner = (
         Implicit(args.implicit) if args.method == "implicit" else Inverse(args.inverse, policy)
     )
@@ -137,6 +138,7 @@ def _reflect(args: Arguments, run: Run, policy: Policy, lesson: Lesson) -> None:
         method=args.method,
         learner=learner,
         practice=Practice(lesson, args.inspection, seed=args.seed),
+        novice=run.unit_folder("round0"),
         evaluate=dev,
     ).go(policy, args.rounds)
     if stopped := run.config["data"].get(args.method, {}).get("stopped"):
