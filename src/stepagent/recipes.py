@@ -50,8 +50,11 @@ SCIENCEWORLD_DEMO = TrainConfig(
     ),
     data=DataConfig(sft=10, reflection=26, shared=10, dev=4, test=10),
     model=TinyConfig(hidden_size=192),
+    # Few demonstrations: more passes, so that copying is learnt all the same.
+    pretrain=replace(PretrainConfig(), copying=replace(PretrainConfig().copying, epochs=30)),
     sft=SFTConfig(epochs=3, batch_size=1, optimizer=OptimizerConfig(learning_rate=1e-3)),
     rounds=2,
+    detours=1,
     inspection=InspectionConfig(num_actions=2, decoding=Decoding(max_new_tokens=24)),
     # One pass of every learner over the same trajectories: the same number of updates for all.
     sft_more=SFTConfig(epochs=1, batch_size=1, optimizer=_ADAM),
@@ -78,11 +81,11 @@ def _results(task: TaskConfig, data: DataConfig, decoding: Decoding, epochs: int
         SCIENCEWORLD_DEMO,
         task=task,
         data=data,
+        pretrain=PretrainConfig(),
         sft=replace(SCIENCEWORLD_DEMO.sft, epochs=epochs),
         # A model from scratch has no thoughts to say before its action.
         prompting=PromptingConfig(methods=("zero_shot", "react"), max_tokens=64),
         methods=get_args(Method),
-        detours=1,
         inspection=replace(SCIENCEWORLD_DEMO.inspection, decoding=decoding),
         step_dpo=replace(SCIENCEWORLD_DEMO.implicit, sft_coef=0.0),
         rft=RFTConfig(sft=once),
@@ -173,8 +176,9 @@ RECIPES: dict[str, TrainConfig] = {
         epochs=6,
     ),
     "scienceworld-smollm2": SCIENCEWORLD_SMOLLM2,
-    "alfworld-tiny": _tiny(
-        TASKS["alfworld"], DataConfig(sft=30, reflection=50, shared=30, dev=4, test=10)
+    "alfworld-tiny": replace(
+        _tiny(TASKS["alfworld"], DataConfig(sft=30, reflection=50, shared=30, dev=4, test=10)),
+        pretrain=PretrainConfig(),
     ),
     "webshop-tiny": _tiny(
         WebShopConfig(step_limit=8), DataConfig(sft=6, reflection=12, shared=6, dev=2, test=4)
