@@ -261,17 +261,17 @@ def _name(method: str) -> str:
 def filled(page: str, rows: Sequence[Row]) -> str:
     """A page with each table anew between `<!-- results: TASK POLICY -->` and `<!-- end -->`.
 
-    Or `ablations`, or `rounds`.
+    Or `ablations`, or `rounds`; any other mark is an error.
     """
 
     def anew(mark: re.Match[str]) -> str:
         kind, task, policy = mark[1], mark[2], mark[3]
+        if kind not in TABLES:
+            raise ValueError(f"{mark[0][:60]!r}: expected one of {', '.join(TABLES)}")
         own = [r for r in rows if (r["task"], r["policy"]) == (task, policy)]
         return f"<!-- {kind}: {task} {policy} -->\n{TABLES[kind](own)}\n<!-- end -->"
 
-    return re.sub(
-        rf"<!-- ({'|'.join(TABLES)}): (\S+) (\S+) -->.*?<!-- end -->", anew, page, flags=re.DOTALL
-    )
+    return re.sub(r"<!-- (\S+): (\S+) (\S+) -->.*?<!-- end -->", anew, page, flags=re.DOTALL)
 
 
 def main() -> None:

@@ -137,3 +137,8 @@ def test_a_table_is_put_between_its_marks(
     assert filled.startswith("before\n<!-- results: boxes tiny -->\n| method | seeds |")
     assert filled.endswith("|\n<!-- end -->\nafter\n")
     assert learning.filled(filled, learning.read()) == filled
+
+
+def test_a_mark_of_no_table_is_an_error(learning: ModuleType) -> None:
+    with pytest.raises(ValueError, match=r"result: boxes tiny.*expected one of results"):
+        learning.filled("<!-- result: boxes tiny -->\nold\n<!-- end -->", [])
