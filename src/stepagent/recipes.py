@@ -37,6 +37,11 @@ from stepagent.tiny import TinyConfig
 
 _ADAM = OptimizerConfig(learning_rate=3e-4)
 
+
+def _copying(epochs: int) -> SFTConfig:
+    return replace(PretrainConfig().copying, epochs=epochs)
+
+
 SCIENCEWORLD_DEMO = TrainConfig(
     task=ScienceWorldConfig(
         task_types=(
@@ -51,7 +56,7 @@ SCIENCEWORLD_DEMO = TrainConfig(
     data=DataConfig(sft=10, reflection=26, shared=10, dev=4, test=10),
     model=TinyConfig(hidden_size=192),
     # Few demonstrations: more passes, so that copying is learnt all the same.
-    pretrain=replace(PretrainConfig(), copying=replace(PretrainConfig().copying, epochs=30)),
+    pretrain=PretrainConfig(copying=_copying(epochs=30)),
     sft=SFTConfig(epochs=3, batch_size=1, optimizer=OptimizerConfig(learning_rate=1e-3)),
     rounds=2,
     detours=1,
@@ -69,7 +74,17 @@ SCIENCEWORLD_DEMO = TrainConfig(
 """From novice to expert on five task types, with a small model made from scratch."""
 
 
-def _results(task: TaskConfig, data: DataConfig, decoding: Decoding, epochs: int) -> TrainConfig:
+_WHOLE = PretrainConfig(copying=_copying(epochs=10), characters=1000)
+"""In ALFWorld actions name what an observation lists, so observations are not cut."""
+
+
+def _results(
+    task: TaskConfig,
+    data: DataConfig,
+    decoding: Decoding,
+    pretrain: PretrainConfig,
+    epochs: int,
+) -> TrainConfig:
     """All methods, each with one update for every demonstration, episode or pair in a round.
 
     docs/results-protocol.md says how settings are chosen.
@@ -81,7 +96,7 @@ def _results(task: TaskConfig, data: DataConfig, decoding: Decoding, epochs: int
         SCIENCEWORLD_DEMO,
         task=task,
         data=data,
-        pretrain=PretrainConfig(),
+        pretrain=pretrain,
         sft=replace(SCIENCEWORLD_DEMO.sft, epochs=epochs),
         # A model from scratch has no thoughts to say before its action.
         prompting=PromptingConfig(methods=("zero_shot", "react"), max_tokens=64),
@@ -167,18 +182,20 @@ RECIPES: dict[str, TrainConfig] = {
         SCIENCEWORLD_DEMO.task,
         DataConfig(sft=75, reflection=75, shared=75, dev=12, test=40),
         Decoding(max_new_tokens=24),
+        PretrainConfig(),
         epochs=3,
     ),
     "alfworld-results": _results(
         AlfworldConfig(step_limit=30),
         DataConfig(sft=50, reflection=50, shared=50, dev=8, test=140),
         Decoding(),
+        _WHOLE,
         epochs=6,
     ),
     "scienceworld-smollm2": SCIENCEWORLD_SMOLLM2,
     "alfworld-tiny": replace(
         _tiny(TASKS["alfworld"], DataConfig(sft=30, reflection=50, shared=30, dev=4, test=10)),
-        pretrain=PretrainConfig(),
+        pretrain=_WHOLE,
     ),
     "webshop-tiny": _tiny(
         WebShopConfig(step_limit=8), DataConfig(sft=6, reflection=12, shared=6, dev=2, test=4)
