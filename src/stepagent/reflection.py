@@ -163,10 +163,12 @@ class Inverse:
         """
         config, practised = self.config.discriminator, lesson.compared_trees
         trees = self._trees(lesson)
+        held_out_agent = path_logprobs(policy, practised)
         found: list[HeldOut] = []
 
         def beats_chance() -> bool:
-            found.append(self.judge(policy, practised))
+            logits = expert_logits(self.discriminator, practised, held_out_agent)
+            found.append(held_out(logits, practised))
             return found[-1].beats_chance and not self.is_warm
 
         train_discriminator(
