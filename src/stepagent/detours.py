@@ -178,15 +178,15 @@ def _played(
     mistakes: Sequence[Sequence[AgentAction]],
 ) -> "_Walk":
     """The demonstration with the mistakes; a lost environment is tried again."""
-    for _ in range(MAX_TRIES - 1):
+    for tries_left in reversed(range(MAX_TRIES)):
         walk = _Walk(env, policy, demonstration)
         try:
             walk.play(mistakes)
-            return walk
+            break
         except EnvironmentLost:
+            if not tries_left:
+                raise
             logger.warning("%s: environment lost; walking again", demonstration.trajectory.id)
-    walk = _Walk(env, policy, demonstration)
-    walk.play(mistakes)
     return walk
 
 

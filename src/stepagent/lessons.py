@@ -36,7 +36,7 @@ class Lesson:
     detours: Detours | None = None
     """How the agent's mistakes came into the demonstrations, if they have any."""
     compared: Sequence[StepTree] = ()
-    """What is practised where policies are compared, if that is not the held-out trajectories."""
+    """What is practised where policies are compared, if those are detours."""
 
     @property
     def trees(self) -> list[StepTree]:
@@ -125,12 +125,10 @@ class Practice:
 
     def choose_compared(self, novice: Policy) -> None:
         """Policies are compared in the same states: in detours, if any, those of the novice."""
-        if self._compared is None:
-            self._compared = self.lesson.held_out
-            if self.detour is not None:
-                self._compared = self.detour(
-                    novice, self.lesson.held_out, self.seed_of(1)
-                ).demonstrations
+        held_out = self.lesson.held_out
+        if self.detour is not None:
+            held_out = self.detour(novice, held_out, self.seed_of(1)).demonstrations
+        self._compared = held_out
 
     def compared(self, policy: Policy, number: int) -> list[StepTree]:
         """What a policy does in the states where policies are compared, by the seed of a round."""

@@ -113,7 +113,8 @@ class Rounds:
             lesson = replace(lesson, explored=self._explore(policy, number))
         if not self.learner.measures:
             return lesson
-        lesson = replace(lesson, compared=self.practice.compared(policy, number))
+        if lesson.detours is not None:
+            lesson = replace(lesson, compared=self.practice.compared(policy, number))
         seed = self.practice.seed_of(number)
         found = self.learner.measure(policy, lesson, seed=seed, log=self._log(number))
         if found is not None:
