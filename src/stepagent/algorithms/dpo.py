@@ -32,6 +32,10 @@ from stepagent.backends.training import (
 from stepagent.inspection import StepTree, expert_path_of_step, path_logprobs
 from stepagent.policy import Policy
 
+ROUNDING = 1e-4
+"""Margins up to this are none, in nats. Where a round begins policy and reference are the same, and
+which sign rounding gives to the difference depends on the processor."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DPOConfig:
@@ -127,7 +131,7 @@ def _losses(
                 "reward_chosen": float(pairs.chosen_rewards.sum()) / num_pairs,
                 "reward_rejected": float(pairs.rejected_rewards.sum()) / num_pairs,
                 "reward_margin": float(margins.sum()) / num_pairs,
-                "reward_accuracy": float((margins > 0).sum()) / num_pairs,
+                "reward_accuracy": float((margins > ROUNDING).sum()) / num_pairs,
             },
         )
 

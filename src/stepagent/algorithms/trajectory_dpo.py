@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from stepagent.algorithms.dpo import ROUNDING
 from stepagent.algorithms.sft import sft_loss
 from stepagent.backends.training import (
     Metrics,
@@ -101,7 +102,7 @@ def _losses(
         "loss": preference,
         "dpo_loss": preference,
         "reward_margin": float(margins.mean()),
-        "reward_accuracy": float((margins > 0).float().mean()),
+        "reward_accuracy": float((margins > ROUNDING).float().mean()),
         "sft_loss": 0.0,
     }
     for packed, own in batch_packs(policy.layers, [t.tree for t in trees], members):
