@@ -181,7 +181,7 @@ RECIPES: dict[str, TrainConfig] = {
     "scienceworld-demo": SCIENCEWORLD_DEMO,
     "scienceworld-results": _results(
         SCIENCEWORLD_DEMO.task,
-        # Half of what reflection practises on was cloned: there the agent's mistakes are not rare.
+        # Half of what reflection practises on was not cloned: the agent cannot know it by heart.
         DataConfig(sft=37, reflection=75, shared=37, dev=12, test=40),
         Decoding(max_new_tokens=24),
         # All are renamed, or pretraining would have cloned the other half.

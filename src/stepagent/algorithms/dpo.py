@@ -33,8 +33,8 @@ from stepagent.inspection import StepTree, expert_path_of_step, path_logprobs
 from stepagent.policy import Policy
 
 ROUNDING = 1e-4
-"""Margins up to this are none, in nats. Where a round begins policy and reference are the same, and
-which sign rounding gives to the difference depends on the processor."""
+"""Margins up to this are none: where a round begins policy and reference are the same, and which
+sign rounding gives to their difference depends on the processor."""
 
 
 @dataclass(frozen=True, kw_only=True)
