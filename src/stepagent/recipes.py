@@ -102,6 +102,10 @@ def _results(
         prompting=PromptingConfig(methods=("zero_shot", "react"), max_tokens=64),
         methods=get_args(Method),
         inspection=replace(SCIENCEWORLD_DEMO.inspection, decoding=decoding),
+        # Ten to one, as in implicit reflection: docs/results-protocol.md, "Tuning".
+        inverse=replace(
+            SCIENCEWORLD_DEMO.inverse, ppo=replace(SCIENCEWORLD_DEMO.inverse.ppo, sft_coef=10.0)
+        ),
         step_dpo=replace(SCIENCEWORLD_DEMO.implicit, sft_coef=0.0),
         rft=RFTConfig(sft=once),
         eto=trajectories,
