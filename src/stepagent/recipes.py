@@ -84,11 +84,13 @@ def _results(
     decoding: Decoding,
     pretrain: PretrainConfig,
     epochs: int,
+    ppo_anchor: float,
 ) -> TrainConfig:
     """All methods, each with one update for every demonstration, episode or pair in a round.
 
     docs/results-protocol.md says how settings are chosen.
     """
+    inverse = SCIENCEWORLD_DEMO.inverse
     once = SFTConfig(epochs=1, batch_size=1, optimizer=_ADAM)
     trajectories = TrajectoryDPOConfig(batch_size=1, optimizer=_ADAM)
     final = PPOConfig(epochs=1, batch_size=1, sft_coef=0.0, kl_coef=0.04, optimizer=_ADAM)
@@ -102,10 +104,7 @@ def _results(
         prompting=PromptingConfig(methods=("zero_shot", "react"), max_tokens=64),
         methods=get_args(Method),
         inspection=replace(SCIENCEWORLD_DEMO.inspection, decoding=decoding),
-        # Ten to one, as in implicit reflection: docs/results-protocol.md, "Tuning".
-        inverse=replace(
-            SCIENCEWORLD_DEMO.inverse, ppo=replace(SCIENCEWORLD_DEMO.inverse.ppo, sft_coef=10.0)
-        ),
+        inverse=replace(inverse, ppo=replace(inverse.ppo, sft_coef=ppo_anchor)),
         step_dpo=replace(SCIENCEWORLD_DEMO.implicit, sft_coef=0.0),
         rft=RFTConfig(sft=once),
         eto=trajectories,
@@ -191,6 +190,7 @@ RECIPES: dict[str, TrainConfig] = {
         # All are renamed, or pretraining would have cloned the other half.
         PretrainConfig(renamed=1.0),
         epochs=3,
+        ppo_anchor=1.0,
     ),
     "alfworld-results": _results(
         AlfworldConfig(step_limit=30),
@@ -198,6 +198,7 @@ RECIPES: dict[str, TrainConfig] = {
         Decoding(),
         _WHOLE,
         epochs=6,
+        ppo_anchor=10.0,
     ),
     "scienceworld-smollm2": SCIENCEWORLD_SMOLLM2,
     "alfworld-tiny": replace(
