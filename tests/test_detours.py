@@ -232,7 +232,12 @@ def test_learning_in_detours_is_learning_to_get_back() -> None:
     assert interval.low is not None and interval.low > 0, differences
 
 
-DETOURING = replace(CONFIG, detours=1, methods=("sft_more", "implicit", "inverse", "dagger"))
+DETOURING = replace(
+    CONFIG,
+    detours=1,
+    methods=("sft_more", "implicit", "inverse", "dagger"),
+    dagger=CONFIG.sft_more,
+)
 
 
 @pytest.fixture(scope="module")

@@ -179,7 +179,7 @@ def _learner(config: TrainConfig, method: Method, novice: Policy) -> Learner:
         case "sft_more":
             return MoreSFT(config.sft_more)
         case "dagger":
-            return MoreSFT(config.sft_more, practises=True)
+            return MoreSFT(config.dagger, practises=True)
         case "implicit":
             return Implicit(config.implicit)
         case "inverse":

@@ -91,9 +91,10 @@ def _results(
     docs/results-protocol.md says how settings are chosen.
     """
     inverse = SCIENCEWORLD_DEMO.inverse
-    once = SFTConfig(epochs=1, batch_size=1, optimizer=_ADAM)
-    trajectories = TrajectoryDPOConfig(batch_size=1, optimizer=_ADAM)
-    final = PPOConfig(epochs=1, batch_size=1, sft_coef=0.0, kl_coef=0.04, optimizer=_ADAM)
+    slow, slowest = OptimizerConfig(learning_rate=1e-4), OptimizerConfig(learning_rate=3e-5)
+    once = SFTConfig(epochs=1, batch_size=1, optimizer=slow)
+    trajectories = TrajectoryDPOConfig(batch_size=1, optimizer=slowest)
+    final = PPOConfig(epochs=1, batch_size=1, sft_coef=0.0, kl_coef=0.04, optimizer=slow)
     return replace(
         SCIENCEWORLD_DEMO,
         task=task,
@@ -104,13 +105,15 @@ def _results(
         prompting=PromptingConfig(methods=("zero_shot", "react"), max_tokens=64),
         methods=get_args(Method),
         inspection=replace(SCIENCEWORLD_DEMO.inspection, decoding=decoding),
+        sft_more=once,
+        dagger=replace(once, optimizer=_ADAM),
         inverse=replace(inverse, ppo=replace(inverse.ppo, sft_coef=ppo_anchor)),
-        step_dpo=replace(SCIENCEWORLD_DEMO.implicit, sft_coef=0.0),
+        step_dpo=replace(SCIENCEWORLD_DEMO.implicit, sft_coef=0.0, optimizer=slowest),
         rft=RFTConfig(sft=once),
         eto=trajectories,
         spin=trajectories,
         ppo=FinalPPOConfig(ppo=final),
-        grpo=GRPOConfig(batch_size=1, optimizer=_ADAM),
+        grpo=GRPOConfig(batch_size=1, optimizer=slowest),
         # A greedy policy says once more what has just failed, up to the step limit.
         evaluation=EvaluationConfig(decoding=replace(decoding, temperature=0.5)),
     )

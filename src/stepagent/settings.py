@@ -142,6 +142,8 @@ class TrainConfig:
     practice for implicit, inverse, step_dpo and dagger; 0 needs no environment."""
     sft_more: SFTConfig = SFTConfig(epochs=2, optimizer=OptimizerConfig(learning_rate=2e-4))
     """One round of the control; as many updates as one round of reflection is fair."""
+    dagger: SFTConfig = SFTConfig(epochs=2, optimizer=OptimizerConfig(learning_rate=2e-4))
+    """One round of SFT in detours."""
     implicit: DPOConfig = DPOConfig()
     """One round of implicit reflection."""
     inverse: InverseConfig = InverseConfig()
