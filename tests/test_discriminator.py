@@ -25,6 +25,7 @@ from fakes import (
 from stepagent.algorithms.discriminator import (
     DiscriminatorConfig,
     discriminator_loss,
+    divergence,
     expert_logits,
     held_out,
     js_divergence,
@@ -244,6 +245,60 @@ def test_a_copy_of_the_expert_is_at_chance_on_held_out_steps() -> None:
     logits = [torch.tensor([2.0, 2.0, -1.0, -1.0]) for _ in practised]
     found = held_out(logits, practised)
     assert (found.js_divergence, found.accuracy, found.beats_chance) == (0.0, 0.5, False)
+
+
+def panel(
+    p: Sequence[int], q: Sequence[int], logits: Tensor, num_trees: int
+) -> tuple[list[Tensor], list[StepTree]]:
+    """Trees that all hold each action as often as expert and agent take it, and their logits."""
+    f, is_expert, *_ = samples(p, q, logits)
+    every = torch.ones(len(f), dtype=torch.bool)
+    tree = StepTree(PrefixTree(), is_expert, is_expert, every)
+    return [f] * num_trees, [tree] * num_trees
+
+
+@given(Counts, Counts, st.floats(0.2, 20))
+def test_the_divergence_does_not_suffer_from_a_discriminator_that_is_too_sure_of_itself(
+    p: list[int], q: list[int], sureness: float
+) -> None:
+    expert = torch.tensor(p, dtype=torch.float64) / sum(p)
+    agent = torch.tensor(q, dtype=torch.float64) / sum(q)
+    logits = sureness * (expert / agent).log()
+    exact = float(jensen_shannon(expert, agent))
+    assert divergence(*panel(p, q, logits, 2)) == pytest.approx(max(0.0, exact), abs=1e-6)
+
+
+@given(Counts, Counts, st.lists(st.floats(-5, 5), min_size=4, max_size=4))
+def test_scaling_brings_the_estimate_nearer_and_never_above_the_divergence(
+    p: list[int], q: list[int], errors: list[float]
+) -> None:
+    expert = torch.tensor(p, dtype=torch.float64) / sum(p)
+    agent = torch.tensor(q, dtype=torch.float64) / sum(q)
+    logits = (expert / agent).log() + torch.tensor(errors, dtype=torch.float64)
+    plain = js_divergence(float(discriminator_loss(*samples(p, q, logits)).loss))
+    found = divergence(*panel(p, q, logits, 2))
+    assert plain - 1e-6 <= found <= float(jensen_shannon(expert, agent)) + 1e-7
+
+
+def test_each_half_is_scaled_by_the_other_half() -> None:
+    def tree(num_right: int) -> tuple[Tensor, StepTree]:
+        is_expert = torch.tensor([True, False] * 20)
+        sign = torch.where(torch.arange(40) < 2 * num_right, 1.0, -1.0)
+        return torch.where(is_expert, sign, -sign), StepTree(PrefixTree(), *[is_expert] * 3)
+
+    # Right in 18 and in 15 of 20: the best scales are log 9 and log 3, so the first is scaled by
+    # log 3 and has 0.9 log 4/3 + 0.1 log 4 = 0.3975433 on each side, the second by log 9 and has
+    # 0.75 log 10/9 + 0.25 log 10 = 0.6546666.
+    logits, trees = zip(tree(18), tree(15), strict=True)
+    expected = (2 * log(2) - (0.3975433 + 0.6546666)) / 2
+    assert divergence(logits, trees) == pytest.approx(expected, abs=1e-5)
+    # Alone it is taken as it is: 0.9 log(1 + exp -1) + 0.1 log(1 + exp 1) = 0.4132617 a side.
+    assert divergence(logits[:1], trees[:1]) == pytest.approx(log(2) - 0.4132617, abs=1e-6)
+
+
+def test_a_discriminator_that_points_the_wrong_way_finds_nothing() -> None:
+    logits, trees = panel([1, 2, 3, 4], [4, 3, 2, 1], torch.tensor([2.0, 1.0, -1.0, -2.0]), 2)
+    assert divergence(logits, trees) == pytest.approx(0, abs=1e-4)
 
 
 def test_chance_is_beaten_by_preferring_the_expert_in_most_trajectories() -> None:

@@ -15,8 +15,9 @@ optimal D is reached where p is the expert. Labels that are smoothed by a share 
 within |f| <= log((1 - e)/e). docs/method.md compares f with a classifier's head.
 
 With optimal D, (2 log 2 - L_D) / 2 is the Jensen-Shannon divergence between expert and agent, in
-practice mode of their actions on expert states; with any other D it is a lower bound. The step
-reward is one of
+practice mode of their actions on expert states; with any other D it is a lower bound. A D that is
+too sure of itself makes that bound worthless, so f is scaled before (`divergence`). The step reward
+is one of
 
     -log(1 - D) = softplus(f)      "gail", positive
      log D      = -softplus(-f)    "log-d", negative
@@ -30,6 +31,7 @@ from math import log as ln
 from typing import Literal, NamedTuple
 
 import torch
+from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -46,6 +48,9 @@ from stepagent.inspection import StepTree, expert_path_of_step, path_logprobs
 from stepagent.policy import Policy
 
 RewardForm = Literal["gail", "log-d", "logit"]
+
+MAX_SCALE = 10.0
+"""Of f, where the divergence is estimated: a D that is right everywhere has no best scale."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +183,7 @@ class HeldOut:
     """What the discriminator makes of practised steps it was not trained on."""
 
     js_divergence: float
-    """Nats; falls towards 0 as the agent becomes like the expert."""
+    """Nats, see `divergence`; falls towards 0 as the agent becomes like the expert."""
     accuracy: float
     """0 to 1; falls towards one half."""
     beats_chance: bool
@@ -194,10 +199,43 @@ def held_out(logits: Sequence[Tensor], practised: Sequence[StepTree]) -> HeldOut
         torch.cat(list(logits)), is_expert, num_expert, len(is_expert) - num_expert
     )
     return HeldOut(
-        js_divergence=js_divergence(loss.item()),
+        js_divergence=divergence(logits, practised),
         accuracy=accuracy.item(),
         beats_chance=loss.item() < 2 * ln(2) and _beats_chance(logits, practised),
     )
+
+
+def divergence(logits: Sequence[Tensor], practised: Sequence[StepTree]) -> float:
+    """The Jensen-Shannon estimate (nats) by f scaled with one factor, as temperature scaling does.
+
+    Each half of the trees is scaled by what makes the loss of the other half lowest, so the
+    estimate is still a lower bound up to sampling error (Guo et al. 2017, arXiv 1706.04599, sec.
+    4.2). A single tree has nothing to learn a scale from.
+    """
+    halves = [(logits[i::2], practised[i::2]) for i in range(2)]
+    scales = [_best_scale(*other) if len(other[0]) else 1.0 for other in reversed(halves)]
+    scaled = [scales[i % 2] * f for i, f in enumerate(logits)]
+    return js_divergence(_loss(scaled, practised))
+
+
+def _best_scale(logits: Sequence[Tensor], practised: Sequence[StepTree]) -> float:
+    """The loss is convex in it; a D that points the wrong way is scaled to nothing."""
+    found = minimize_scalar(
+        lambda scale: _loss([scale * f for f in logits], practised),
+        bounds=(0.0, MAX_SCALE),
+        method="bounded",
+    )
+    return float(found.x)
+
+
+def _loss(logits: Sequence[Tensor], practised: Sequence[StepTree]) -> float:
+    """L_D over all paths, labels not smoothed."""
+    is_expert = torch.cat([p.is_expert for p in practised])
+    num_expert = int(is_expert.sum())
+    all_logits = torch.cat(list(logits)).double()
+    return discriminator_loss(
+        all_logits, is_expert, num_expert, len(is_expert) - num_expert
+    ).loss.item()
 
 
 def _beats_chance(logits: Sequence[Tensor], practised: Sequence[StepTree]) -> bool:
