@@ -198,6 +198,19 @@ def results(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def summary(rows: Sequence[Row]) -> str:
+    """The same in short: scores, and what each method has gained on continued SFT."""
+    panel = Panel([r for r in rows if r["method"] == _plain(r["method"])])
+    lines = ["| method | seeds | score | minus SFT, continued |", "|---|---|---|---|"]
+    for method in panel.methods:
+        scores = mean_interval([*panel.by_seed(method).values()])
+        lines.append(
+            f"| {_name(method)} | {scores.n} | {interval_text(scores)} "
+            f"| {panel.difference(method, 'sft_more')} |"
+        )
+    return "\n".join(lines) if panel.rows else "Not run yet."
+
+
 def ablations(rows: Sequence[Row]) -> str:
     """Methods with other settings beside their recipe's, on the same seeds, as Markdown."""
     panel = Panel(rows)
@@ -244,7 +257,7 @@ def rounds(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-TABLES = {"results": results, "ablations": ablations, "rounds": rounds}
+TABLES = {"results": results, "summary": summary, "ablations": ablations, "rounds": rounds}
 
 
 def _plain(method: str) -> str:
@@ -261,7 +274,7 @@ def _name(method: str) -> str:
 def filled(page: str, rows: Sequence[Row]) -> str:
     """A page with each table anew between `<!-- results: TASK POLICY -->` and `<!-- end -->`.
 
-    Or `ablations`, or `rounds`; any other mark is an error.
+    Or `summary`, `ablations`, `rounds`; any other mark is an error.
     """
 
     def anew(mark: re.Match[str]) -> str:

@@ -94,6 +94,10 @@ def test_a_table_by_hand(
         "| Inverse reflection | 2 | 60.0 (34.6 to 85.4) | 75.0 "
         "| +10.0 (-15.4 to +35.4) | +10.0 (-15.4 to +35.4) | - | 30 | 0.00 M |"
     )
+    assert learning.summary(learning.read()).splitlines()[2:] == [
+        "| SFT, continued | 2 | 50.0 (50.0 to 50.0) | - |",
+        "| Inverse reflection | 2 | 60.0 (34.6 to 85.4) | +10.0 (-15.4 to +35.4) |",
+    ]
 
 
 def test_other_settings_stand_beside_the_recipes_own(
