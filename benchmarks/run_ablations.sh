@@ -31,6 +31,10 @@ for seed in $seeds; do
         with beta-tenth --novice $novice --methods implicit --implicit.beta 0.1 --implicit.sft-coef 1
         with gail --novice $novice --methods inverse --inverse.discriminator.reward gail
         with log-d --novice $novice --methods inverse --inverse.discriminator.reward log-d
+        with sft-faster --novice $novice --methods sft_more --sft-more.optimizer.learning-rate 3e-4
+        if [ $recipe = alfworld-results ]; then  # the recipe of the other has it
+            with anchor-one --novice $novice --methods inverse --inverse.ppo.sft-coef 1
+        fi
         with no-anchor --novice $novice --methods inverse --inverse.ppo.sft-coef 0
         with no-entropy --novice $novice --methods inverse --inverse.ppo.ent-coef 0
         with kl --novice $novice --methods inverse --inverse.ppo.kl-coef 0.04
