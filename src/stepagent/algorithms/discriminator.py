@@ -193,15 +193,11 @@ class HeldOut:
 
 def held_out(logits: Sequence[Tensor], practised: Sequence[StepTree]) -> HeldOut:
     """Measures the discriminator's logits on held-out practised steps."""
-    is_expert = torch.cat([p.is_expert for p in practised])
-    num_expert = int(is_expert.sum())
-    loss, accuracy = discriminator_loss(
-        torch.cat(list(logits)), is_expert, num_expert, len(is_expert) - num_expert
-    )
+    found = _loss(logits, practised)
     return HeldOut(
         js_divergence=divergence(logits, practised),
-        accuracy=accuracy.item(),
-        beats_chance=loss.item() < 2 * ln(2) and _beats_chance(logits, practised),
+        accuracy=found.accuracy.item(),
+        beats_chance=found.loss.item() < 2 * ln(2) and _beats_chance(logits, practised),
     )
 
 
@@ -215,27 +211,25 @@ def divergence(logits: Sequence[Tensor], practised: Sequence[StepTree]) -> float
     halves = [(logits[i::2], practised[i::2]) for i in range(2)]
     scales = [_best_scale(*other) if len(other[0]) else 1.0 for other in reversed(halves)]
     scaled = [scales[i % 2] * f for i, f in enumerate(logits)]
-    return js_divergence(_loss(scaled, practised))
+    return js_divergence(_loss(scaled, practised).loss.item())
 
 
 def _best_scale(logits: Sequence[Tensor], practised: Sequence[StepTree]) -> float:
     """The loss is convex in it; a D that points the wrong way is scaled to nothing."""
     found = minimize_scalar(
-        lambda scale: _loss([scale * f for f in logits], practised),
+        lambda scale: _loss([scale * f for f in logits], practised).loss.item(),
         bounds=(0.0, MAX_SCALE),
         method="bounded",
     )
     return float(found.x)
 
 
-def _loss(logits: Sequence[Tensor], practised: Sequence[StepTree]) -> float:
+def _loss(logits: Sequence[Tensor], practised: Sequence[StepTree]) -> DiscriminatorLoss:
     """L_D over all paths, labels not smoothed."""
     is_expert = torch.cat([p.is_expert for p in practised])
     num_expert = int(is_expert.sum())
-    all_logits = torch.cat(list(logits)).double()
-    return discriminator_loss(
-        all_logits, is_expert, num_expert, len(is_expert) - num_expert
-    ).loss.item()
+    every = torch.cat(list(logits)).double()
+    return discriminator_loss(every, is_expert, num_expert, len(is_expert) - num_expert)
 
 
 def _beats_chance(logits: Sequence[Tensor], practised: Sequence[StepTree]) -> bool:
