@@ -1,37 +1,31 @@
 """The published results: rows, tables made of them, and pages that hold these tables."""
 
-import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
 
+import learning
+import learning_tables as tables
 import pytest
 
 from stepagent.recipes import RECIPES
 from stepagent.run import to_json
 
-ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def learning() -> ModuleType:
-    """The script, which is no part of the package."""
-    path = ROOT / "benchmarks" / "learning.py"
-    spec = importlib.util.spec_from_file_location("learning", path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
 
 def finished_run(
-    folder: Path, score: float, seed: int, detours: int = 0, **changes: object
+    folder: Path,
+    score: float,
+    seed: int,
+    recipe: str = "smoke",
+    detours: int | None = None,
+    **changes: object,
 ) -> Path:
     """What a finished run of two methods and the novice leaves behind."""
     folder.mkdir()
-    config = to_json(RECIPES["smoke"]) | {"detours": detours}
+    config = to_json(RECIPES[recipe])
+    if detours is not None:
+        config["detours"] = detours
     config["inverse"] |= changes
-    about = {"recipe": "smoke", "seed": seed, "config": config, "protocol": {"task": "boxes"}}
+    about = {"recipe": recipe, "seed": seed, "config": config, "protocol": {"task": "boxes"}}
     (folder / "config.json").write_text(json.dumps(about))
     results = [
         {"method": method, "metric": metric, "mean": value, "n": 7}
@@ -53,21 +47,22 @@ def finished_run(
     return folder
 
 
-def test_rows_say_what_a_method_reached_and_took(learning: ModuleType, tmp_path: Path) -> None:
+def test_rows_say_what_a_method_reached_and_took(tmp_path: Path) -> None:
     rows = list(learning.rows_of(finished_run(tmp_path / "run", 60.0, 3)))
     assert all(set(row) == {*learning.KEY, "value", "episodes", "env_steps", "train_tokens"}
                for row in rows)  # fmt: skip
     (score,) = [r for r in rows if (r["method"], r["metric"]) == ("inverse", "score")]
     assert score == {
-        "task": "boxes", "policy": "tiny", "method": "inverse", "seed": 3, "split": "test",
-        "metric": "score", "value": 60.0, "episodes": 7, "env_steps": 30, "train_tokens": 1000,
+        "recipe": "smoke", "task": "boxes", "policy": "tiny", "method": "inverse", "seed": 3,
+        "split": "test", "metric": "score", "value": 60.0, "episodes": 7, "env_steps": 30,
+        "train_tokens": 1000,
     }  # fmt: skip
     on_dev = {r["metric"]: r["value"] for r in rows if r["split"] == "dev"}
     assert on_dev == {"js_divergence, round 1": 0.25, "score, round 1": 40.0}
     assert {r["train_tokens"] for r in rows if r["method"] == "sft_more"} == {500}
 
 
-def test_a_method_is_named_by_its_own_changes(learning: ModuleType, tmp_path: Path) -> None:
+def test_a_method_is_named_by_its_own_changes(tmp_path: Path) -> None:
     run = finished_run(tmp_path / "run", 60.0, 0, states="rollout")
     methods = {row["method"] for row in learning.rows_of(run)}
     assert methods == {"sft_more", "inverse states=rollout"}
@@ -77,14 +72,12 @@ def test_a_method_is_named_by_its_own_changes(learning: ModuleType, tmp_path: Pa
     assert methods == {"sft_more", "inverse detours=1"}
 
 
-def test_a_table_by_hand(
-    learning: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_table_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(learning, "RESULTS", tmp_path / "results" / "learning.jsonl")
     runs = [finished_run(tmp_path / f"run{s}", score, s) for s, score in enumerate((58.0, 62.0))]
     learning.add(runs)
     learning.add([*runs, tmp_path / "unfinished"])  # again: nothing is there twice
-    lines = learning.results(learning.read()).splitlines()
+    lines = tables.results(learning.read()).splitlines()
     # Differences 8 and 12: mean 10, standard error 2, t(0.975, 1 degree) = 12.706.
     assert lines[0].startswith("| method | seeds | score")
     assert (
@@ -94,55 +87,63 @@ def test_a_table_by_hand(
         "| Inverse reflection | 2 | 60.0 (34.6 to 85.4) | 75.0 "
         "| +10.0 (-15.4 to +35.4) | +10.0 (-15.4 to +35.4) | - | 30 | 0.00 M |"
     )
-    assert learning.summary(learning.read()).splitlines()[2:] == [
+    assert tables.summary(learning.read()).splitlines()[2:] == [
         "| SFT, continued | 2 | 50.0 (50.0 to 50.0) | - |",
         "| Inverse reflection | 2 | 60.0 (34.6 to 85.4) | +10.0 (-15.4 to +35.4) |",
     ]
 
 
 def test_other_settings_stand_beside_the_recipes_own(
-    learning: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(learning, "RESULTS", tmp_path / "learning.jsonl")
     learning.add([finished_run(tmp_path / f"run{s}", 60.0 + s, s) for s in range(2)])
     learning.add([finished_run(tmp_path / "other", 57.0, 1, states="rollout")])
-    plain, variant = learning.ablations(learning.read()).splitlines()[2:]
+    plain, variant = tables.ablations(learning.read()).splitlines()[2:]
     assert plain.startswith("| Inverse reflection | 2 | 40.0 | 60.5 (")
     # Of seed 1 only: 57 for 61.
     assert variant == ("| Inverse reflection, states=rollout | 1 | 40.0 | 57.0 | 75.0 | -4.0 |")
-    assert "states" not in learning.results(learning.read())
+    assert "states" not in tables.results(learning.read())
 
 
-def test_rounds_are_means_over_seeds(
-    learning: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rounds_are_means_over_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(learning, "RESULTS", tmp_path / "learning.jsonl")
     learning.add([finished_run(tmp_path / f"run{s}", 60.0, s) for s in range(2)])
-    (line,) = learning.rounds(learning.read()).splitlines()[2:]
+    (line,) = tables.rounds(learning.read()).splitlines()[2:]
     assert line == "| Inverse reflection | 1 | 40.000 | - | - | 0.250 |"
 
 
-def test_pages_hold_the_tables_of_the_published_rows(learning: ModuleType) -> None:
+def test_tasks_stand_below_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learning, "RESULTS", tmp_path / "learning.jsonl")
+    learning.add([finished_run(tmp_path / f"run{s}", 60.0 + s, s) for s in range(2)])
+    learning.add([finished_run(tmp_path / "demo", 70.0, 0, recipe="scienceworld-demo")])
+    page = "<!-- tasks: smoke,scienceworld-demo tiny --><!-- end -->"
+    two, one = tables.filled(page, learning.read()).splitlines()[3:-1]
+    # The fake run of SFT has no figures of dev, as if it had been stopped in its first round.
+    sft, inverse = "50.0 (50.0 to 50.0), stopped", "60.5 (54.1 to 66.9)"
+    assert two == f"| boxes | 2 | 7 | - | {sft} | - | {inverse} | 0.250 |"
+    assert one == "| boxes | 1 | 7 | - | 50.0, stopped | - | 70.0 | 0.250 |"
+
+
+def test_pages_hold_the_tables_of_the_published_rows() -> None:
     for page in learning.PAGES:
         if page.exists():
             text = page.read_text()
-            assert learning.filled(text, learning.read()) == text, (
+            assert tables.filled(text, learning.read()) == text, (
                 f"{page.name}: run python benchmarks/learning.py write"
             )
 
 
-def test_a_table_is_put_between_its_marks(
-    learning: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_table_is_put_between_its_marks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(learning, "RESULTS", tmp_path / "learning.jsonl")
     learning.add([finished_run(tmp_path / "run", 60.0, 0)])
-    page = "before\n<!-- results: boxes tiny -->\nold\n<!-- end -->\nafter\n"
-    filled = learning.filled(page, learning.read())
-    assert filled.startswith("before\n<!-- results: boxes tiny -->\n| method | seeds |")
+    page = "before\n<!-- results: smoke tiny -->\nold\n<!-- end -->\nafter\n"
+    filled = tables.filled(page, learning.read())
+    assert filled.startswith("before\n<!-- results: smoke tiny -->\n| method | seeds |")
     assert filled.endswith("|\n<!-- end -->\nafter\n")
-    assert learning.filled(filled, learning.read()) == filled
+    assert tables.filled(filled, learning.read()) == filled
 
 
-def test_a_mark_of_no_table_is_an_error(learning: ModuleType) -> None:
-    with pytest.raises(ValueError, match=r"result: boxes tiny.*expected one of results"):
-        learning.filled("<!-- result: boxes tiny -->\nold\n<!-- end -->", [])
+def test_a_mark_of_no_table_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"result: smoke tiny.*expected one of results"):
+        tables.filled("<!-- result: smoke tiny -->\nold\n<!-- end -->", [])

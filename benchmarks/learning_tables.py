@@ -1,0 +1,214 @@
+"""The tables of README.md and docs, made from the rows that learning.py collects.
+
+A page marks the place of a table by `<!-- KIND: RECIPES POLICY -->` and `<!-- end -->`: a table of
+the rows of one recipe, or of several with commas between them.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import mean
+from typing import Any
+
+from stepagent.results import interval_text
+from stepagent.statistics import mean_interval, paired_difference
+from stepagent.types import METHODS
+
+OURS = ("implicit", "inverse", "dagger")
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Scores of one recipe and policy."""
+
+    rows: Sequence[Row]
+
+    def by_seed(
+        self, method: str, metric: str = "score", column: str = "value"
+    ) -> dict[int, float]:
+        """The values of a method, or what it took, by seed."""
+        return {
+            row["seed"]: row[column]
+            for row in self.rows
+            if (row["method"], row["metric"], row["split"]) == (method, metric, "test")
+        }
+
+    def on_dev(self, method: str, metric: str) -> dict[int, list[float]]:
+        """What was measured after each round, over seeds."""
+        found: dict[int, list[float]] = {}
+        for row in self.rows:
+            name, _, number = row["metric"].partition(", round ")
+            if (row["method"], row["split"], name) == (method, "dev", metric):
+                found.setdefault(int(number), []).append(row["value"])
+        return dict(sorted(found.items()))
+
+    def best_on_dev(self, method: str) -> str:
+        """The best round's score, over seeds; a dash for methods without rounds."""
+        best: dict[int, float] = {}
+        for row in self.rows:
+            if row["method"] == method and row["metric"].startswith("score, round "):
+                best[row["seed"]] = max(row["value"], best.get(row["seed"], row["value"]))
+        return f"{mean(best.values()):.1f}" if best else "-"
+
+    @property
+    def methods(self) -> list[str]:
+        """Those with results, in the order of tables; after each its variants."""
+        order = list(METHODS)
+        found = {row["method"] for row in self.rows}
+        return sorted(found, key=lambda m: (order.index(_plain(m)), m))
+
+    def mean(self, method: str, metric: str = "score", column: str = "value") -> float:
+        """Over seeds."""
+        return mean(self.by_seed(method, metric, column).values())
+
+    @property
+    def best_baseline(self) -> str:
+        """The method of others with the highest mean test score: the hardest one to beat."""
+        others = [m for m in self.methods if m in METHODS and m not in OURS]
+        return max(others, key=self.mean)
+
+    def difference(self, method: str, other: str) -> str:
+        """Paired by seed, with its 95 % interval if there is one; a dash for the method itself."""
+        mine, theirs = self.by_seed(method), self.by_seed(other)
+        seeds = sorted(mine.keys() & theirs.keys())
+        found = paired_difference([mine[s] for s in seeds], [theirs[s] for s in seeds])
+        if method == other or found.mean is None:
+            return "-"
+        if found.low is None or found.high is None:
+            return f"{found.mean:+.1f}"
+        return f"{found.mean:+.1f} ({found.low:+.1f} to {found.high:+.1f})"
+
+
+def results(rows: Sequence[Row]) -> str:
+    """All methods with their recipe's settings, as Markdown."""
+    panel = Panel([r for r in rows if r["method"] == _plain(r["method"])])
+    if not panel.rows:
+        return "Not run yet."
+    best = panel.best_baseline
+    lines = [
+        f"| method | seeds | score | success, % | minus SFT, continued | minus {METHODS[best]} "
+        f"| minus {METHODS['dagger']} | env steps | tokens trained on |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for method in panel.methods:
+        scores = mean_interval([*panel.by_seed(method).values()])
+        lines.append(
+            f"| {_name(method)} | {scores.n} | {interval_text(scores)} "
+            f"| {100 * panel.mean(method, 'success'):.1f} | {panel.difference(method, 'sft_more')} "
+            f"| {panel.difference(method, best)} | {panel.difference(method, 'dagger')} "
+            f"| {panel.mean(method, column='env_steps'):,.0f} "
+            f"| {panel.mean(method, column='train_tokens') / 1e6:.2f} M |"
+        )
+    return "\n".join(lines)
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """The same in short: scores, and what each method has gained on continued SFT."""
+    panel = Panel([r for r in rows if r["method"] == _plain(r["method"])])
+    lines = ["| method | seeds | score | minus SFT, continued |", "|---|---|---|---|"]
+    for method in panel.methods:
+        scores = mean_interval([*panel.by_seed(method).values()])
+        lines.append(
+            f"| {_name(method)} | {scores.n} | {interval_text(scores)} "
+            f"| {panel.difference(method, 'sft_more')} |"
+        )
+    return "\n".join(lines) if panel.rows else "Not run yet."
+
+
+def ablations(rows: Sequence[Row]) -> str:
+    """Methods with other settings beside their recipe's, on the same seeds, as Markdown."""
+    panel = Panel(rows)
+    variants = [m for m in panel.methods if m != _plain(m)]
+    if not variants:
+        return "Not run yet."
+    lines = [
+        "| setting | seeds | dev, best round | test | success, % | minus its recipe's |",
+        "|---|---|---|---|---|---|",
+    ]
+    for method in panel.methods:
+        if all(_plain(method) != _plain(variant) for variant in variants):
+            continue
+        scores = mean_interval([*panel.by_seed(method).values()])
+        lines.append(
+            f"| {_name(method)} | {scores.n} | {panel.best_on_dev(method)} "
+            f"| {interval_text(scores)} | {100 * panel.mean(method, 'success'):.1f} "
+            f"| {panel.difference(method, _plain(method))} |"
+        )
+    return "\n".join(lines)
+
+
+def rounds(rows: Sequence[Row]) -> str:
+    """What dev says of the policy after each round, means over seeds, as Markdown."""
+    panel = Panel(rows)
+    lines = [
+        "| method | round | score | agreement | expert log-prob | JS estimate |",
+        "|---|---|---|---|---|---|",
+    ]
+    for method in panel.methods:
+        if any(not change.startswith("rounds=") for change in method.split()[1:]):
+            continue
+        shown = ("score", "agreement", "expert_logprob", "js_divergence")
+        found = [panel.on_dev(method, metric) for metric in shown]
+        for number in sorted({number for values in found for number in values}):
+            figures = (f"{mean(v[number]):.3f}" if number in v else "-" for v in found)
+            lines.append(f"| {_name(method)} | {number} | {' | '.join(figures)} |")
+    return "\n".join(lines) if len(lines) > 2 else "Not run yet."
+
+
+def tasks(rows: Sequence[Row]) -> str:
+    """One line for each recipe: its task, and what SFT and reflection reach there, as Markdown."""
+    shown = ("sft", "sft_more", "implicit", "inverse")
+    names = " | ".join(METHODS[method] for method in shown)
+    lines = [f"| task | seeds | test items | {names} | JS estimate |", "|---" * 8 + "|"]
+    for recipe in dict.fromkeys(row["recipe"] for row in rows):
+        panel = Panel([row for row in rows if row["recipe"] == recipe])
+        first, seeds = panel.rows[0], {row["seed"] for row in panel.rows}
+        cells = [first["task"], str(len(seeds)), str(first["episodes"])]
+        for method in shown:
+            scores = mean_interval([*panel.by_seed(method).values()])
+            never = scores.n and method != "sft" and not panel.on_dev(method, "score")
+            cells.append(interval_text(scores) + (", stopped" if never else ""))
+        estimates = panel.on_dev("inverse", "js_divergence").values()
+        cells.append(", ".join(f"{mean(values):.3f}" for values in estimates) or "-")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) if rows else "Not run yet."
+
+
+TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
+    "results": results,
+    "summary": summary,
+    "ablations": ablations,
+    "rounds": rounds,
+    "tasks": tasks,
+}
+
+
+def _plain(method: str) -> str:
+    """A method without its settings."""
+    return method.split()[0]
+
+
+def _name(method: str) -> str:
+    """For people; settings that are not the recipe's stay as they are."""
+    plain, *changes = method.split()
+    return ", ".join([METHODS[plain], *changes])
+
+
+def filled(page: str, rows: Sequence[Row]) -> str:
+    """A page with each table anew between its marks; a mark of no table is an error."""
+
+    def anew(mark: re.Match[str]) -> str:
+        kind, recipes, policy = mark.groups()
+        if kind not in TABLES:
+            raise ValueError(f"{mark[0][:60]!r}: expected one of {', '.join(TABLES)}")
+        own = [
+            row
+            for recipe in recipes.split(",")
+            for row in rows
+            if (row["recipe"], row["policy"]) == (recipe, policy)
+        ]
+        return f"<!-- {kind}: {recipes} {policy} -->\n{TABLES[kind](own)}\n<!-- end -->"
+
+    return re.sub(r"<!-- (\S+): (\S+) (\S+) -->.*?<!-- end -->", anew, page, flags=re.DOTALL)
