@@ -35,22 +35,20 @@ class Panel:
             if (row["method"], row["metric"], row["split"]) == (method, metric, "test")
         }
 
-    def on_dev(self, method: str, metric: str) -> dict[int, list[float]]:
-        """What was measured after each round, over seeds."""
-        found: dict[int, list[float]] = {}
+    def on_dev(self, method: str, metric: str) -> dict[int, dict[int, float]]:
+        """What was measured after each round, by seed."""
+        found: dict[int, dict[int, float]] = {}
         for row in self.rows:
             name, _, number = row["metric"].partition(", round ")
             if (row["method"], row["split"], name) == (method, "dev", metric):
-                found.setdefault(int(number), []).append(row["value"])
+                found.setdefault(int(number), {})[row["seed"]] = row["value"]
         return dict(sorted(found.items()))
 
     def best_on_dev(self, method: str) -> str:
         """The best round's score, over seeds; a dash for methods without rounds."""
-        best: dict[int, float] = {}
-        for row in self.rows:
-            if row["method"] == method and row["metric"].startswith("score, round "):
-                best[row["seed"]] = max(row["value"], best.get(row["seed"], row["value"]))
-        return f"{mean(best.values()):.1f}" if best else "-"
+        rounds = self.on_dev(method, "score").values()
+        best = [max(r[s] for r in rounds if s in r) for s in set().union(*rounds)]
+        return f"{mean(best):.1f}" if best else "-"
 
     @property
     def methods(self) -> list[str]:
@@ -87,85 +85,81 @@ class Panel:
 
 def results(rows: Sequence[Row]) -> str:
     """All methods with their recipe's settings, as Markdown."""
-    panel = Panel([r for r in rows if r["method"] == _plain(r["method"])])
-    if not panel.rows:
-        return "Not run yet."
-    compared = dict.fromkeys(("sft_more", panel.best_baseline, "dagger"))
-    differences = " | ".join(f"minus {METHODS[other]}" for other in compared)
-    lines = [
-        f"| method | seeds | score | success, % | {differences} | env steps | tokens trained on |",
-        "|---" * (6 + len(compared)) + "|",
-    ]
+    panel = _with_recipe_settings(rows)
+    compared = dict.fromkeys(("sft_more", panel.best_baseline, "dagger")) if panel.rows else {}
+    header = ["method", "seeds", "score", "success, %"]
+    header += [f"minus {METHODS[other]}" for other in compared]
+    lines = []
     for method in panel.methods:
         scores = mean_interval([*panel.by_seed(method).values()])
-        differences = " | ".join(panel.difference(method, other) for other in compared)
         lines.append(
-            f"| {_name(method)} | {scores.n} | {interval_text(scores)} "
-            f"| {100 * panel.mean(method, 'success'):.1f} | {differences} "
-            f"| {panel.mean(method, column='env_steps'):,.0f} "
-            f"| {panel.mean(method, column='train_tokens') / 1e6:.2f} M |"
+            [
+                _name(method),
+                str(scores.n),
+                interval_text(scores),
+                f"{100 * panel.mean(method, 'success'):.1f}",
+                *(panel.difference(method, other) for other in compared),
+                f"{panel.mean(method, column='env_steps'):,.0f}",
+                f"{panel.mean(method, column='train_tokens') / 1e6:.2f} M",
+            ]
         )
-    return "\n".join(lines)
+    return _markdown([*header, "env steps", "tokens trained on"], lines)
 
 
 def summary(rows: Sequence[Row]) -> str:
     """The same in short: scores, and what each method has gained on continued SFT."""
-    panel = Panel([r for r in rows if r["method"] == _plain(r["method"])])
-    lines = ["| method | seeds | score | minus SFT, continued |", "|---|---|---|---|"]
+    panel = _with_recipe_settings(rows)
+    lines = []
     for method in panel.methods:
         scores = mean_interval([*panel.by_seed(method).values()])
-        lines.append(
-            f"| {_name(method)} | {scores.n} | {interval_text(scores)} "
-            f"| {panel.difference(method, 'sft_more')} |"
-        )
-    return "\n".join(lines) if panel.rows else "Not run yet."
+        difference = panel.difference(method, "sft_more")
+        lines.append([_name(method), str(scores.n), interval_text(scores), difference])
+    return _markdown(["method", "seeds", "score", "minus SFT, continued"], lines)
 
 
 def ablations(rows: Sequence[Row]) -> str:
     """Methods with other settings beside their recipe's, on the same seeds, as Markdown."""
     panel = Panel(rows)
-    variants = [m for m in panel.methods if m != _plain(m)]
-    if not variants:
-        return "Not run yet."
-    lines = [
-        "| setting | seeds | dev, best round | test | success, % | minus its recipe's |",
-        "|---|---|---|---|---|---|",
-    ]
+    varied = {_plain(method) for method in panel.methods if method != _plain(method)}
+    lines = []
     for method in panel.methods:
-        if all(_plain(method) != _plain(variant) for variant in variants):
+        if _plain(method) not in varied:
             continue
         scores = mean_interval([*panel.by_seed(method).values()])
         lines.append(
-            f"| {_name(method)} | {scores.n} | {panel.best_on_dev(method)} "
-            f"| {interval_text(scores)} | {100 * panel.mean(method, 'success'):.1f} "
-            f"| {panel.difference(method, _plain(method))} |"
+            [
+                _name(method),
+                str(scores.n),
+                panel.best_on_dev(method),
+                interval_text(scores),
+                f"{100 * panel.mean(method, 'success'):.1f}",
+                panel.difference(method, _plain(method)),
+            ]
         )
-    return "\n".join(lines)
+    header = ["setting", "seeds", "dev, best round", "test", "success, %", "minus its recipe's"]
+    return _markdown(header, lines)
 
 
 def rounds(rows: Sequence[Row]) -> str:
     """What dev says of the policy after each round, means over seeds, as Markdown."""
     panel = Panel(rows)
-    lines = [
-        "| method | round | score | agreement | expert log-prob | JS estimate |",
-        "|---|---|---|---|---|---|",
-    ]
+    lines = []
     for method in panel.methods:
         if any(not change.startswith("rounds=") for change in method.split()[1:]):
             continue
         shown = ("score", "agreement", "expert_logprob", "js_divergence")
         found = [panel.on_dev(method, metric) for metric in shown]
         for number in sorted({number for values in found for number in values}):
-            figures = (f"{mean(v[number]):.3f}" if number in v else "-" for v in found)
-            lines.append(f"| {_name(method)} | {number} | {' | '.join(figures)} |")
-    return "\n".join(lines) if len(lines) > 2 else "Not run yet."
+            figures = (f"{mean(v[number].values()):.3f}" if number in v else "-" for v in found)
+            lines.append([_name(method), str(number), *figures])
+    header = ["method", "round", "score", "agreement", "expert log-prob", "JS estimate"]
+    return _markdown(header, lines)
 
 
 def tasks(rows: Sequence[Row]) -> str:
     """One line for each recipe: its task, and what SFT and reflection reach there, as Markdown."""
     shown = ("sft", "sft_more", "implicit", "inverse")
-    names = " | ".join(METHODS[method] for method in shown)
-    lines = [f"| task | seeds | test items | {names} | JS estimate |", "|---" * 8 + "|"]
+    lines = []
     for recipe in dict.fromkeys(row["recipe"] for row in rows):
         panel = Panel([row for row in rows if row["recipe"] == recipe])
         first, seeds = panel.rows[0], {row["seed"] for row in panel.rows}
@@ -175,9 +169,10 @@ def tasks(rows: Sequence[Row]) -> str:
             never = scores.n and method != "sft" and not panel.on_dev(method, "score")
             cells.append(interval_text(scores) + (", stopped" if never else ""))
         estimates = panel.on_dev("inverse", "js_divergence").values()
-        cells.append(", ".join(f"{mean(values):.3f}" for values in estimates) or "-")
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) if rows else "Not run yet."
+        cells.append(", ".join(f"{mean(values.values()):.3f}" for values in estimates) or "-")
+        lines.append(cells)
+    names = [METHODS[method] for method in shown]
+    return _markdown(["task", "seeds", "test items", *names, "JS estimate"], lines)
 
 
 TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
@@ -187,6 +182,18 @@ TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "rounds": rounds,
     "tasks": tasks,
 }
+
+
+def _markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    if not lines:
+        return "Not run yet."
+    rows = [" | ".join(cells) for cells in (header, *lines)]
+    first, *others = [f"| {row} |" for row in rows]
+    return "\n".join([first, "|---" * len(header) + "|", *others])
+
+
+def _with_recipe_settings(rows: Sequence[Row]) -> Panel:
+    return Panel([row for row in rows if row["method"] == _plain(row["method"])])
 
 
 def _plain(method: str) -> str:
