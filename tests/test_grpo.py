@@ -15,20 +15,18 @@ from fakes import (
 )
 from stepagent.algorithms.grpo import GRPOConfig, group_advantages, grpo
 from stepagent.backends.training import Metrics, OptimizerConfig
-from stepagent.inspection import episode_tree
+from stepagent.inspection import path_logprobs, rollout_tree
 
 FAST = OptimizerConfig(learning_rate=1e-3, warmup_share=0.0, weight_decay=0.0)
 REWARDS = torch.tensor([1.0, 0.0, 0.5, 0.5], dtype=torch.float64)
 
 
-def test_advantages_are_standardized_in_each_group_by_hand() -> None:
-    rewards = torch.tensor([1.0, 0.0, 3.0, 7.0, 7.0, 0.0])
-    found = group_advantages(rewards, ["a", "b", "a", "c", "c", "b"])
-    torch.testing.assert_close(found, torch.tensor([-1.0, 0.0, 1.0, 0.0, 0.0, 0.0]))
-    wide = group_advantages(torch.tensor([0.0, 0.0, 0.0, 1.0]), [0, 0, 0, 0])
+def test_advantages_are_standardized_in_their_group_by_hand() -> None:
+    assert group_advantages(torch.tensor([1.0, 3.0])).tolist() == [-1.0, 1.0]
+    wide = group_advantages(torch.tensor([0.0, 0.0, 0.0, 1.0]))
     torch.testing.assert_close(wide, torch.tensor([-1.0, -1.0, -1.0, 3.0]) / 3**0.5)
     # The mean of three equal numbers may differ from them in the last digit.
-    assert group_advantages(torch.full((3,), 0.11), [0, 0, 0]).tolist() == [0, 0, 0]
+    assert group_advantages(torch.full((3,), 0.11)).tolist() == [0, 0, 0]
 
 
 def test_the_first_update_is_the_advantage_weighted_likelihood_of_plain_calls() -> None:
@@ -36,10 +34,8 @@ def test_the_first_update_is_the_advantage_weighted_likelihood_of_plain_calls() 
     policy, logged = copy_of(start), list[Metrics]()
     episodes = rendered(policy, [*demonstrations()[:2], *demonstrations()[40:42]])
     config = GRPOConfig(optimizer=FAST, batch_size=9)
-    facts = grpo(
-        policy, [episode_tree(e) for e in episodes], REWARDS, [0, 0, 1, 1], config,
-        seed=0, log=logged.append,
-    )  # fmt: skip
+    groups = [rollout_tree(episodes[:2]), rollout_tree(episodes[2:])]
+    facts = grpo(policy, groups, REWARDS.split(2), config, seed=0, log=logged.append)
     logprobs, weights = [], []
     for episode, advantage in zip(episodes, [1.0, -1.0, 0.0, 0.0], strict=True):
         for state, action in zip(states_of(episode), episode.actions, strict=True):
@@ -56,18 +52,16 @@ def test_the_first_update_is_the_advantage_weighted_likelihood_of_plain_calls() 
 
 def test_better_episodes_become_likelier_and_worse_ones_less_likely() -> None:
     policy = in_float64(random_policy())
-    episodes = [episode_tree(e) for e in rendered(policy, demonstrations()[:2])]
+    group = rollout_tree(rendered(policy, demonstrations()[:2]))
+    first = int(group.is_end.int().argmax()) + 1
 
     def likelihoods() -> list[float]:
-        with torch.no_grad():
-            return [
-                sum(float(policy.path_logprobs(p).sum()) for p in policy.layers.packs([e.tree]))
-                for e in episodes
-            ]
+        (logprobs,) = path_logprobs(policy, [group])
+        return [float(logprobs[:first].sum()), float(logprobs[first:].sum())]
 
     before = likelihoods()
     config = GRPOConfig(optimizer=FAST, epochs=3, kl_coef=0.0)
-    grpo(policy, episodes, REWARDS[:2], [0, 0], config, seed=0, log=lambda _: None)
+    grpo(policy, [group], [REWARDS[:2]], config, seed=0, log=lambda _: None)
     after = likelihoods()
     assert after[0] > before[0]
     assert after[1] < before[1]

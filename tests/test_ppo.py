@@ -230,7 +230,7 @@ def test_loss_and_gradient_are_those_of_plain_calls(
     value_loss = (value_now(states.detach())[:, 0] - agent_rewards).square().mean()
     approx_kl = (ratios - 1 - log_ratio).mean()
     loss = policy_loss + 0.3 * value_loss - 0.2 * entropies.mean() + 0.4 * kl - 0.6 * expert.mean()
-    norm = gradient_norm(loss, [now.model, value_now])
+    norm = gradient_norm(loss, [now.model])
     clipfrac = ((ratios < 0.95) | (ratios > 1.05)).double().mean()
     assert 0 < float(clipfrac) < 1
     expected = {
@@ -284,7 +284,7 @@ def test_the_gradient_of_the_value_does_not_reach_the_policy() -> None:
     settings = config(vf_coef=1.0, ent_coef=0.0)
     ppo(policy, value_head, practised, same, settings, seed=0, log=logged.append)
     assert logged[0]["value_loss"] == pytest.approx(1)
-    assert logged[0]["grad_norm"] > 0.1
+    assert logged[0]["grad_norm"] == 0
     assert float(value_head.bias.detach().abs()) > 0
     torch.testing.assert_close(list(policy.model.parameters()), before, rtol=0, atol=0)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from fakes import demonstrations, in_float64, random_policy, rendered
-from stepagent.inspection import episode_tree, path_logprobs, rollout_tree, step_tree
+from stepagent.inspection import path_logprobs, rollout_tree, step_tree
 from stepagent.policy import Policy
 from stepagent.renderer import RenderedTrajectory
 from test_pipeline import CONFIG, finish
@@ -24,8 +24,8 @@ def test_one_tree_reads_what_a_tree_for_each_episode_reads() -> None:
     policy = in_float64(random_policy(scale=4.0))
     expert = max(rendered(policy, demonstrations()), key=lambda d: len(d.actions))
     early, other = own_episodes(policy, expert)
-    whole = rollout_tree(expert, [early, other])
-    separate = [step_tree(expert), episode_tree(early), episode_tree(other)]
+    whole = rollout_tree([early, other], expert)
+    separate = [step_tree(expert), rollout_tree([early]), rollout_tree([other])]
     (found,) = path_logprobs(policy, [whole])
     expected = torch.cat(path_logprobs(policy, separate))
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)

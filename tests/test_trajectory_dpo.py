@@ -19,7 +19,7 @@ from fakes import (
 )
 from stepagent.algorithms.trajectory_dpo import TrajectoryDPOConfig, trajectory_dpo
 from stepagent.backends.training import Metrics, OptimizerConfig
-from stepagent.inspection import StepTree, episode_tree
+from stepagent.inspection import StepTree, rollout_tree
 from stepagent.policy import Policy
 from stepagent.renderer import RenderedTrajectory
 
@@ -33,7 +33,7 @@ def episodes(policy: Policy) -> list[tuple[RenderedTrajectory, RenderedTrajector
 
 
 def trees(policy: Policy) -> list[tuple[StepTree, StepTree]]:
-    return [(episode_tree(a), episode_tree(b)) for a, b in episodes(policy)]
+    return [(rollout_tree([a]), rollout_tree([b])) for a, b in episodes(policy)]
 
 
 def plain(policy: Policy, episode: RenderedTrajectory) -> torch.Tensor:

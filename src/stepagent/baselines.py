@@ -20,7 +20,7 @@ from stepagent.algorithms.grpo import GRPOConfig, grpo
 from stepagent.algorithms.ppo import PPOConfig, ValueHead, ppo
 from stepagent.algorithms.sft import SFTConfig, sft
 from stepagent.algorithms.trajectory_dpo import TrajectoryDPOConfig, trajectory_dpo
-from stepagent.inspection import episode_tree
+from stepagent.inspection import rollout_tree
 from stepagent.lessons import Lesson
 from stepagent.policy import Policy
 from stepagent.reflection import Log, Stateless
@@ -36,17 +36,6 @@ class RFTConfig:
     one episode for each demonstration, however many are of the same item."""
     sft: SFTConfig = SFTConfig(epochs=1)
     """On the demonstrations and the successes."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FinalPPOConfig:
-    """One round of PPO on final rewards."""
-
-    episodes: int = 4
-    """Of each item that is played. Other items are played in the next round, so that a round has
-    one episode for each demonstration, however many are of the same item."""
-    ppo: PPOConfig = PPOConfig(epochs=1, sft_coef=0.0, kl_coef=0.04)
-    """Policy updates."""
 
 
 class RFT(Stateless):
@@ -92,7 +81,7 @@ class ETO(Stateless):
     def learn(self, policy: Policy, lesson: Lesson, *, seed: int, log: Log) -> list[Tensor] | None:
         """Trajectory DPO on the pairs; none leave the policy as it is."""
         pairs = [
-            (episode_tree(expert), episode_tree(agent))
+            (rollout_tree([expert]), rollout_tree([agent]))
             for expert, agent in _by_item(lesson)
             if self.prefers(expert, agent)
         ]
@@ -120,22 +109,22 @@ class FinalPPO(Stateless):
     """PPO (Schulman et al. 2017) whose only reward is the score at the end of an episode."""
 
     practises = False
+    explores = 1
 
-    def __init__(self, config: FinalPPOConfig, policy: Policy) -> None:
+    def __init__(self, config: PPOConfig, policy: Policy) -> None:
         """The value head starts at zero."""
         self.config = config
-        self.explores = config.episodes
         self.value_head = ValueHead(policy.layers)
 
     def learn(self, policy: Policy, lesson: Lesson, *, seed: int, log: Log) -> list[Tensor] | None:
         """Raises the final reward of the explored episodes."""
-        episodes = [episode_tree(e) for e in lesson.explored]
+        episodes = [rollout_tree([e]) for e in lesson.explored]
         rewards = [
             final_reward * e.is_end
             for e, final_reward in zip(episodes, map(_final_reward, lesson.explored), strict=True)
         ]
         facts = ppo(
-            policy, self.value_head, episodes, rewards, self.config.ppo, seed=seed,
+            policy, self.value_head, episodes, rewards, self.config, seed=seed,
             log=lambda m: log("ppo", m),
         )  # fmt: skip
         log("ppo", facts)
@@ -162,11 +151,11 @@ class GRPO(Stateless):
 
     def learn(self, policy: Policy, lesson: Lesson, *, seed: int, log: Log) -> list[Tensor] | None:
         """Raises what is above the average of its item."""
+        groups = lesson.explored_by_item.values()
         facts = grpo(
             policy,
-            [episode_tree(e) for e in lesson.explored],
-            torch.tensor([_final_reward(e) for e in lesson.explored]),
-            [e.trajectory.id for e in lesson.explored],
+            [rollout_tree(episodes) for episodes in groups],
+            [torch.tensor([_final_reward(e) for e in episodes]) for episodes in groups],
             self.config,
             seed=seed,
             log=lambda m: log("train", m),

@@ -167,24 +167,16 @@ def step_tree(
     return StepTree(tree, torch.tensor(is_expert), torch.tensor(is_same), every)
 
 
-def episode_tree(episode: RenderedTrajectory) -> StepTree:
-    """The tree of an episode that the agent played itself: its actions, the last one ends it."""
-    tree, states = _state_tree(episode)
-    for state, action in zip(states, episode.actions, strict=True):
-        tree.add_path(state, action)
-    nowhere = torch.zeros(len(states), dtype=torch.bool)
-    is_end = nowhere.clone()
-    is_end[-1] = True
-    return StepTree(tree, is_expert=nowhere, is_same=nowhere, is_end=is_end)
-
-
 def rollout_tree(
-    demonstration: RenderedTrajectory, episodes: Sequence[RenderedTrajectory]
+    episodes: Sequence[RenderedTrajectory], demonstration: RenderedTrajectory | None = None
 ) -> StepTree:
-    """The tree of an item: the expert's trajectory, then the agent's own episodes of the item."""
+    """The tree of the agent's own episodes of an item, behind the expert's trajectory, if any.
+
+    Each of the expert's steps is an episode of its own, as in practice.
+    """
     tree = PrefixTree()
     is_expert, is_end = [], []
-    for played in (demonstration, *episodes):
+    for played in [demonstration, *episodes] if demonstration else episodes:
         by_expert = played is demonstration
         for state, action in zip(_add_states(tree, played), played.actions, strict=True):
             tree.add_path(state, action)

@@ -44,13 +44,18 @@ class Lesson:
         return step_trees(self.demonstrations, self.practised)
 
     @property
+    def explored_by_item(self) -> dict[str, list[RenderedTrajectory]]:
+        """The agent's own episodes of each item that it explored."""
+        found: dict[str, list[RenderedTrajectory]] = {}
+        for episode in self.explored:
+            found.setdefault(episode.trajectory.id, []).append(episode)
+        return found
+
+    @property
     def rollout_trees(self) -> list[StepTree]:
         """The explored items: each demonstration with the agent's own episodes of its item."""
-        of_item: dict[str, list[RenderedTrajectory]] = {}
-        for episode in self.explored:
-            of_item.setdefault(episode.trajectory.id, []).append(episode)
         expert = {d.trajectory.id: d for d in self.demonstrations}
-        return [rollout_tree(expert[item], own) for item, own in of_item.items()]
+        return [rollout_tree(own, expert[item]) for item, own in self.explored_by_item.items()]
 
     @property
     def held_out_trees(self) -> list[StepTree]:

@@ -17,7 +17,7 @@ from stepagent.algorithms.trajectory_dpo import TrajectoryDPOConfig
 from stepagent.backends.adapters import LoRAConfig
 from stepagent.backends.generation import Decoding
 from stepagent.backends.training import OptimizerConfig
-from stepagent.baselines import FinalPPOConfig, RFTConfig
+from stepagent.baselines import RFTConfig
 from stepagent.evaluation import EvaluationConfig
 from stepagent.lessons import InspectionConfig
 from stepagent.reflection import InverseConfig
@@ -115,7 +115,7 @@ def _results(
         rft=RFTConfig(sft=once),
         eto=trajectories,
         spin=trajectories,
-        ppo=FinalPPOConfig(ppo=final),
+        ppo=final,
         grpo=GRPOConfig(batch_size=1, optimizer=slowest),
         evaluation=EvaluationConfig(decoding=replace(decoding, temperature=0.5)),
     )

@@ -5,13 +5,14 @@ from typing import Literal
 
 from stepagent.algorithms.dpo import DPOConfig
 from stepagent.algorithms.grpo import GRPOConfig
+from stepagent.algorithms.ppo import PPOConfig
 from stepagent.algorithms.pretraining import PretrainConfig
 from stepagent.algorithms.sft import SFTConfig
 from stepagent.algorithms.trajectory_dpo import TrajectoryDPOConfig
 from stepagent.backends.adapters import LoRAConfig
 from stepagent.backends.device import ComputeConfig
 from stepagent.backends.training import OptimizerConfig
-from stepagent.baselines import FinalPPOConfig, RFTConfig
+from stepagent.baselines import RFTConfig
 from stepagent.evaluation import EvaluationConfig
 from stepagent.lessons import InspectionConfig
 from stepagent.reflection import InverseConfig
@@ -156,7 +157,7 @@ class TrainConfig:
     """One round of ETO."""
     spin: TrajectoryDPOConfig = TrajectoryDPOConfig()
     """One round of SPIN."""
-    ppo: FinalPPOConfig = FinalPPOConfig()
+    ppo: PPOConfig = PPOConfig(epochs=1, sft_coef=0.0, kl_coef=0.04)
     """One round of PPO on final rewards."""
     grpo: GRPOConfig = GRPOConfig()
     """One round of GRPO on final rewards."""

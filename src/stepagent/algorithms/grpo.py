@@ -4,8 +4,10 @@
     L = L_clip with these advantages + kl_coef * mean KL(start || pi)
 
 Shao et al. 2024 (arXiv 2402.03300, eq. 3 and 4); the clipped loss and the KL estimate are those of
-`ppo`. A baseline: it needs an environment and knows no expert. Differs from the paper: the mean is
-over all tokens of an update, not first over each episode's; the reference is the policy at the
+`ppo`. A baseline: it needs an environment and knows no expert. A group is one prefix tree, since
+its episodes begin alike, and always in one update: gradients are clipped, and of episodes that were
+clipped apart the good ones would not weigh against the bad ones. Differs from the paper: the mean
+is over all tokens of an update, not first over each episode's; the reference is the policy at the
 start of the round, and the divergence that from it, not to it.
 """
 
@@ -36,29 +38,24 @@ class GRPOConfig:
     kl_coef: float = 0.04
     """Weight of the divergence from the round's starting policy."""
     batch_size: int = 8
-    """Episodes in one update."""
+    """Groups in one update."""
 
 
-def group_advantages(rewards: Tensor, groups: Sequence[object]) -> Tensor:
-    """(episodes,) each reward by how many standard deviations it is above its group's mean.
+def group_advantages(rewards: Tensor) -> Tensor:
+    """(episodes,) each reward of a group by how many standard deviations it is above the mean.
 
-    0 in groups whose rewards are all the same.
+    0 where all rewards are the same.
     """
-    advantages = torch.zeros_like(rewards)
-    for group in set(groups):
-        own = torch.tensor([g == group for g in groups])
-        if (rewards[own] == rewards[own][0]).all():
-            continue  # rounding would make a deviation of nothing
-        centred = rewards[own] - rewards[own].mean()
-        advantages[own] = centred / centred.square().mean().sqrt()
-    return advantages
+    if (rewards == rewards[0]).all():
+        return torch.zeros_like(rewards)  # rounding would make a deviation of nothing
+    centred = rewards - rewards.mean()
+    return centred / centred.square().mean().sqrt()
 
 
 def grpo(
     policy: Policy,
-    episodes: Sequence[StepTree],
-    rewards: Tensor,
-    groups: Sequence[object],
+    groups: Sequence[StepTree],
+    rewards: Sequence[Tensor],
     config: GRPOConfig,
     *,
     seed: int,
@@ -66,17 +63,17 @@ def grpo(
 ) -> Metrics:
     """One round in place; returns facts about its rewards.
 
-    `rewards` (episodes,) are final; episodes of an item have the same group.
+    A group holds the episodes of an item; `rewards` has the final rewards (episodes,) of each.
     """
-    advantages = group_advantages(rewards, groups)
+    advantages = [group_advantages(own) for own in rewards]
     old_logprobs = read_trees(
-        policy.layers, [e.tree for e in episodes], lambda packed: (policy.read(packed).logprobs,)
+        policy.layers, [g.tree for g in groups], lambda packed: (policy.read(packed).logprobs,)
     )
-    sizes = [len(e.is_end) for e in episodes]
+    episode_of = [g.is_end.cumsum(0) - g.is_end.long() for g in groups]
     targets = Targets(
         old_logprobs=[logprobs for (logprobs,) in old_logprobs],
-        advantages=[a.expand(size) for a, size in zip(advantages, sizes, strict=True)],
-        returns=[torch.zeros(size, dtype=policy.layers.dtype) for size in sizes],
+        advantages=[a[steps] for a, steps in zip(advantages, episode_of, strict=True)],
+        returns=[torch.zeros(len(g.is_end), dtype=policy.layers.dtype) for g in groups],
     )
     settings = PPOConfig(
         optimizer=config.optimizer,
@@ -89,10 +86,10 @@ def grpo(
         batch_size=config.batch_size,
     )
     # Without a value loss the head stays at zero; it only fills the place of PPO's.
-    improve(policy, ValueHead(policy.layers), episodes, targets, settings, seed=seed, log=log)
+    improve(policy, ValueHead(policy.layers), groups, targets, settings, seed=seed, log=log)
+    given = torch.cat(list(rewards))
     return {
-        "reward_mean": float(rewards.mean()),
-        "reward_std": float(rewards.std(correction=0)),
-        "mixed_groups": len({g for g, a in zip(groups, advantages.tolist(), strict=True) if a})
-        / len(set(groups)),
+        "reward_mean": float(given.mean()),
+        "reward_std": float(given.std(correction=0)),
+        "mixed_groups": sum(bool(a.any()) for a in advantages) / len(groups),
     }

@@ -175,8 +175,12 @@ def improve(
 ) -> None:
     """The round's updates, in place, wherever its advantages come from."""
     per_epoch = num_batches(len(practised), config.batch_size)
-    parameters = [*policy.parameters(), *value_head.parameters()]
-    updater = Updater(parameters, config.optimizer, config.epochs * per_epoch)
+    updater = Updater(
+        policy.parameters(),
+        config.optimizer,
+        config.epochs * per_epoch,
+        apart=value_head.parameters(),
+    )
     for epoch in range(config.epochs):
         for batch in shuffled_batches(
             len(practised), config.batch_size, "PPO", seed=seed, epoch=epoch

@@ -34,13 +34,22 @@ class Updater:
     """The optimizer and schedule of one training stage."""
 
     def __init__(
-        self, parameters: Iterable[nn.Parameter], config: OptimizerConfig, num_updates: int
+        self,
+        parameters: Iterable[nn.Parameter],
+        config: OptimizerConfig,
+        num_updates: int,
+        *,
+        apart: Iterable[nn.Parameter] = (),
     ) -> None:
-        """`num_updates` is the number of optimizer steps that the schedule is made for."""
-        self.parameters = [p for p in parameters if p.requires_grad]
+        """`num_updates` is the number of optimizer steps that the schedule is made for.
+
+        `apart` are parameters that share no gradient with the others: each of the two sets is
+        clipped by its own norm, or a large error of one would slow the other down.
+        """
         self.max_grad_norm = config.max_grad_norm
+        groups = [{"params": [p for p in own if p.requires_grad]} for own in (parameters, apart)]
         self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay
+            groups, lr=config.learning_rate, weight_decay=config.weight_decay
         )
         self.schedule = get_linear_schedule_with_warmup(
             self.optimizer, int(config.warmup_share * num_updates), num_updates
@@ -62,7 +71,10 @@ class Updater:
             if total is None:
                 self.optimizer.zero_grad(set_to_none=True)
                 layers.halve_budget()
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
+        norm, _ = (
+            nn.utils.clip_grad_norm_(group["params"], self.max_grad_norm)
+            for group in self.optimizer.param_groups
+        )
         total |= {"learning_rate": self.schedule.get_last_lr()[0], "grad_norm": float(norm)}
         self.optimizer.step()
         self.schedule.step()
