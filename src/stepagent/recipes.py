@@ -94,10 +94,10 @@ def _results(
     docs/results-protocol.md says how settings are chosen.
     """
     inverse = SCIENCEWORLD_DEMO.inverse
-    slow, slowest = OptimizerConfig(learning_rate=1e-4), OptimizerConfig(learning_rate=3e-5)
+    slow, slower, slowest = (OptimizerConfig(learning_rate=rate) for rate in (1e-4, 3e-5, 1e-5))
     once = SFTConfig(epochs=1, batch_size=1, optimizer=slow)
-    trajectories = TrajectoryDPOConfig(batch_size=1, optimizer=slowest)
-    final = PPOConfig(epochs=1, batch_size=1, sft_coef=0.0, kl_coef=0.04, optimizer=slow)
+    trajectories = TrajectoryDPOConfig(batch_size=1, optimizer=slower)
+    final = PPOConfig(epochs=1, batch_size=1, sft_coef=0.0, kl_coef=0.04, optimizer=slower)
     return replace(
         SCIENCEWORLD_DEMO,
         task=task,
@@ -110,13 +110,13 @@ def _results(
         inspection=replace(SCIENCEWORLD_DEMO.inspection, decoding=decoding),
         sft_more=once,
         dagger=replace(once, optimizer=_ADAM),
-        inverse=replace(inverse, ppo=replace(inverse.ppo, sft_coef=ppo_anchor)),
-        step_dpo=replace(SCIENCEWORLD_DEMO.implicit, sft_coef=0.0, optimizer=slowest),
-        rft=RFTConfig(sft=once),
-        eto=trajectories,
+        inverse=replace(inverse, ppo=replace(inverse.ppo, sft_coef=ppo_anchor, optimizer=slow)),
+        step_dpo=replace(SCIENCEWORLD_DEMO.implicit, sft_coef=0.0, optimizer=slower),
+        rft=RFTConfig(sft=replace(once, optimizer=slower)),
+        eto=replace(trajectories, optimizer=slowest),
         spin=trajectories,
         ppo=final,
-        grpo=GRPOConfig(batch_size=1, optimizer=slowest),
+        grpo=GRPOConfig(batch_size=1, optimizer=_ADAM),
         evaluation=EvaluationConfig(decoding=replace(decoding, temperature=0.5)),
     )
 
