@@ -97,7 +97,6 @@ def _results(
     slow, slower, slowest = (OptimizerConfig(learning_rate=rate) for rate in (1e-4, 3e-5, 1e-5))
     once = SFTConfig(epochs=1, batch_size=1, optimizer=slow)
     trajectories = TrajectoryDPOConfig(batch_size=1, optimizer=slower)
-    final = PPOConfig(epochs=1, batch_size=1, sft_coef=0.0, kl_coef=0.04, optimizer=slower)
     return replace(
         SCIENCEWORLD_DEMO,
         task=task,
@@ -115,7 +114,7 @@ def _results(
         rft=RFTConfig(sft=replace(once, optimizer=slower)),
         eto=replace(trajectories, optimizer=slowest),
         spin=trajectories,
-        ppo=final,
+        ppo=replace(SCIENCEWORLD_DEMO.ppo, batch_size=1, optimizer=slower),
         grpo=GRPOConfig(batch_size=1, optimizer=_ADAM),
         evaluation=EvaluationConfig(decoding=replace(decoding, temperature=0.5)),
     )
