@@ -5,9 +5,10 @@
 
 A row is {recipe, task, policy, method, seed, split, metric, value, episodes, env_steps,
 train_tokens}: `env_steps` and `train_tokens` are what the method's rounds took, after the novice:
-tokens that were forwarded for a gradient, not those of sampling and of references. A method with
-other settings than its recipe's has them behind its name. docs/results-protocol.md says how the
-runs were made.
+tokens that were forwarded for a gradient, not those of sampling and of references. The metric
+`best_round` is the round that was tested, the best one on dev; 0 is the novice. A method with other
+settings than its recipe's has them behind its name. docs/results-protocol.md says how the runs were
+made.
 """
 
 import argparse
@@ -57,6 +58,8 @@ def rows_of(run: Path) -> Iterator[Row]:
         known = {**common, "method": _label(method, changes), "episodes": result["n"], **taken}
         yield {**known, "split": "test", "metric": result["metric"], "value": result["mean"]}
         if result["metric"] == "score" and method in LEARNERS | {"sft"}:
+            tested = json.loads((run / "units" / f"{method}-test" / "best_round.json").read_bytes())
+            yield {**known, "split": "test", "metric": "best_round", "value": tested}
             for row in own:
                 for name in ("score", "agreement", "expert_logprob", "js_divergence"):
                     if row["phase"] == "dev" and name in row:

@@ -71,6 +71,12 @@ class Panel:
         most = max(len(self.by_seed(m)) for m in others)
         return max((m for m in others if len(self.by_seed(m)) == most), key=self.mean)
 
+    def tested_rounds(self, method: str) -> str:
+        """The round that each seed's test was of; 0 is the novice. A dash for no rounds."""
+        found = self.by_seed(method, "best_round")
+        has_rounds = found and method != "sft"
+        return " ".join(f"{found[seed]:.0f}" for seed in sorted(found)) if has_rounds else "-"
+
     def difference(self, method: str, other: str) -> str:
         """Paired by seed, with its 95 % interval if there is one; a dash for the method itself."""
         mine, theirs = self.by_seed(method), self.by_seed(other)
@@ -87,7 +93,7 @@ def results(rows: Sequence[Row]) -> str:
     """All methods with their recipe's settings, as Markdown."""
     panel = _with_recipe_settings(rows)
     compared = dict.fromkeys(("sft_more", panel.best_baseline, "dagger")) if panel.rows else {}
-    header = ["method", "seeds", "score", "success, %"]
+    header = ["method", "seeds", "rounds tested", "score", "success, %"]
     header += [f"minus {METHODS[other]}" for other in compared]
     lines = []
     for method in panel.methods:
@@ -96,6 +102,7 @@ def results(rows: Sequence[Row]) -> str:
             [
                 _name(method),
                 str(scores.n),
+                panel.tested_rounds(method),
                 interval_text(scores),
                 f"{100 * panel.mean(method, 'success'):.1f}",
                 *(panel.difference(method, other) for other in compared),

@@ -39,9 +39,15 @@ for seed in $seeds; do
         with no-entropy --novice $novice --methods inverse --inverse.ppo.ent-coef 0
         with kl --novice $novice --methods inverse --inverse.ppo.kl-coef 0.04
         with step-ratio --novice $novice --methods inverse --inverse.ppo.ratio step
-        for share in 5 12 25; do
-            with "share-$share" --methods sft_more implicit inverse dagger \
-                --data.sft $share --data.reflection $share --data.shared $share
+        # 10, 25 and 50 % of the demonstrations; in ScienceWorld the novice clones half of them.
+        case $recipe in
+            alfworld-results) shares="5:5 12:12 25:25" ;;
+            *) shares="4:7 9:19 18:37" ;;
+        esac
+        for share in $shares; do
+            cloned=${share%:*} all=${share#*:}
+            with "share-$all" --methods sft_more implicit inverse dagger \
+                --data.sft "$cloned" --data.reflection "$all" --data.shared "$cloned"
         done
     done
 done

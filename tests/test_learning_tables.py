@@ -33,6 +33,10 @@ def finished_run(
         for metric, value in zip(("score", "success"), values, strict=True)
     ]
     (folder / "results.json").write_text(json.dumps(results))
+    for method, number in {"sft_more": 0, "inverse": 1}.items():
+        unit = folder / "units" / f"{method}-test"
+        unit.mkdir(parents=True)
+        (unit / "best_round.json").write_text(str(number))
     rows = [
         {"stage": "inverse", "round": 1, "phase": "explore", "env_steps": 30},
         {"stage": "inverse", "round": 1, "phase": "ppo", "tokens": 400},
@@ -57,6 +61,8 @@ def test_rows_say_what_a_method_reached_and_took(tmp_path: Path) -> None:
         "split": "test", "metric": "score", "value": 60.0, "episodes": 7, "env_steps": 30,
         "train_tokens": 1000,
     }  # fmt: skip
+    tested = {r["method"]: r["value"] for r in rows if r["metric"] == "best_round"}
+    assert tested == {"sft_more": 0, "inverse": 1}
     on_dev = {r["metric"]: r["value"] for r in rows if r["split"] == "dev"}
     assert on_dev == {"js_divergence, round 1": 0.25, "score, round 1": 40.0}
     assert {r["train_tokens"] for r in rows if r["method"] == "sft_more"} == {500}
@@ -79,10 +85,12 @@ def test_a_table_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     learning.add([*runs, tmp_path / "unfinished"])  # again: nothing is there twice
     lines = tables.results(learning.read()).splitlines()
     # Differences 8 and 12: mean 10, standard error 2, t(0.975, 1 degree) = 12.706.
-    assert lines[0].startswith("| method | seeds | score")
-    assert lines[2] == "| SFT, continued | 2 | 50.0 (50.0 to 50.0) | 50.0 | - | - | 0 | 0.00 M |"
+    assert lines[0].startswith("| method | seeds | rounds tested | score")
+    assert lines[2] == (
+        "| SFT, continued | 2 | 0 0 | 50.0 (50.0 to 50.0) | 50.0 | - | - | 0 | 0.00 M |"
+    )
     assert lines[3] == (
-        "| Inverse reflection | 2 | 60.0 (34.6 to 85.4) | 75.0 "
+        "| Inverse reflection | 2 | 1 1 | 60.0 (34.6 to 85.4) | 75.0 "
         "| +10.0 (-15.4 to +35.4) | - | 30 | 0.00 M |"
     )
     assert tables.summary(learning.read()).splitlines()[2:] == [

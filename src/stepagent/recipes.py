@@ -158,7 +158,7 @@ def _tiny(task: TaskConfig, data: DataConfig) -> TrainConfig:
         data=data,
         rounds=1,
         inspection=replace(SCIENCEWORLD_DEMO.inspection, decoding=long),
-        evaluation=EvaluationConfig(decoding=replace(long, temperature=0.0)),
+        evaluation=EvaluationConfig(decoding=replace(long, temperature=0.5)),
     )
 
 
