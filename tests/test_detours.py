@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
@@ -23,7 +24,7 @@ from stepagent.inspection import StepTree, path_logprobs, step_tree
 from stepagent.lessons import Lesson
 from stepagent.policy import Policy
 from stepagent.reflection import Inverse, MoreSFT
-from stepagent.renderer import RenderedTrajectory
+from stepagent.renderer import RenderedTrajectory, Renderer
 from stepagent.run import Run
 from stepagent.settings import SettingsError
 from stepagent.statistics import paired_difference
@@ -31,6 +32,7 @@ from stepagent.tasks.base import MAX_TRIES, EnvironmentLost, Task
 from stepagent.trajectories import read_trajectories
 from stepagent.types import PracticedStep, Trajectory
 from test_pipeline import CONFIG, Killed, assert_same, dies_at_row, finish, rows_of
+from test_renderer import REWRITING
 
 SHORT = Decoding(max_new_tokens=8)
 WEST, EAST, TAKE, CANNOT = "go west", "go east", "take", "You cannot do that."
@@ -87,10 +89,16 @@ def test_a_mistake_stays_where_the_demonstration_goes_on_behind_it(
     assert walked.trajectory.id == expert.id
 
 
+@pytest.mark.parametrize("shape", [None, *REWRITING])
 def test_the_history_is_what_was_done_and_the_answer_what_the_expert_does(
-    monkeypatch: pytest.MonkeyPatch,
+    shape: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy, expert = random_policy(), to_the_treasure()
+    if shape is not None:
+        tokenizer = deepcopy(policy.renderer.tokenizer)
+        tokenizer.chat_template = REWRITING[shape]
+        policy = Policy(policy.layers, Renderer(tokenizer))
+        assert not policy.renderer.is_stable
     says(monkeypatch, [WEST, WEST, WEST, TAKE, EAST, TAKE])
     (walked,) = detour(policy, corridor_task(), [expert]).demonstrations
     done = [WEST, WEST, WEST, EAST, TAKE, EAST, EAST, TAKE]
