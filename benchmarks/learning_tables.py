@@ -77,6 +77,12 @@ class Panel:
         has_rounds = found and method != "sft"
         return " ".join(f"{found[seed]:.0f}" for seed in sorted(found)) if has_rounds else "-"
 
+    def score(self, method: str) -> str:
+        """On test, with its interval, and whether the method was stopped before it had a round."""
+        scores = mean_interval([*self.by_seed(method).values()])
+        never = scores.n and _plain(method) != "sft" and not self.on_dev(method, "score")
+        return interval_text(scores) + (", stopped" if never else "")
+
     def difference(self, method: str, other: str) -> str:
         """Paired by seed, with its 95 % interval if there is one; a dash for the method itself."""
         mine, theirs = self.by_seed(method), self.by_seed(other)
@@ -132,13 +138,12 @@ def ablations(rows: Sequence[Row]) -> str:
     for method in panel.methods:
         if _plain(method) not in varied:
             continue
-        scores = mean_interval([*panel.by_seed(method).values()])
         lines.append(
             [
                 _name(method),
-                str(scores.n),
+                str(len(panel.by_seed(method))),
                 panel.best_on_dev(method),
-                interval_text(scores),
+                panel.score(method),
                 f"{100 * panel.mean(method, 'success'):.1f}",
                 panel.difference(method, _plain(method)),
             ]
@@ -171,10 +176,7 @@ def tasks(rows: Sequence[Row]) -> str:
         panel = Panel([row for row in rows if row["recipe"] == recipe])
         first, seeds = panel.rows[0], {row["seed"] for row in panel.rows}
         cells = [first["task"], str(len(seeds)), str(first["episodes"])]
-        for method in shown:
-            scores = mean_interval([*panel.by_seed(method).values()])
-            never = scores.n and method != "sft" and not panel.on_dev(method, "score")
-            cells.append(interval_text(scores) + (", stopped" if never else ""))
+        cells += [panel.score(method) for method in shown]
         estimates = panel.on_dev("inverse", "js_divergence").values()
         cells.append(", ".join(f"{mean(values.values()):.3f}" for values in estimates) or "-")
         lines.append(cells)
