@@ -136,15 +136,16 @@ SCIENCEWORLD_SMOLLM2 = TrainConfig(
     model="HuggingFaceTB/SmolLM2-135M-Instruct",
     lora=LoRAConfig(rank=16),
     sft=SFTConfig(epochs=2, batch_size=2, optimizer=OptimizerConfig(learning_rate=1e-3)),
-    methods=("implicit", "inverse"),
     rounds=1,
+    detours=1,
     inspection=InspectionConfig(num_actions=2, decoding=Decoding(max_new_tokens=20)),
+    sft_more=SFTConfig(epochs=1, batch_size=2, optimizer=_LORA_ADAM),
     implicit=DPOConfig(epochs=1, batch_size=2, optimizer=_LORA_ADAM),
     inverse=InverseConfig(
         discriminator=DiscriminatorConfig(warmup_epochs=4, batch_size=2, optimizer=_LORA_ADAM),
         ppo=PPOConfig(epochs=1, batch_size=2, optimizer=_LORA_ADAM),
     ),
-    evaluation=EvaluationConfig(decoding=Decoding(max_new_tokens=20, temperature=0.0)),
+    evaluation=EvaluationConfig(decoding=Decoding(max_new_tokens=20, temperature=0.5)),
 )
 """LoRA on a real language model of 135 million parameters, which a CPU can train."""
 
