@@ -27,10 +27,12 @@ from stepagent.types import METHODS
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "learning.jsonl"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "tasks.md")
+DOCS = ROOT / "docs"
+PAGES = (ROOT / "README.md", DOCS / "results.md", DOCS / "tasks.md", DOCS / "models.md")
 KEY = ("recipe", "task", "policy", "method", "seed", "split", "metric")
 PROMPTED = {"zero_shot", "react"}
 PRACTISING = {"implicit", "inverse", "step_dpo", "dagger"}
+NOT_A_LEARNERS = {"model", "seed", "methods", "prompting.methods"}
 LEARNERS = METHODS.keys() - PROMPTED - {"sft"}
 
 
@@ -43,7 +45,7 @@ def rows_of(run: Path) -> Iterator[Row]:
     common = {
         "recipe": about["recipe"],
         "task": about["protocol"]["task"],
-        "policy": "tiny" if isinstance(model, dict) else model,
+        "policy": "tiny" if isinstance(model, dict) else Path(model).name,
         "seed": about["seed"],
     }
     for result in json.loads((run / "results.json").read_bytes()):
@@ -73,7 +75,7 @@ def _changes(before: Row, now: Row, name: str = "") -> Iterator[tuple[str, Any]]
         path = f"{name}.{key}" if name else key
         if isinstance(value, dict) and isinstance(before.get(key), dict):
             yield from _changes(before[key], value, path)
-        elif value != before.get(key) and path not in ("seed", "methods", "prompting.methods"):
+        elif value != before.get(key) and path not in NOT_A_LEARNERS:
             yield path, value
 
 

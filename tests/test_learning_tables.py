@@ -78,6 +78,16 @@ def test_a_method_is_named_by_its_own_changes(tmp_path: Path) -> None:
     assert methods == {"sft_more", "inverse detours=1"}
 
 
+def test_a_model_on_disk_is_known_by_its_name_not_by_where_it_lies(tmp_path: Path) -> None:
+    run = finished_run(tmp_path / "run", 60.0, 0)
+    about = json.loads((run / "config.json").read_text())
+    about["config"]["model"] = "/home/someone/models/SmolLM2-135M-Instruct"
+    (run / "config.json").write_text(json.dumps(about))
+    rows = list(learning.rows_of(run))
+    assert {row["policy"] for row in rows} == {"SmolLM2-135M-Instruct"}
+    assert {row["method"] for row in rows} == {"sft_more", "inverse"}
+
+
 def test_a_table_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(learning, "RESULTS", tmp_path / "results" / "learning.jsonl")
     runs = [finished_run(tmp_path / f"run{s}", score, s) for s, score in enumerate((58.0, 62.0))]
