@@ -11,9 +11,12 @@ PACKAGE = Path(__file__).parent.parent / "src" / "stepagent"
 
 LAYERS = (
     ("atomic",),
-    ("types", "statistics", "progress"),
-    ("actions", "chat_template", "copying"),
-    ("trajectories", "renderer", "prefix_tree", "tiny"),
+    ("types", "statistics", "progress", "encoding"),
+    ("actions", "copying"),
+    ("trajectories", "prefix_tree", "tiny"),
+    ("chat_template",),
+    ("tool_calls",),
+    ("renderer",),
     ("formats",),
     ("tasks", "backends"),
     ("policy", "journal", "prompts"),

@@ -4,7 +4,7 @@ The templates are written anew, shorter, to the families' published formats; the
 small ones with the families' special tokens.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import pytest
@@ -157,14 +157,14 @@ def renderer(family: Family) -> Renderer:
         tokenizer.decoder = decoders.Sequence(
             [decoders.Metaspace(prepend_scheme="first"), decoders.ByteFallback(), decoders.Fuse()]
         )
-        alphabet: list[str] = ["\n"]
+        alphabet: list[str] = ["\n", *map(chr, range(33, 127))]
     else:
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
         alphabet = pre_tokenizers.ByteLevel.alphabet()
     special = ["<unk>", *family.special]
     trainer = trainers.BpeTrainer(
-        vocab_size=420, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+        vocab_size=520, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(
         [*texts, "system user assistant model Cutting Knowledge Date: named SmolLM"], trainer
@@ -246,3 +246,10 @@ def test_it_is_known_which_states_are_prefixes(name: str) -> None:
     states = list(own.render(SIMPLE).states)
     are_prefixes = all(later[: len(earlier)] == earlier for earlier, later in pairwise(states))
     assert own.is_stable == are_prefixes == family.is_stable
+
+
+def test_templates_that_ask_for_the_date_are_always_told_the_same() -> None:
+    template = "{{ 'It is ' + strftime_now('%A, %d %B %Y') + '.' }}" + CHATML
+    family = replace(FAMILIES["qwen2.5"], template=template)
+    state = next(renderer(family).render(SIMPLE).states)
+    assert text(renderer(family), state).startswith("It is Friday, 26 July 2024.<|im_start|>user")

@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepagent.actions import Call, call_of, split_react, written_call
-from stepagent.renderer import Renderer, TemplateError
+from stepagent.actions import Call, call_of, same_action, split_react, written_call
+from stepagent.renderer import Renderer, warn_once
+from stepagent.tool_calls import CallError
 from stepagent.types import Step, Trajectory
-from test_templates import FAMILIES, Family, renderer
+from test_templates import CHATML, FAMILIES, renderer
 
 SEARCH = Call(name="search", arguments={"query": 'a "hat"\nor cup', "count": 2}).action()
 TOOLS = (
@@ -111,19 +112,173 @@ def test_a_sampled_call_is_read_back_as_the_experts_action(name: str) -> None:
     assert own.for_tools(TOOLS) is reader and own.for_tools(()) is own
 
 
+R1 = (
+    "{{ '<|im_start|>' }}{% if tools %}{{ tools|tojson }}{% endif %}{% for m in messages %}"
+    "{% if m.role == 'user' %}{{ '<|User|>' + m.content }}{% endif %}"
+    "{% if m.role == 'tool' %}{{ '<|out|>' + m.content + '<|/out|>' }}{% endif %}"
+    "{% if m.role == 'assistant' and m.content is none %}{% for c in m.tool_calls %}"
+    "{{ '<|Assistant|><|call|>' + c.type + '<|sep|>' + c.function.name + '\n```json\n' }}"
+    "{{ c.function.arguments + '\n```<|/call|><|im_end|>' }}{% endfor %}{% endif %}"
+    "{% if m.role == 'assistant' and m.content is not none %}"
+    "{{ '<|Assistant|>' + m.content + '<|im_end|>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|Assistant|>' }}{% endif %}"
+)
+"""Writes calls only where the content is none, and adds their arguments to a string."""
+XML = HERMES.replace(
+    '\'<tool_call>\n{"name": "\' + c.function.name + \'", "arguments": \' }}',
+    "'<tool_call><function=' + c.function.name + '>' }}"
+    "{% for k, v in c.function.arguments.items() %}"
+    "{{ '<parameter=' + k + '>' + v|string + '</parameter>' }}{% endfor %}",
+).replace(
+    "{{ c.function.arguments|tojson + '}\n</tool_call>' }}", "{{ '</function></tool_call>' }}"
+)
+NO_TOOLS = HERMES.replace("Tools: ' + tools|tojson + '", "Tools.")
+LAST_TOOLS = CHATML.replace(
+    "{{ '<|im_start|>' + m.role",
+    "{{ tools|tojson if tools and loop.last else '' }}{{ '<|im_start|>' + m.role",
+)
+MARKS = ("<|im_start|>", "<|im_end|>", "<tool_call>", "</tool_call>")
+
+
+def with_template(template: str, special: tuple[str, ...] = MARKS) -> Renderer:
+    return renderer(replace(FAMILIES["qwen2.5"], template=template, special=special))
+
+
+def said(own: Renderer, trajectory: Trajectory) -> list[str]:
+    """The text of each trained action."""
+    actions = own.render(trajectory).actions
+    return [own.tokenizer.decode(list(a), skip_special_tokens=False) for a in actions]
+
+
+WITHOUT_CALLS = {
+    "smollm2": renderer(FAMILIES["smollm2"]),
+    "plain ChatML": with_template(CHATML),
+    "mistral, which knows two roles": renderer(FAMILIES["mistral"]),
+    "arguments as XML": with_template(XML),
+    "calls, but no tools in the prompt": with_template(NO_TOOLS),
+    "tools in the last turn only": with_template(LAST_TOOLS),
+    "calls without arguments": with_template(HERMES.replace("c.function.arguments|tojson", "'{}'")),
+    "calls without thoughts, and thoughts without calls": with_template(
+        R1, ("<|im_start|>", "<|im_end|>", "<|User|>", "<|Assistant|>", "<|call|>")
+    ),
+    "None before a call": with_template(
+        HERMES.replace("+ m.content }}", "+ m.content|string }}").replace(
+            "'\n' + m.content|string", "'\n' + (m.content or none)|string"
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_CALLS)
+def test_where_a_template_would_lose_a_part_of_a_call_it_is_written_as_text(name: str) -> None:
+    own = WITHOUT_CALLS[name]
+    end = own.tokenizer.decode([own.end_id])
+    thought = TRAJECTORY.steps[0].thought
+    assert [text.strip() for text in said(own, TRAJECTORY)] == [
+        f"Thought: {thought}\nAction: {SEARCH}{end}",
+        f"{SEARCH}{end}",
+        f"Which hat do you want?{end}",
+        f"{SEARCH}{end}",
+    ]
+    reader = own.for_tools(TOOLS)
+    rendered = own.render(TRAJECTORY)
+    assert [reader.parse(a) for a in rendered.actions] == [
+        (step.thought, step.action) for step in TRAJECTORY.steps
+    ]
+    # The schemas and all that was seen stand in the prompt.
+    read = own.tokenizer.decode(list(rendered.states)[-1], skip_special_tokens=False)
+    for text in ('"name": "search"', "Find it.", "Go on.", "A hat.", "Two hats.", "The red one."):
+        assert text in read
+
+
+def test_the_text_form_is_announced_once(caplog: pytest.LogCaptureFixture) -> None:
+    warn_once.cache_clear()
+    own = renderer(FAMILIES["smollm2"])
+    more = TRAJECTORY.model_copy(update={"tools": (*TOOLS, *TOOLS)})
+    own.render(TRAJECTORY)
+    own.render(more)
+    assert [r.message for r in caplog.records] == [
+        "chat template: leaves out the tools; tool calls are written as text"
+    ]
+
+
+def test_calls_that_are_written_only_beside_no_content_are_written_as_the_template_does() -> None:
+    special = ("<|im_start|>", "<|im_end|>", "<|User|>", "<|Assistant|>", "<|call|>", "<|/call|>")
+    own = with_template(R1, (*special, "<|sep|>", "<|out|>", "<|/out|>"))
+    silent = TRAJECTORY.model_copy(
+        update={"steps": tuple(s.model_copy(update={"thought": ""}) for s in TRAJECTORY.steps)}
+    )
+    arguments = '{"query": "a \\"hat\\"\\nor cup", "count": 2}'
+    call = f"<|call|>function<|sep|>search\n```json\n{arguments}\n```<|/call|><|im_end|>"
+    assert said(own, silent) == [call, call, "Which hat do you want?<|im_end|>", call]
+    actions = own.render(silent).actions
+    assert [own.for_tools(TOOLS).parse(a).action for a in actions] == [
+        step.action for step in silent.steps
+    ]
+
+
 def test_text_of_a_call_cannot_write_control_tokens() -> None:
-    own = renderer(WITH_TOOLS["hermes (qwen2.5)"]).for_tools(TOOLS)
+    own = renderer(WITH_TOOLS["hermes (qwen2.5)"])
     evil = Call(name="search", arguments={"query": "x<|im_end|>y"}).action()
-    with pytest.raises(ValueError, match="'search' has a control token"):
-        own.action(evil)
+    with pytest.raises(CallError, match="'search' has a control token"):
+        own.for_tools(TOOLS).action(evil)
+    steps = (Step(observation="", action=evil),)
+    rendered = own.render(TRAJECTORY.model_copy(update={"steps": steps}))
+    assert own.for_tools(TOOLS).parse(rendered.actions[0]).action == evil
+    assert list(rendered.actions[0]).count(own.end_id) == 1
 
 
-def test_a_template_without_tool_answers_is_refused_for_tools_only() -> None:
-    family: Family = FAMILIES["mistral"]  # knows two roles
-    own = renderer(family)
-    with pytest.raises(TemplateError):
-        own.render(TRAJECTORY)
-    assert own.render(TRAJECTORY.model_copy(update={"tools": ()})).num_tokens > 0
+@pytest.mark.parametrize(
+    "mark", ["<|im_end|>", "<tool_call>", "</tool_response>", "<\uff5cUser\uff5c>"]
+)
+@pytest.mark.parametrize("place", ["name", "description", "property", "thought", "answer"])
+def test_no_part_of_a_trajectory_with_tools_writes_control_tokens(mark: str, place: str) -> None:
+    """Whether the tokenizer calls the mark special or not."""
+    own = with_template(HERMES, ("<|im_start|>", "<|im_end|>", "<|extra|>"))
+    added = ["<tool_call>", "</tool_call>", "</tool_response>", "<\uff5cUser\uff5c>"]
+    own.tokenizer.add_tokens(added)
+    own = Renderer(own.tokenizer)
+    spiked = f"a{mark}b"
+    schema = {
+        "name": spiked if place == "name" else "search",
+        "description": spiked if place == "description" else "Searches.",
+        "parameters": {"properties": {spiked if place == "property" else "query": {}}},
+    }
+    call = Call(name=str(schema["name"]), arguments={"query": "hat"}).action()
+    trajectory = TRAJECTORY.model_copy(
+        update={
+            "tools": ({"type": "function", "function": schema},),
+            "steps": (
+                Step(observation="", action=call, thought=spiked if place == "thought" else "Hm."),
+                Step(observation=spiked if place == "answer" else "A hat.", action="done"),
+            ),
+        }
+    )
+    rendered = own.render(trajectory)
+    marks = {*MARKS, *added}
+    control = {i for t, i in own.tokenizer.get_added_vocab().items() if t in marks}
+    plain = own.render(
+        Trajectory.model_validate_json(trajectory.model_dump_json().replace(mark, "-"))
+    )
+    if place in ("name", "description", "property", "thought"):
+        # Written as text, so no call has the template's own marks either.
+        plain = own.in_text_form(trajectory.tools, "")._render(plain.trajectory)
+
+    def controls(turns: tuple[tuple[int, ...], ...]) -> list[list[int]]:
+        return [[i for i in turn if i in control] for turn in turns]
+
+    assert controls(rendered.additions) == controls(plain.additions)
+    assert controls(rendered.actions) == controls(plain.actions)
+    whole = [i for turn in (*rendered.additions, *rendered.actions) for i in turn]
+    assert spiked in own.tokenizer.decode(whole, skip_special_tokens=False)
+
+
+def test_calls_with_their_arguments_in_another_order_are_the_same_action() -> None:
+    assert same_action(
+        '{"name":"f","arguments":{"a":1,"b":2}}', '{"name":"f","arguments":{"b":2,"a":1}}'
+    )
+    assert not same_action('{"name":"f","arguments":{"a":1}}', '{"name":"f","arguments":{"a":2}}')
+    assert same_action(" go ", "go") and not same_action("go", "stay")
 
 
 def test_calls_are_found_in_any_markup() -> None:

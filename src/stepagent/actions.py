@@ -39,6 +39,17 @@ def call_of(action: str) -> Call | None:
     return call if call.action() == action else None
 
 
+def same_action(action: str, other: str) -> bool:
+    """Whether two actions are the same: equal text, or calls that differ in the order of arguments.
+
+    A model writes the arguments of a call in the order that its chat template has taught it.
+    """
+    if action.strip() == other.strip():
+        return True
+    call = call_of(action)
+    return call is not None and call == call_of(other)
+
+
 def written_call(text: str) -> Call | None:
     """The first tool call that a model wrote, in whatever markup: a JSON object that names it."""
     decoder = json.JSONDecoder()

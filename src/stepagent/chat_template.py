@@ -4,25 +4,38 @@ Short dialogues of marks are rendered by the template itself; what stands betwee
 markup. Nothing is known of any family of models.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple, cast
 
-import jinja2
 from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from stepagent.encoding import Encoder
+from stepagent.trajectories import printable
 
 USER = tuple(f"\ue000user{i}\ue000" for i in range(3))
 ASSISTANT = tuple(f"\ue000assistant{i}\ue000" for i in range(2))
 Tool = dict[Any, Any] | Callable[..., Any]
 """A function schema, with the types that transformers' signature asks for."""
+Message = dict[str, Any]
+"""A message, as chat templates take it."""
 DAY = datetime(2024, 7, 26)
-"""What templates are told today is."""
+"""What templates are told today is, so that ids do not depend on the day."""
+NOW = (
+    "{% macro strftime_now(format) %}{{ format"
+    + "".join(f"|replace('%{code}', '{DAY.strftime('%' + code)}')" for code in "aAbBdHIjmMpSyY")
+    + " }}{% endmacro %}"
+)
+"""Put before a template, in place of the function that asks the clock."""
 CALL_ID = "call00000"
 """Nine letters and digits, as Mistral's template wants them."""
+TOOL_NAME = "toolname0mark"
+"""Who answers in a dialogue of marks."""
 
 
 class TemplateError(ValueError):
-    """The chat template cannot be used for dialogues that grow by appending."""
+    """The chat template cannot be used for dialogues that grow by appending; one line."""
 
 
 class Space(NamedTuple):
@@ -54,49 +67,70 @@ class Markup(NamedTuple):
 
 def render_messages(
     tokenizer: PreTrainedTokenizerBase,
-    messages: list[dict[str, Any]],
-    tools: list[Tool] | None,
+    messages: Sequence[Message],
+    tools: Sequence[Tool],
     *,
     ask: bool,
 ) -> str:
     """The text of messages; `ask` adds what makes the assistant speak."""
-    # Templates ignore names that they do not know.
-    try:
-        rendered = tokenizer.apply_chat_template(
-            messages,
-            tools=tools,
-            tokenize=False,
-            add_generation_prompt=ask,
-            enable_thinking=False,  # the action comes at once, without a block to fill first
-            # Some would write today's date; ids must not depend on it.
-            date_string=DAY.strftime("%d %b %Y"),
-            strftime_now=DAY.strftime,
-        )
-    except jinja2.TemplateError as error:  # what templates raise for dialogues they do not take
-        raise TemplateError(f"chat template: {error}") from None
-    return cast(str, rendered)
-
-
-def take_apart(tokenizer: PreTrainedTokenizerBase, role: str, tools: list[Tool] | None) -> Markup:
-    """The markup of a dialogue whose later observations have that role, `user` or `tool`."""
     if not tokenizer.chat_template:
         raise TemplateError("tokenizer: expected a chat template, found none")
-    contents = [text for pair in zip(USER, (*ASSISTANT, ""), strict=True) for text in pair]
+    shown = [*tools] or None
+    names: dict[str, Any] = {
+        **tokenizer.special_tokens_map,
+        "enable_thinking": False,  # the action comes at once, without a block to fill first
+        "date_string": DAY.strftime("%d %b %Y"),
+    }
+    try:
+        # Not by `apply_chat_template`, which takes out fields that are None: DeepSeek's templates
+        # write a call only where the content is None. Names that a template does not know are
+        # ignored by it.
+        rendered = render_jinja_template(
+            [[*messages]],
+            tools=cast(Any, shown),
+            chat_template=NOW + tokenizer.get_chat_template(tools=cast(Any, shown)),
+            add_generation_prompt=ask,
+            **names,
+        )
+    except Exception as error:  # a template is a program: it can raise anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise TemplateError(f"chat template: {printable(reason, limit=300)}") from None
+    return rendered[0][0]
+
+
+def take_apart(
+    encoder: Encoder,
+    tools: Sequence[Tool] = (),
+    *,
+    call: tuple[Message, str] | None = None,
+) -> Markup:
+    """The markup of a dialogue between user and assistant.
+
+    `call` is an assistant's message that calls a tool, and how the template writes the call. Given
+    that, the assistant says nothing else, and later observations are answers of the tool.
+    """
+    said = [call, call] if call else [({"role": "assistant", "content": t}, t) for t in ASSISTANT]
+    observed: Message = {"role": "user"}
+    if call:
+        observed = {"role": "tool", "tool_call_id": CALL_ID, "name": TOOL_NAME}
+    dialogue = [
+        {"role": "user", "content": USER[0]}, said[0][0],
+        observed | {"content": USER[1]}, said[1][0],
+        observed | {"content": USER[2]},
+    ]  # fmt: skip
+    contents = [USER[0], said[0][1], USER[1], said[1][1], USER[2]]
 
     def pieces(count: int, *, ask: bool) -> list[str]:
         """The text around the first `count` contents."""
-        roles = ("user", "assistant", role, "assistant", role)
-        messages = [
-            {"role": role, "content": content}
-            for role, content in zip(roles[:count], contents[:count], strict=True)
-        ]
-        rest = render_messages(tokenizer, messages, tools, ask=ask)
+        rest = render_messages(encoder.tokenizer, dialogue[:count], tools, ask=ask)
         found = []
         for content in contents[:count]:
             piece, mark, rest = rest.partition(content)
             if not mark:
                 raise TemplateError("chat template: leaves out or reorders messages")
             found.append(piece)
+        if TOOL_NAME in "".join([*found, rest]):
+            raise TemplateError("chat template: names the tool beside its answer")
         return [*found, rest]
 
     before, ask = pieces(1, ask=True)
@@ -108,14 +142,14 @@ def take_apart(tokenizer: PreTrainedTokenizerBase, role: str, tools: list[Tool] 
         before, past, between, suffix + past, between, suffix + ask,
     ]:  # fmt: skip
         raise TemplateError("chat template: later turns are marked differently from the first")
-    end = _end_of_turn(tokenizer, end, between)
+    end = _end_of_turn(encoder, end, between)
     lead = live.removeprefix(ask) if live.startswith(ask) else ""
     if ask.startswith(live):
         # What the template adds opens a block of thinking, which a plain answer does not have.
         ask = live
     between = between[len(end) :]
     user, later, assistant = _spaces(before), _spaces(between), _spaces(ask + lead)
-    if (role == "user" and later != user) or _spaces(past) != assistant:
+    if (later != user and not call) or _spaces(past) != assistant:
         raise TemplateError("chat template: later turns are marked differently from the first")
     strip = len(assistant)
     return Markup(
@@ -130,13 +164,13 @@ def take_apart(tokenizer: PreTrainedTokenizerBase, role: str, tools: list[Tool] 
     )
 
 
-def _end_of_turn(tokenizer: PreTrainedTokenizerBase, last: str, between: str) -> str:
+def _end_of_turn(encoder: Encoder, last: str, between: str) -> str:
     """What closes the last assistant turn and earlier ones alike: up to the first control token.
 
     The line break that may follow belongs to the next turn; some templates end the whole dialogue
     with one more token.
     """
-    ends = [last.index(t) + len(t) for t in tokenizer.added_tokens_encoder if t in last]
+    ends = [last.index(t) + len(t) for t in encoder.control.values() if t in last]
     end = last[: min(ends)] if ends else last.rstrip("\n")
     return end if between.startswith(end) else ""
 

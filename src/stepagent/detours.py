@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
 
+from stepagent.actions import same_action
 from stepagent.backends.generation import Decoding
 from stepagent.inspection import practise
 from stepagent.policy import Policy
@@ -106,7 +107,7 @@ def _add(
                 next(practised)
             step = next(practised)
             (action,) = step.agent_actions
-            is_right = action.text == step.expert_action.strip()
+            is_right = same_action(action.text, step.expert_action)
             is_refused = own.is_repeated is False or (number, action.text) in own.refused
             if not is_right and not is_refused:
                 row.append(action)

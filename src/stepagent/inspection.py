@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from stepagent.actions import same_action
 from stepagent.backends.generation import (
     Branch,
     Decoding,
@@ -162,7 +163,7 @@ def step_tree(
             tree.add_path(state, own.token_ids)
             is_expert.append(False)
             # Other ids can spell the same text: that is no mistake to learn from.
-            is_same.append(own.text == practised[step].expert_action.strip())
+            is_same.append(same_action(own.text, practised[step].expert_action))
     every = torch.ones(len(is_expert), dtype=torch.bool)
     return StepTree(tree, torch.tensor(is_expert), torch.tensor(is_same), every)
 
@@ -211,6 +212,8 @@ def expert_path_of_step(is_expert: Tensor) -> Tensor:
 def agreement(practised: Sequence[PracticedStep]) -> float:
     """Share of agent actions that equal the expert's action, 0 to 1."""
     same = [
-        own.text == step.expert_action.strip() for step in practised for own in step.agent_actions
+        same_action(own.text, step.expert_action)
+        for step in practised
+        for own in step.agent_actions
     ]
     return sum(same) / len(same)

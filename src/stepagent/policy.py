@@ -15,8 +15,10 @@ from stepagent.backends.adapters import Adapter, LoRAConfig
 from stepagent.backends.device import CPU_TOKEN_BUDGET, ComputeConfig, fitting_tokens
 from stepagent.backends.forward import Layers
 from stepagent.backends.masks import layer_kinds
+from stepagent.chat_template import TemplateError
 from stepagent.prefix_tree import ROOT, Pack, PrefixTree
 from stepagent.renderer import RenderedTrajectory, Renderer
+from stepagent.trajectories import printable
 from stepagent.types import Trajectory
 
 logger = logging.getLogger(__name__)
@@ -187,32 +189,36 @@ class Policy:
             self.model.load_state_dict(saved.state_dict())
 
     def render(self, trajectory: Trajectory) -> RenderedTrajectory:
-        """The trajectory as token ids; raises `PolicyError` if it is longer than the context."""
+        """The trajectory as token ids.
+
+        Raises `PolicyError` if it is longer than the context, `TemplateError` if the chat template
+        or the tokenizer would lose a part of it.
+        """
         rendered = self.renderer.render(trajectory)
         if rendered.num_tokens > self.context:
             raise PolicyError(
-                f"{trajectory.id}: has {rendered.num_tokens} tokens, the model's context is "
-                f"{self.context}"
+                f"{printable(trajectory.id)}: has {rendered.num_tokens} tokens, the model's "
+                f"context is {self.context}"
             )
         return rendered
 
     def render_fitting(
         self, trajectories: Iterable[Trajectory]
     ) -> tuple[list[RenderedTrajectory], list[str]]:
-        """Those that fit into the context, and why each other one does not.
+        """Those that fit into the context and can be written, and why each other one is left out.
 
         Nothing is cut out of a history: what the agent learns to do in a state, it is to do in the
-        same state. Raises `PolicyError` if none fits.
+        same state. Raises `PolicyError` if none is left.
         """
-        fitting, too_long = list[RenderedTrajectory](), list[str]()
+        fitting, left_out = list[RenderedTrajectory](), list[str]()
         for trajectory in trajectories:
             try:
                 fitting.append(self.render(trajectory))
-            except PolicyError as error:
-                too_long.append(str(error))
-        if not fitting and too_long:
-            raise PolicyError(f"none of {len(too_long)} trajectories fits: {too_long[0]}")
-        return fitting, too_long
+            except (PolicyError, TemplateError) as error:
+                left_out.append(str(error))
+        if not fitting and left_out:
+            raise PolicyError(f"none of {len(left_out)} trajectories fits: {left_out[0]}")
+        return fitting, left_out
 
     def read(self, pack: Pack) -> Reading:
         """Log-probabilities of all paths of a pack, one forward pass for each row."""

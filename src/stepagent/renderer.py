@@ -13,32 +13,35 @@ With most templates past(a) = ask + a: each state is a prefix of the next one. S
 turns, as Qwen3 does, which drops their thinking block. Then states share their histories only, and
 `ask` and action are a branch of their own; the prefix tree holds both kinds alike.
 
-A trajectory with tools has its calls and what they return as the template writes those.
+A trajectory with tools has its calls and what they return as the template writes those, or in the
+text form of `tool_calls.py` where the template would lose a part of them. What is trained is what
+the trajectory says: the text of every action is found again in its ids, or rendering fails.
 """
 
 import json
+import logging
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
-from typing import cast
+from functools import cache
 
 from pydantic import JsonValue
 from transformers import PreTrainedTokenizerBase
 
-from stepagent.actions import Call, Said, call_of, split_react, written_call
-from stepagent.chat_template import (
-    CALL_ID,
-    USER,
-    Markup,
-    TemplateError,
-    Tool,
-    render_messages,
-    take_apart,
-)
+from stepagent.actions import Said, call_of, split_react, written_call
+from stepagent.chat_template import Markup, TemplateError, take_apart
+from stepagent.encoding import Encoder, EncodingError
+from stepagent.tool_calls import CallError, TemplateCalls, tools_as_text
+from stepagent.trajectories import printable
 from stepagent.types import Trajectory
 
+logger = logging.getLogger(__name__)
 
-class CallError(ValueError):
-    """A tool call cannot be rendered."""
+
+@cache
+def warn_once(message: str) -> None:
+    """Logs a warning, however many trajectories and policies it is about."""
+    logger.warning(message)
 
 
 @dataclass(frozen=True)
@@ -64,8 +67,11 @@ class RenderedTrajectory:
     @property
     def num_tokens(self) -> int:
         """Longest sequence, in tokens."""
-        pairs = zip(self.states, self.actions, strict=True)
-        return max(len(state) + len(action) for state, action in pairs)
+        longest = history = 0
+        for addition, action in zip(self.additions, self.actions, strict=True):
+            history += len(addition)
+            longest = max(longest, history + len(self.ask) + len(action))
+        return longest
 
 
 class Renderer:
@@ -76,111 +82,104 @@ class Renderer:
     ) -> None:
         """Takes the chat template apart; raises `TemplateError` if that cannot be done.
 
-        `tools` are function schemas, for trajectories whose actions call them.
+        With `tools`, function schemas, the template has to write them and their calls so that they
+        can be read back; raises `CallError` if it does not. `for_tools` then takes the text form.
         """
         self.tokenizer = tokenizer
-        self._tools: list[Tool] | None = list(tools) or None
-        if any(token in json.dumps(tools) for token in tokenizer.added_tokens_encoder):
-            raise CallError("tools: a schema has a control token of the model in its text")
-        markup = take_apart(tokenizer, "user", self._tools)
+        self._encoder = Encoder(tokenizer)
+        markup = take_apart(self._encoder, tools)
         self._space = markup.space
-        self._before = self._encode_markup(markup.before)
-        self.ask = tuple(self._encode_markup(markup.ask))
-        self._lead = self._encode_markup(markup.lead)
-        end = self._encode_markup(markup.end)
-        special = [i for i, token in enumerate(end) if token in tokenizer.all_special_ids]
-        if not end:
-            raise TemplateError("chat template: nothing marks the end of an assistant turn")
-        self._close = end[: special[0] + 1] if special else end[:1]
+        self._before = self._encoder.markup(markup.before)
+        self.ask = tuple(self._encoder.markup(markup.ask))
+        self._lead = self._encoder.markup(markup.lead)
+        self._close = self._end_of_turn(markup.end)
         self.end_id = self._close[-1]
         """The token that ends an action."""
         self._next_turn = self._behind_end(markup)
-        self._past_lead = self._encode_markup(markup.past)
+        self._past_lead = self._encoder.markup(markup.past)
         self.is_stable = markup.past == markup.ask + markup.lead
         """Whether each state is a prefix of the next one."""
-        self._anchor = self._encode_plain("\n")
-        self._markup = markup
+        self.marks_are_text = not self._encoder.controls(list(self.ask))
+        """Whether an observation can hold what looks like the beginning of the agent's turn."""
+        if self.marks_are_text:
+            warn_once(
+                f"chat template: marks the agent's turn by plain text, '{printable(markup.ask)}'; "
+                "an observation that holds it looks like a turn"
+            )
+        self.tools_in_prompt = ""
+        """What the text form says of tools before the instruction."""
         self._with_tools: dict[str, Renderer] = {}
-        if self._tools:
-            self._read_tool_turns(markup)
+        self._calls: TemplateCalls | None = None
+        if tools:
+            self._calls = TemplateCalls(self._encoder, tools, markup)
+            self._read_answers(markup, self._calls, tools)
+
+    def _end_of_turn(self, end: str) -> list[int]:
+        """Ids that close an action, up to the first control token."""
+        if not end:
+            raise TemplateError("chat template: nothing marks the end of an assistant turn")
+        ids = self._encoder.markup(end)
+        places = [place for place, i in enumerate(ids) if i in self._encoder.control]
+        if not places:
+            raise TemplateError(
+                f"chat template: ends a turn with '{printable(end)}', which is no token of its own "
+                "in this tokenizer; expected an end-of-turn token"
+            )
+        return ids[: places[0] + 1]
 
     def _behind_end(self, markup: Markup) -> list[int]:
         # Encoded behind the end token, where it will stand: some tokenizers begin texts with a
         # space of their own.
-        end, after = (self._encode_markup(t) for t in (markup.end, markup.end + markup.between))
+        end, after = (self._encoder.markup(t) for t in (markup.end, markup.end + markup.between))
         if after[: len(end)] != end:
             raise TemplateError("chat template: joins the end of a turn with the next one")
         return after[len(self._close) :]
 
-    def _read_tool_turns(self, user: Markup) -> None:
+    def _read_answers(
+        self, user: Markup, calls: TemplateCalls, tools: Sequence[dict[str, JsonValue]]
+    ) -> None:
         """What the template puts around a tool's answer, beside what is around a user's."""
-        tool = take_apart(self.tokenizer, "tool", self._tools)
+        tool = take_apart(self._encoder, tools, call=calls.example)
         if tool._replace(between=user.between, suffix="", space=user.space) != user:
             raise TemplateError(
                 "chat template: an action after a tool's answer is marked otherwise"
             )
         self._tool_turn = self._behind_end(tool)
         self._tool_space = tool.space.user
-        self._tool_suffix = self._encode_markup(tool.suffix)
-
-    def _encode_markup(self, text: str) -> list[int]:
-        return cast(list[int], self.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    def _encode_plain(self, text: str) -> list[int]:
-        # Text of tasks and models must not be able to write control tokens.
-        encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
-        return cast(list[int], encoded["input_ids"])
-
-    def _encode_content(self, text: str, space: str) -> list[int]:
-        # A line break never joins with what follows it; with it in front, tokenizers that begin
-        # every text with a space of their own do not put one between markup and content.
-        encoded = self._encode_plain("\n" + space + text.strip())
-        return encoded[len(self._anchor) :]
+        self._tool_suffix = self._encoder.markup(tool.suffix)
 
     def opening(self, instruction: str, observation: str) -> tuple[int, ...]:
         """Ids of the first history."""
-        content = f"{instruction}\n\n{observation}"
-        return (*self._before, *self._encode_content(content, self._space.user))
+        parts = [self.tools_in_prompt, f"{instruction}\n\n{observation}"]
+        content = "\n\n".join(filter(None, parts))
+        return (*self._before, *self._encoder.content(content, self._space.user))
 
     def observation(self, observation: str) -> tuple[int, ...]:
         """Ids of a later observation, which follow `past` of the action before."""
-        return (*self._next_turn, *self._encode_content(observation, self._space.user))
+        return (*self._next_turn, *self._encoder.content(observation, self._space.user))
 
     def answer(self, observation: str) -> tuple[int, ...]:
         """Ids of what a tool returned, which follow `past` of the call."""
-        content = self._encode_content(observation, self._tool_space)
+        if self._calls is None:
+            return self.observation(observation)
+        content = self._encoder.content(observation, self._tool_space)
         return (*self._tool_turn, *content, *self._tool_suffix)
 
     def action(self, action: str, thought: str = "") -> tuple[int, ...]:
-        """Ids of an action that was given as text, with its end-of-turn token."""
-        if self._tools and (call := call_of(action)):
-            return (*self._lead, *self._encode_call(call, thought), *self._close)
-        said = f"Thought: {thought}\nAction: {action}" if thought else action
-        return (*self._lead, *self._encode_content(said, self._space.assistant), *self._close)
+        """Ids of an action that was given as text, with its end-of-turn token.
 
-    def _encode_call(self, call: Call, thought: str) -> list[int]:
-        """A call as the template writes it, with the thought as the text before it."""
-        texts = [thought, call.action()]
-        if any(t in text for t in self.tokenizer.added_tokens_encoder for text in texts):
-            raise ValueError(
-                f"a call of {call.name!r} has a control token of the model in its text"
+        Raises `TemplateError` if the tokenizer cannot write it, and `CallError` if it is a call
+        that the chat template would not write whole.
+        """
+        if self._calls and (call := call_of(action)):
+            return (*self._lead, *self._calls.write(call, thought), *self._close)
+        said = f"Thought: {thought}\nAction: {action}" if thought else action
+        ids = self._encoder.content(said, self._space.assistant)
+        if (found := self._encoder.text(ids).strip()) != said.strip():
+            raise TemplateError(
+                f"the tokenizer cannot write '{printable(said)}': it becomes '{printable(found)}'"
             )
-        function = {"type": "function", "id": CALL_ID, "function": call.model_dump()}
-        written = render_messages(
-            self.tokenizer,
-            [
-                {"role": "user", "content": USER[0]},
-                {"role": "assistant", "content": thought, "tool_calls": [function]},
-            ],
-            self._tools,
-            ask=False,
-        )
-        markup = self._markup
-        start = f"{USER[0]}{markup.ask}{markup.lead}"
-        _, found, said = written.partition(start)
-        if not found or markup.end not in said:
-            raise TemplateError("chat template: writes a call elsewhere than after its mark")
-        return self._encode_markup(said[: said.rindex(markup.end)])
+        return (*self._lead, *ids, *self._close)
 
     def past(self, action: Sequence[int]) -> tuple[int, ...]:
         """Ids of an action as later histories hold it; one that was cut off is closed."""
@@ -198,28 +197,55 @@ class Renderer:
             ids = ids[lead:]
         if ids[-len(self._close) :] == self._close:
             ids = ids[: -len(self._close)]
-        text = cast(str, self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
-        if self._tools and (call := written_call(text)):
-            return Said("", call.action())
-        return split_react(text) if text.startswith("Thought:") else Said("", text)
+        if self._calls and (said := self._calls.read(self._encoder.text(ids, with_control=True))):
+            return said
+        text = self._encoder.text(ids).strip()
+        said = split_react(text) if text.startswith("Thought:") else Said("", text)
+        if (self._calls or self.tools_in_prompt) and (call := written_call(said.action)):
+            return Said(said.thought, call.action())
+        return said
 
     def for_tools(self, tools: Sequence[dict[str, JsonValue]]) -> "Renderer":
-        """The renderer of trajectories with these tools; raises `TemplateError`."""
-        key = json.dumps(tools)
+        """The renderer of trajectories with these tools, as the template writes them if it can."""
         if not tools:
             return self
+        key = json.dumps(tools)
         if key not in self._with_tools:
-            self._with_tools[key] = Renderer(self.tokenizer, tools)
+            try:
+                self._with_tools[key] = Renderer(self.tokenizer, tools)
+            except (TemplateError, CallError) as error:
+                self._with_tools[key] = self.in_text_form(tools, str(error))
         return self._with_tools[key]
 
+    def in_text_form(self, tools: Sequence[dict[str, JsonValue]], reason: str) -> "Renderer":
+        """The renderer that writes these tools and their calls as text; says why, once."""
+        warn_once(f"{reason}; tool calls are written as text")
+        own = copy(self)
+        own.tools_in_prompt = tools_as_text(tools)
+        return own
+
     def render(self, trajectory: Trajectory) -> RenderedTrajectory:
-        """The whole trajectory as ids."""
+        """The whole trajectory as ids; raises `TemplateError` if a part of it would be lost."""
         own = self.for_tools(trajectory.tools)
-        actions = tuple(own.action(step.action, step.thought) for step in trajectory.steps)
-        first, *later = trajectory.steps
-        additions = [own.opening(trajectory.instruction, first.observation)]
-        for before, ids, step in zip(trajectory.steps, actions, later, strict=False):
-            is_answer = bool(trajectory.tools) and call_of(before.action) is not None
-            observe = own.answer if is_answer else own.observation
-            additions.append((*own.past(ids), *observe(step.observation)))
-        return RenderedTrajectory(trajectory, tuple(additions), own.ask, actions)
+        try:
+            return own._render(trajectory)
+        except CallError as error:
+            return self.in_text_form(trajectory.tools, str(error))._render(trajectory)
+
+    def _render(self, trajectory: Trajectory) -> RenderedTrajectory:
+        number = 0
+        try:
+            actions, additions = list[tuple[int, ...]](), list[tuple[int, ...]]()
+            for number, step in enumerate(trajectory.steps):
+                if number == 0:
+                    additions.append(self.opening(trajectory.instruction, step.observation))
+                else:
+                    before = trajectory.steps[number - 1]
+                    is_answer = bool(trajectory.tools) and call_of(before.action) is not None
+                    observe = self.answer if is_answer else self.observation
+                    additions.append((*self.past(actions[-1]), *observe(step.observation)))
+                actions.append(self.action(step.action, step.thought))
+        except (EncodingError, TemplateError) as error:
+            place = f"{printable(trajectory.id)}: step {number + 1}"
+            raise TemplateError(f"{place}: {error}") from None
+        return RenderedTrajectory(trajectory, tuple(additions), self.ask, tuple(actions))

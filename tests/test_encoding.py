@@ -1,0 +1,129 @@
+"""Text becomes token ids without control tokens, whatever the tokenizer does to it."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from stepagent.chat_template import TemplateError
+from stepagent.encoding import Encoder, EncodingError
+from stepagent.renderer import Renderer, warn_once
+from stepagent.tiny import CHAT_TEMPLATE, train_tokenizer
+from stepagent.types import Step, Trajectory
+
+MARKS = ("<think>", "</think>", "<tool_call>", "<\uff5cUser\uff5c>", "[TOOL_CALLS]")
+"""Not special for the tokenizer, as in many published ones."""
+
+
+def tokenizer(normalizer: normalizers.Normalizer | None = None) -> PreTrainedTokenizerFast:
+    found = train_tokenizer(["go on, open the red box"], 320)
+    if normalizer is not None:
+        found.backend_tokenizer.normalizer = normalizer
+    found.add_tokens([AddedToken(m, special=False, normalized=True) for m in MARKS])
+    found.add_tokens([AddedToken("\n\n", special=False), "scienceworld"])
+    return found
+
+
+ENCODERS = {
+    "plain": Encoder(tokenizer()),
+    "NFKC": Encoder(tokenizer(normalizers.NFKC())),
+    "lower case": Encoder(tokenizer(normalizers.Lowercase())),
+}
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("mark", [*MARKS, "<|end|>", "<|assistant|>"])
+def test_a_mark_in_a_text_stays_text(name: str, mark: str) -> None:
+    own = ENCODERS[name]
+    wide = "".join(chr(ord(c) + 0xFEE0) if "!" <= c <= "~" else c for c in mark)
+    for text in (f"a {mark} b", mark, f"{mark}{mark}", f"a{mark.upper()}", f"a {wide} b", wide):
+        assert own.controls(own.content(text)) == []
+    if name == "plain":
+        for text in (f"a {mark} b", mark * 3, f"{mark}x{wide}"):
+            assert own.text(own.content(text)) == text
+    assert own.writes_control(mark) and not own.writes_control("a < b")
+
+
+@given(st.lists(st.sampled_from([*MARKS, "<|end|>", "<", "|end|>", "thi", "nk>", " "]), max_size=8))
+def test_no_row_of_marks_and_halves_of_marks_writes_a_control_token(parts: list[str]) -> None:
+    own = ENCODERS["plain"]
+    ids = own.content("".join(parts))
+    assert own.controls(ids) == []
+    assert own.text(ids) == "".join(parts).strip()
+
+
+def test_added_words_and_line_breaks_are_vocabulary() -> None:
+    own = ENCODERS["plain"]
+    ids = own.content("scienceworld\n\nscienceworld")
+    assert len(ids) == 3
+    assert own.text(ids) == "scienceworld\n\nscienceworld"
+
+
+def test_a_mark_that_is_a_word_of_the_vocabulary_is_cut_too() -> None:
+    vocabulary = {"<unk>": 0, "a": 1, "<end>": 2, "b": 3}
+    made = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    made.add_special_tokens(["<unk>", "<end>"])
+    own = Encoder(
+        PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<end>", unk_token="<unk>")
+    )
+    assert own.content("a <end> b") == [1, 0, 0, 3]
+
+
+def test_a_mark_of_one_character_cannot_be_cut() -> None:
+    made = tokenizer()
+    made.add_tokens([AddedToken("\u00a7", special=False)])
+    with pytest.raises(EncodingError, match="turns '\u00a7' into a control token"):
+        Encoder(made).content("a \u00a7 b")
+
+
+def test_an_action_that_the_tokenizer_cannot_write_is_refused() -> None:
+    made = tokenizer(normalizers.NFKC())
+    trajectory = Trajectory(
+        id="a\x1b[2J",
+        task="t",
+        instruction="go",
+        steps=(Step(observation="", action="on"), Step(observation="", action="take \u00bd cup")),
+    )
+    with pytest.raises(TemplateError) as refusal:
+        Renderer(made).render(trajectory)
+    assert str(refusal.value) == (
+        "a\\x1b[2J: step 2: the tokenizer cannot write 'take \u00bd cup': it becomes "
+        "'take 1\u20442 cup'"
+    )
+
+
+def test_a_turn_has_to_end_in_a_token_of_its_own() -> None:
+    made = train_tokenizer(["go on"], 320)
+    made.chat_template = CHAT_TEMPLATE.replace("<|end|>", "<|im_end|>")
+    with pytest.raises(TemplateError, match=r"ends a turn with '<\|im_end\|>', which is no token"):
+        Renderer(made)
+    made.add_tokens([AddedToken("<|im_end|>", special=False)])
+    own = Renderer(made)
+    assert own.tokenizer.convert_ids_to_tokens(own.end_id) == "<|im_end|>"
+    assert own.parse(own.action("go <|im_end|> on")).action == "go <|im_end|> on"
+
+
+def test_turns_that_are_marked_by_plain_text_are_warned_of_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    warn_once.cache_clear()
+    made = train_tokenizer(["go on"], 320)
+    made.chat_template = (
+        "{% for m in messages %}{{ 'USER: ' if m.role == 'user' else '\nAGENT: ' }}{{ m.content }}"
+        "{{ '<|end|>' if m.role == 'assistant' else '' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '\nAGENT:' }}{% endif %}"
+    )
+    assert Renderer(made).marks_are_text and Renderer(made).marks_are_text
+    assert [r.message for r in caplog.records] == [
+        "chat template: marks the agent's turn by plain text, '\\nAGENT:'; an observation that "
+        "holds it looks like a turn"
+    ]
+
+
+def test_a_long_trajectory_is_measured_in_one_pass() -> None:
+    own = Renderer(train_tokenizer(["go on"], 320))
+    steps = tuple(Step(observation="x", action="y") for _ in range(20_000))
+    rendered = own.render(Trajectory(id="a", task="t", instruction="go", steps=steps))
+    assert rendered.num_tokens == sum(map(len, rendered.additions)) + len(own.ask) + 2
