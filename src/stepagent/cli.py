@@ -22,6 +22,7 @@ COMMANDS = {
     "collect": ("collect", "expert trajectories from a task"),
     "import": ("importing", "trajectories from files in other formats"),
     "export": ("exporting", "files in other formats from trajectories"),
+    "check": ("check", "what a model would read and learn of trajectories"),
     "sft": ("sft", "a novice from demonstrations"),
     "inspect": ("inspection", "what a policy does in every state of the demonstrations"),
     "reflect": ("reflect", "rounds of inspection and reflection on files, without an environment"),

@@ -55,6 +55,8 @@ class RenderedTrajectory:
     """Follows the history and asks for an action."""
     actions: tuple[tuple[int, ...], ...]
     """One for each step; ends with the end-of-turn token."""
+    has_text_form: bool = False
+    """Whether its tools and calls are written as text, not as the template writes them."""
 
     @property
     def states(self) -> Iterator[list[int]]:
@@ -205,6 +207,10 @@ class Renderer:
             return Said(said.thought, call.action())
         return said
 
+    def text(self, ids: Sequence[int]) -> str:
+        """What ids say, control tokens included."""
+        return self._encoder.text(list(ids), with_control=True)
+
     def for_tools(self, tools: Sequence[dict[str, JsonValue]]) -> "Renderer":
         """The renderer of trajectories with these tools, as the template writes them if it can."""
         if not tools:
@@ -248,4 +254,10 @@ class Renderer:
         except (EncodingError, TemplateError) as error:
             place = f"{printable(trajectory.id)}: step {number + 1}"
             raise TemplateError(f"{place}: {error}") from None
-        return RenderedTrajectory(trajectory, tuple(additions), self.ask, tuple(actions))
+        return RenderedTrajectory(
+            trajectory,
+            tuple(additions),
+            self.ask,
+            tuple(actions),
+            has_text_form=bool(self.tools_in_prompt),
+        )

@@ -30,8 +30,8 @@ def import_trajectories(
     Args:
         file: The file to import.
         out: The trajectories; a name that ends in .gz is compressed.
-        format: messages (TRL, Hugging Face), openai, eto, agentgym, atif, webshop or knowagent;
-            without it the fields of the first record tell.
+        format: messages (TRL, Hugging Face), openai, eto, agentgym, atif, webshop, knowagent or
+            trajectories, our own; without it the fields of the first record tell.
         task: Task of records that name none; without it the file's name.
         skip_invalid: Leave out records that cannot be used, and list them by reason.
     """

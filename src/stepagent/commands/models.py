@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Union
 import torch
 import tyro
 from safetensors import SafetensorError
+from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from stepagent.backends.adapters import LoRAConfig
@@ -14,6 +15,7 @@ from stepagent.backends.device import ComputeConfig
 from stepagent.commands.parsing import UsageError
 from stepagent.gguf import converted
 from stepagent.policy import Policy
+from stepagent.renderer import Renderer
 from stepagent.settings import TASKS, TaskConfig, make_task
 from stepagent.tasks.base import Task
 
@@ -75,6 +77,18 @@ def load_policy(
             raise
         reason = str(error).strip().splitlines()[0]
         raise UsageError(f"{name}: not a usable policy: {reason}") from None
+
+
+def open_renderer(name: str) -> tuple[Renderer, int]:
+    """How a model writes and reads dialogues, and its context in tokens; opens no weights."""
+    model = local_model(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model)
+        config = AutoConfig.from_pretrained(model).get_text_config()
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UsageError(f"{name}: not a usable policy: {reason}") from None
+    return Renderer(tokenizer), config.max_position_embeddings
 
 
 def open_task(config: TaskConfig) -> Task:

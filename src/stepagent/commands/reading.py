@@ -22,12 +22,12 @@ def read_demonstrations(file: Path, *, skip_invalid: bool) -> tuple[Trajectory, 
 def render_demonstrations(
     policy: Policy, trajectories: Sequence[Trajectory], *, skip_invalid: bool
 ) -> list[RenderedTrajectory]:
-    """As token ids; prints what `skip_invalid` leaves out because the context is too short."""
+    """As token ids; prints what `skip_invalid` leaves out: too long, or not to be written whole."""
     if not skip_invalid:
         return [policy.render(t) for t in trajectories]
-    rendered, too_long = policy.render_fitting(trajectories)
-    for reason in too_long:
+    rendered, left_out = policy.render_fitting(trajectories)
+    for reason in left_out:
         print(f"left out: {reason}")
-    if too_long:
-        print(f"left out: {len(too_long)} of {len(trajectories)} trajectories, for their length")
+    if left_out:
+        print(f"left out: {len(left_out)} of {len(trajectories)} trajectories")
     return rendered

@@ -15,7 +15,7 @@ from pydantic_core import from_json
 from stepagent.formats.atif import read_atif, write_atif
 from stepagent.formats.knowagent import read_knowagent
 from stepagent.formats.messages import read_messages, write_openai, write_trl
-from stepagent.formats.records import JSON, FormatError
+from stepagent.formats.records import JSON, FormatError, read_own
 from stepagent.formats.sharegpt import read_sharegpt, write_agentgym, write_eto
 from stepagent.formats.webshop import read_webshop
 from stepagent.trajectories import (
@@ -41,6 +41,7 @@ READERS: dict[str, Callable[[Fields, str, str], Trajectory]] = {
     "atif": read_atif,
     "webshop": read_webshop,
     "knowagent": read_knowagent,
+    "trajectories": read_own,
 }
 """Each takes a record, and the id and the task for one that has none itself."""
 
@@ -147,10 +148,7 @@ def _recognised(record: Fields) -> str:
         case {"input": _, "output": _}:
             return "knowagent"
         case {"id": _, "task": _, "instruction": _, "steps": _}:
-            raise FormatError(
-                "a trajectory already, which needs no import; "
-                f"expected a record in one of the formats {_names()}"
-            )
+            return "trajectories"
     fields = ", ".join(printable(key) for key in list(record)[:8]) or "none"
     raise FormatError(
         f"format not recognised from the fields {fields}; expected a record in one of the formats "

@@ -4,11 +4,12 @@ What a format has no field for stands in its record under `stepagent`, and only 
 from the rest of the record; with it, a trajectory that was exported is imported again as it was.
 """
 
+import json
 from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, JsonValue, ValidationError
 
-from stepagent.trajectories import problem_of, shown
+from stepagent.trajectories import parse, problem_of, shown
 from stepagent.types import NonEmpty, Record, Trajectory
 
 R = TypeVar("R", bound=Record)
@@ -65,6 +66,14 @@ def checked(record: JsonValue, record_type: type[R]) -> R:
 def checked_trajectory(**fields: Any) -> Trajectory:
     """The trajectory of these fields; what is wrong with them is a `FormatError`."""
     return checked(fields, Trajectory)
+
+
+def read_own(record: dict[str, JsonValue], name: str, task: str) -> Trajectory:
+    """The trajectory of a record that is one already, so that every command reads our own files."""
+    parsed = parse(json.dumps(record).encode() + b"\n", Trajectory)
+    if isinstance(parsed, str):
+        raise FormatError(parsed)
+    return parsed
 
 
 def id_of(value: JsonValue, field: str) -> str | None:

@@ -1,0 +1,207 @@
+"""`stepagent check`: what a model would read and learn of a file of trajectories."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+from rich.text import Text
+
+from stepagent.actions import call_of, same_action
+from stepagent.chat_template import TemplateError
+from stepagent.commands.models import open_renderer, prepare
+from stepagent.commands.parsing import check_at_least_one, run_command
+from stepagent.formats.files import read_foreign
+from stepagent.progress import track
+from stepagent.renderer import RenderedTrajectory, Renderer
+from stepagent.trajectories import printable
+from stepagent.types import Trajectory
+
+STYLES = {"prompt": "dim", "train": "bold green"}
+MAX_LISTED = 10
+"""Losses that are shown one by one."""
+
+
+@dataclass
+class _Found:
+    """What was seen of a file."""
+
+    tokens: int = 0
+    trained: int = 0
+    longest: int = 0
+    steps: int = 0
+    thoughts: int = 0
+    calls: int = 0
+    with_tools: int = 0
+    as_text: int = 0
+    """Trajectories whose tools and calls are written as text."""
+    too_long: list[str] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+
+
+def check(
+    file: tyro.conf.Positional[Path],
+    /,
+    *,
+    model: str,
+    show: int = 2,
+    format: str | None = None,
+    skip_invalid: bool = False,
+) -> None:
+    """Shows what a model would read and learn of a file, before anything is trained.
+
+    Reads FILE, trajectories or any format that `stepagent import` reads, and the tokenizer of
+    MODEL; no weights are needed, and nothing is written. Every trajectory is rendered; of the first
+    ones the text is shown: what is prompt and what is trained, token for token. Then follows what
+    the chat template does to thoughts, tools and systems, and what would be left out. The exit code
+    is 1 if anything of a trajectory is lost, or if it does not fit into the context.
+
+    For example: stepagent check demonstrations.jsonl --model Qwen/Qwen3-0.6B
+
+    Args:
+        file: The trajectories.
+        model: A model folder, a GGUF file, or the id of a model on the hub.
+        show: Trajectories whose text is shown.
+        format: The file's format, if its fields do not tell; see `stepagent import --help`.
+        skip_invalid: Leave out records that cannot be read, and count them.
+    """
+    check_at_least_one("--show", show)
+    prepare()
+    read = read_foreign(file, format=format, skip_invalid=skip_invalid)
+    renderer, context = open_renderer(model)
+    console = Console(highlight=False, soft_wrap=True)
+    found = _Found()
+    for number, trajectory in enumerate(track(read.trajectories, "Check")):
+        rendered = _examined(renderer, trajectory, context, found)
+        if rendered is not None and number < show:
+            _print_trajectory(console, renderer, rendered, context)
+    _print_summary(console, renderer, found, read.rejected, context)
+    if found.lost or found.too_long:
+        sys.exit(1)
+
+
+def _examined(
+    renderer: Renderer, trajectory: Trajectory, context: int, found: _Found
+) -> RenderedTrajectory | None:
+    """The trajectory as token ids, counted; None if it cannot be rendered."""
+    steps = trajectory.steps
+    found.steps += len(steps)
+    found.thoughts += sum(bool(step.thought) for step in steps)
+    found.calls += sum(bool(trajectory.tools) and call_of(s.action) is not None for s in steps)
+    found.with_tools += bool(trajectory.tools)
+    try:
+        rendered = renderer.render(trajectory)
+    except TemplateError as error:
+        found.lost.append(str(error))
+        return None
+    found.tokens += rendered.num_tokens
+    found.trained += sum(map(len, rendered.actions))
+    found.longest = max(found.longest, rendered.num_tokens)
+    found.as_text += rendered.has_text_form
+    name = printable(trajectory.id)
+    if rendered.num_tokens > context:
+        found.too_long.append(f"{name}: {rendered.num_tokens} tokens")
+    found.lost += [f"{name}: {loss}" for loss in _losses(renderer, rendered)]
+    return rendered
+
+
+def _losses(renderer: Renderer, rendered: RenderedTrajectory) -> Iterator[str]:
+    """What of a trajectory is not found again in its ids."""
+    trajectory = rendered.trajectory
+    own = renderer.for_tools(trajectory.tools)
+    for number, (step, seen, ids) in enumerate(
+        zip(trajectory.steps, rendered.additions, rendered.actions, strict=True)
+    ):
+        read = own.text(seen)
+        texts = {"observation": step.observation} | (
+            {} if number else {"instruction": trajectory.instruction}
+        )
+        for what, text in texts.items():
+            if text.strip() not in read:
+                yield f"step {number + 1}: the tokenizer changes the {what} '{printable(text)}'"
+        said = own.parse(ids)
+        if said.thought != step.thought.strip() or not same_action(said.action, step.action):
+            yield (
+                f"step {number + 1}: the action '{printable(step.action)}' is read back as "
+                f"'{printable(said.action)}'"
+            )
+
+
+def _print_trajectory(
+    console: Console, renderer: Renderer, rendered: RenderedTrajectory, context: int
+) -> None:
+    """All text of a trajectory, with what is trained in another colour."""
+    trained = sum(map(len, rendered.actions))
+    console.print(
+        f"{printable(rendered.trajectory.id)}: {len(rendered.actions)} steps, "
+        f"{rendered.num_tokens} of {context} tokens, {trained} trained",
+        style="bold",
+        markup=False,
+    )
+    repeated = 0
+    for seen, ids in zip(rendered.additions, rendered.actions, strict=True):
+        # A history begins with the action before, which was shown where it is trained.
+        _print_part(console, "prompt", renderer.text((*seen[repeated:], *rendered.ask)))
+        _print_part(console, "train", renderer.text(ids))
+        repeated = len(renderer.past(ids))
+    console.print()
+
+
+def _print_part(console: Console, kind: str, text: str) -> None:
+    for number, line in enumerate(text.split("\n")):
+        label = f"{kind if number == 0 else '':>6} │ "
+        # Text of files must not steer the terminal.
+        console.print(Text(label) + Text(printable(line, limit=10_000), style=STYLES[kind]))
+
+
+def _print_summary(
+    console: Console,
+    renderer: Renderer,
+    found: _Found,
+    rejected: dict[str, list[int]],
+    context: int,
+) -> None:
+    """What the template does, and what would be left out."""
+    lines = {
+        "tokens": f"{found.tokens}, {found.trained} of them trained; the longest trajectory has "
+        f"{found.longest}, the context {context}",
+        "turns": "marked by plain text, which an observation can imitate"
+        if renderer.marks_are_text
+        else "marked by control tokens, which no text can write",
+        "history": "each state continues the one before"
+        if renderer.is_stable
+        else "the template rewrites earlier turns, so states share less",
+        "thoughts": f"in {found.thoughts} of {found.steps} steps"
+        + (", before the action and trained with it" if found.thoughts else ""),
+        "tools": _tools(found),
+        "system": "none of its own: it is the beginning of the instruction, in the first user turn",
+        "cut": "nothing"
+        if not found.too_long
+        else f"nothing, but {len(found.too_long)} trajectories are longer than the context and "
+        "cannot be used",
+        "lost": "nothing" if not found.lost else f"{len(found.lost)} parts of trajectories",
+    }
+    for title, text in lines.items():
+        console.print(f"{title:<9} {text}", markup=False)
+    for reason, places in rejected.items():
+        console.print(f"left out: {len(places)} x {reason}", markup=False)
+    for fault in [*found.lost, *found.too_long][:MAX_LISTED]:
+        console.print(f"  {fault}", style="bold red", markup=False)
+    if (more := len(found.lost) + len(found.too_long) - MAX_LISTED) > 0:
+        console.print(f"  and {more} more", style="bold red")
+
+
+def _tools(found: _Found) -> str:
+    if not found.with_tools:
+        return "none"
+    how = {0: "as the template writes them", found.with_tools: "as text"}.get(
+        found.as_text, f"as the template writes them, in {found.as_text} trajectories as text"
+    )
+    return f"in {found.with_tools} trajectories, {found.calls} calls; written {how}"
+
+
+def main(args: Sequence[str]) -> None:
+    """The command."""
+    run_command(check, "check", args)
