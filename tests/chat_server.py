@@ -3,11 +3,12 @@
 import json
 import re
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socket import SHUT_RDWR
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any
 
 Messages = list[dict[str, str]]
@@ -17,8 +18,10 @@ Messages = list[dict[str, str]]
 class Say:
     """A proper answer; every one has 10 tokens read and 2 written."""
 
-    text: str | None
-    finish_reason: str = "stop"
+    text: str | list[dict[str, Any]] | None
+    finish_reason: str | None = "stop"
+    more: dict[str, Any] = field(default_factory=dict)
+    """Other fields of the message."""
 
 
 @dataclass(frozen=True)
@@ -37,18 +40,29 @@ class Send:
     body: bytes
     content_type: str = "application/json"
     status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
 
 
 class Reset:
     """The connection ends without an answer."""
 
 
-Answer = Say | Refuse | Send | Reset
+@dataclass(frozen=True)
+class Drip:
+    """One piece again and again, after a pause in seconds, until the client leaves."""
+
+    piece: bytes
+    pause: float = 0.0
+    is_header: bool = False
+    """Whether they are header lines, so that not even the body begins."""
+
+
+Answer = Say | Refuse | Send | Reset | Drip
 
 
 def solve_boxes(messages: Messages) -> Say:
     """The expert's action in the world of boxes, with a thought."""
-    tasks = [m["content"] for m in messages if m["content"].startswith("Your task: Fetch")]
+    tasks = [m["content"] for m in messages if "Your task: Fetch" in m["content"]]
     target = re.findall(r"Fetch the (\w+)\.", tasks[-1])[-1]
     found = re.search(rf"The (\w+) box holds a {target}\.", messages[-1]["content"])
     action = f"open {found[1]} box" if found else "go on"
@@ -84,18 +98,33 @@ class ChatServer:
                     case Say():
                         self.send(200, json.dumps(completion(answer, model)).encode())
                     case Send():
-                        self.send(answer.status, answer.body, answer.content_type)
+                        more = answer.headers
+                        self.send(answer.status, answer.body, answer.content_type, more)
                     case Refuse():
                         error = {"message": answer.message, "code": answer.code}
                         self.send(answer.status, json.dumps({"error": error}).encode())
                     case Reset():
                         self.connection.shutdown(SHUT_RDWR)
+                    case Drip():
+                        self.wfile.write(b"HTTP/1.0 200 OK\r\n")
+                        self.wfile.write(b"" if answer.is_header else b"\r\n")
+                        while True:
+                            self.wfile.write(answer.piece)
+                            time.sleep(answer.pause)
 
-            def send(self, status: int, body: bytes, kind: str = "application/json") -> None:
+            def send(
+                self,
+                status: int,
+                body: bytes,
+                kind: str = "application/json",
+                more: Mapping[str, str] = MappingProxyType({}),
+            ) -> None:
                 self.send_response(status)
                 self.send_header("Content-Type", kind)
                 self.send_header("Content-Length", str(len(body)))
                 self.send_header("Retry-After-Ms", "1")  # for tests that do not take long
+                for name, value in more.items():
+                    self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(body)
 
@@ -138,7 +167,7 @@ def completion(say: Say, model: str) -> dict[str, Any]:
         "choices": [
             {
                 "index": 0,
-                "message": {"role": "assistant", "content": say.text},
+                "message": {"role": "assistant", "content": say.text, **say.more},
                 "finish_reason": say.finish_reason,
             }
         ],

@@ -8,8 +8,8 @@ import pytest
 
 from chat_server import Answer, ChatServer, Messages, Refuse, Say, solve_boxes
 from fakes import STEP_LIMIT, BoxWorld, demonstrations
-from stepagent.backends.chat import ChatClient, ChatConfig, ChatError, TooLong
-from stepagent.prompting import MAX_SILENT, PromptedPolicy, play
+from stepagent.backends.chat import ChatClient, ChatConfig, ChatError
+from stepagent.prompting import MAX_SILENT, NO_ROOM, PromptedPolicy, play
 from stepagent.prompts import PromptFormat
 from stepagent.tasks.base import NOTHING, EnvironmentLost
 from stepagent.types import Trajectory
@@ -190,12 +190,78 @@ def test_an_episode_that_outgrows_the_context_ends_there() -> None:
     assert episode.metadata["stopped"] == "it outgrew the model's context"
 
 
-def test_a_first_state_that_does_not_fit_is_an_error() -> None:
-    with (
-        ChatServer(script=[Refuse(400, LONG)]) as server,
-        pytest.raises(TooLong, match=r"^far/41: its first state does not fit: http"),
-    ):
-        played(policy(server), ["far/41"])
+def test_a_first_state_that_does_not_fit_costs_its_own_episode_only() -> None:
+    with ChatServer(script=[Refuse(400, LONG)]) as server:
+        found = played(policy(server), ITEMS[:2])
+    short = found["far/41"]
+    assert [s.action for s in short.steps] == [NOTHING]
+    assert (short.truncated, short.success, short.score) == (True, False, 0)
+    assert str(short.metadata["stopped"]).startswith(f"{NO_ROOM}: {server.url}: too long for")
+    assert found["near/40"].success
+
+
+@pytest.mark.parametrize("number", [0, 2])
+def test_what_a_filter_refuses_costs_its_own_episode_only(number: int) -> None:
+    refusal = Refuse(400, "It triggers our content management policy.", code="content_filter")
+    with ChatServer(script=[*[Say("look")] * number, refusal]) as server:
+        found = played(policy(server), ITEMS[:2])
+    refused = found["far/41"]
+    assert [s.action for s in refused.steps] == (["look"] * number or [NOTHING])
+    assert (refused.truncated, refused.success) == (True, False)
+    assert "a filter refuses the messages; it says: 'It triggers" in str(
+        refused.metadata["stopped"]
+    )
+    assert found["near/40"].success
+
+
+def test_an_environment_that_is_lost_too_often_costs_its_own_episode_only() -> None:
+    world = BoxWorld(lost={("far/41", 1): 9})
+    with ChatServer() as server:
+        episodes = play(policy(server, world), ITEMS, num_parallel=1)
+        assert [next(episodes).id for _ in range(3)] == ITEMS[1:]
+        with pytest.raises(EnvironmentLost, match="far/41"):
+            next(episodes)
+
+
+def test_reasoning_beside_the_text_is_the_thought() -> None:
+    def answer(messages: Messages) -> Answer:
+        says = solve_boxes(messages)
+        action = str(says.text).rpartition("Action: ")[2]
+        return Say(f"Action: {action}", more={"reasoning_content": "I look around."})
+
+    with ChatServer(answer=answer) as server:
+        episode = played(policy(server), ["far/41"])["far/41"]
+    assert episode.success
+    assert {s.thought for s in episode.steps} == {"I look around."}
+
+
+def test_calls_of_tools_alone_are_silence() -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "go_on", "arguments": "{}"}}
+    says = Say(None, "tool_calls", more={"tool_calls": [call]})
+    with ChatServer(answer=lambda _: says) as server:
+        episode = played(policy(server), ["far/41"])["far/41"]
+    assert [s.action for s in episode.steps] == [NOTHING] * MAX_SILENT
+    assert episode.metadata["empty_replies"] == MAX_SILENT
+
+
+def test_an_option_that_the_server_refuses_is_noted_in_the_episode() -> None:
+    refusal = Refuse(400, "Unsupported value: 'temperature' does not support 0.0 with this model.")
+    with ChatServer(script=[refusal]) as server:
+        episode = played(policy(server), ["far/41"])["far/41"]
+    assert episode.success
+    assert episode.metadata["refused_options"] == ["temperature"]
+    assert all("temperature" not in request for request in server.requests[1:])
+
+
+def test_rules_in_the_first_user_message_are_other_settings() -> None:
+    with ChatServer() as server:
+        usual = policy(server)
+        client = ChatClient("m-1", ChatConfig(base_url=server.url, system_role=False))
+        folded = PromptedPolicy(client, BoxWorld(), "react")
+        hashes = {p.settings("far/41")["prompt_sha256"] for p in (usual, folded)}
+        assert len(hashes) == 2
+        assert played(folded, ["far/41"])["far/41"].success
+    assert {m["role"] for r in server.requests for m in r["messages"]} == {"user", "assistant"}
 
 
 def test_after_an_error_running_episodes_end_and_no_other_is_begun() -> None:

@@ -1,5 +1,7 @@
 """Prompts: what is said to a chat model, and what is read from its replies."""
 
+import time
+
 import pytest
 
 from fakes import demonstrations
@@ -37,9 +39,86 @@ def test_react_reads_the_thought_and_the_last_action(text: str, thought: str, ac
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "THOUGHT: Hm.\nACTION: go on",
+        "thought: Hm.\naction: go on",
+        "Thought 1: Hm.\nAction 1: go on",
+        "Thought #2: Hm.\nAction #2: go on",
+        "**Thought 1:** Hm.\n**Action 1:** go on",
+        "**Thought**: Hm.\n**Action**: `go on`",
+        "Thought\uff1aHm.\nAction\uff1ago on",
+        "Thought \uff1a Hm.\nACTION 1 \uff1a go on",
+        "  Thought: Hm.\n   Action: go on",
+        "\tThought: Hm.\n\u3000Action: go on",
+        "- Thought: Hm.\n- **Action:** go on",
+        "1. Thought: Hm.\n2. Action: go on",
+        "> Thought: Hm.\n> Action: go on",
+        "[Thought]: Hm.\n[Action]: go on",
+        "```\nThought: Hm.\nAction: go on\n```",
+        "Thought: Hm.\n```text\nAction: go on\n```",
+        "Thought: Hm.\nAction:\n```bash\ngo on\n```",
+        "Thought: Hm.\r\nAction: go on\r\n",
+        "Thought: Hm. ACTION: go on",
+        "Thought: Hm.\nAction: <action>go on</action>",
+        "Thought: Hm.\nAction:\n<action>\ngo on\n</action>\nDone.",
+        "<think>Hm.</think><action>go on</action>",
+        "<THINK>Hm.</THINK>\n<Action>go on</Action>",
+        "<thought>Hm.</thought>\nAction: go on",
+        "<thinking>Hm.</thinking>\n\nACTION: go on",
+        "Action: go on\n<think>Hm.</think>",
+        "Hm. <action>go on</action>",
+        "Hm.</think>\naction: go on",
+    ],
+)
+@pytest.mark.parametrize("prompt", [REACT, ACTION])
+def test_labels_and_tags_are_read_however_they_are_written(prompt: Prompt, text: str) -> None:
+    assert prompt.read(text) == ("Hm.", "go on")
+
+
+@pytest.mark.parametrize("prompt", [REACT, ACTION])
+def test_reasoning_that_was_cut_off_holds_no_action(prompt: Prompt) -> None:
+    assert prompt.read("<think>Perhaps\nAction: go") == ("Perhaps\nAction: go", "")
+
+
+def test_of_several_actions_the_last_counts_but_none_behind_a_made_up_observation() -> None:
+    assert REACT.read("Action 1: go on\nAction 2: look") == ("Action 1: go on", "look")
+    assert REACT.read("ACTION: go on\n**Observation 1:** Red.\nACTION: look") == ("", "go on")
+    seen = "Observation: Red.\nThought: Hm.\nAction: go on"
+    assert REACT.read(seen) == ("Observation: Red.\nThought: Hm.", "go on")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Thought: the next action: to go, or not",
+        "Thought: what\n- Reaction: none",
+        "Hm.\nTransaction: x",
+    ],
+)
+def test_a_word_that_only_looks_like_a_label_is_none(text: str) -> None:
+    assert REACT.read(text)[1] == ""
+
+
+@pytest.mark.parametrize(
+    "piece",
+    ["<think>", "</think>", "<action>", "Action: x\n", "Action", "Action 1", "> ", "```\n", "* ",
+     "\nObservation:", "1. ", " ", "\n", "\u2028", "[action", "Thought: "],
+)  # fmt: skip
+def test_no_reply_takes_long_to_read(piece: str) -> None:
+    began = time.process_time()
+    for prompt in (REACT, ACTION):
+        prompt.read(piece * (500_000 // len(piece)) + "a")
+    assert time.process_time() - began < 10  # quadratic time would be minutes
+
+
+@pytest.mark.parametrize(
     ("text", "thought", "action"),
     [
         ("go on", "", "go on"),
+        ("I go.\nAction: go on", "I go.", "go on"),
+        ("Action: go on\nAction: look", "", "go on"),
+        ("Action:\ngo on", "", "go on"),
         ("\n  open red box\nbecause it is there", "", "open red box"),
         ("Action: go on", "", "go on"),
         ("<think>Hm.</think>\n\ngo on", "Hm.", "go on"),

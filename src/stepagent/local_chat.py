@@ -10,6 +10,7 @@ from threading import Lock
 import torch
 
 from stepagent.backends.chat import ChatConfig, Message, Reply, TooLong, Usage
+from stepagent.backends.chat_faults import Option
 from stepagent.backends.generation import Decoding, decode_alone
 from stepagent.policy import Policy
 
@@ -21,6 +22,7 @@ class LocalChat:
         """`name` is told in the episodes; a reply is cut off after `max_tokens`."""
         self.model = name
         self.config = ChatConfig(max_tokens=max_tokens)
+        self.refused: frozenset[Option] = frozenset()
         self._policy = policy
         self._lock = Lock()
 

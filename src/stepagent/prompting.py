@@ -2,8 +2,9 @@
 
 What a local policy meets, a prompted one meets too: any action is sent, also an empty one or one
 that was cut off, and costs a step. Only after `MAX_SILENT` replies without an action in a row the
-episode ends truncated, for each of them costs money. Nothing is cut from the history: an episode
-that outgrows the model's context ends truncated.
+episode ends truncated, for each of them costs money. A reply without text, such as a call of tools
+alone, has no action. Nothing is cut from the history: an episode that outgrows the model's context,
+or that a filter of the server's refuses, ends truncated, and costs no other.
 """
 
 import hashlib
@@ -19,7 +20,16 @@ from typing import Any, Protocol
 
 from pydantic import JsonValue
 
-from stepagent.backends.chat import ChatConfig, Message, Reply, TooLong, Usage
+from stepagent.backends.chat import (
+    ChatConfig,
+    Filtered,
+    Message,
+    Reply,
+    TooLong,
+    Usage,
+    without_system,
+)
+from stepagent.backends.chat_faults import Option
 from stepagent.prompts import Prompt, PromptFormat, seen_text
 from stepagent.tasks.base import MAX_TRIES, NOTHING, EnvironmentLost, Task, TextEnv
 from stepagent.types import Step, Trajectory
@@ -28,6 +38,9 @@ logger = logging.getLogger(__name__)
 
 MAX_SILENT = 3
 """Replies without an action, one after the other, that end an episode."""
+
+NO_ROOM = "its first state does not fit"
+"""Why an episode was ended before its first action."""
 
 CHOICE = "task_types"
 """The one fact of a task that says which items there are, and not how one of them is played."""
@@ -38,9 +51,11 @@ class Chat(Protocol):
 
     model: str
     config: ChatConfig
+    refused: frozenset[Option]
+    """What its server does not take; it is asked without."""
 
     def reply(self, messages: Sequence[Message]) -> Reply:
-        """Raises `ChatError`, or `TooLong` if the messages do not fit."""
+        """Raises `ChatError`; `TooLong` if the messages do not fit, `Filtered` if they may not."""
         ...
 
 
@@ -76,7 +91,10 @@ class PromptedPolicy:
     def settings(self, item: str) -> dict[str, JsonValue]:
         """All that decides how the item is played; part of its episode's metadata."""
         prompt = self.prompt(item)
-        told = json.dumps([asdict(message) for message in prompt.opening("", "")])
+        opening = prompt.opening("", "")
+        if not self.client.config.system_role:
+            opening = without_system(opening)
+        told = json.dumps([asdict(message) for message in opening])
         return {
             "model": self.client.model,
             "prompt_format": self.format,
@@ -98,7 +116,8 @@ def play(
     """The policy's episodes, as they are finished.
 
     After an error no episode is begun, those that run are played to their end, since they are
-    paid for, and then the error is raised. Closing the iterator stops without waiting.
+    paid for, and then the error is raised. Where an environment is lost again and again, all
+    others are played before. Closing the iterator stops without waiting.
     """
     waiting: SimpleQueue[str] = SimpleQueue()
     for item in items:
@@ -111,7 +130,11 @@ def play(
         try:
             with suppress(Empty, _Stopped):
                 while True:
-                    results.put(_episode(policy, env, waiting.get_nowait(), stop))
+                    item = waiting.get_nowait()
+                    try:
+                        results.put(_episode(policy, env, item, stop))
+                    except EnvironmentLost as error:
+                        results.put(error)
         except Exception as error:
             with suppress(Empty):
                 while True:
@@ -189,21 +212,40 @@ def _begin(episode: _Running, prompt: Prompt, env: TextEnv) -> None:
     episode.instruction = episode.info["instruction"]
     episode.messages = prompt.opening(episode.instruction, episode.observation)
     episode.steps, episode.silent = [], 0
+    episode.terminated, episode.truncated, episode.stopped = False, False, ""
 
 
 def _step(episode: _Running, prompt: Prompt, client: Chat, env: TextEnv) -> None:
     try:
         reply = client.reply(episode.messages)
     except TooLong as error:
-        if not episode.steps:
-            raise TooLong(f"{episode.item}: its first state does not fit: {error}") from None
-        episode.truncated, episode.stopped = True, "it outgrew the model's context"
-        return
+        reason = "it outgrew the model's context" if episode.steps else f"{NO_ROOM}: {error}"
+        return _stop(episode, env, reason)
+    except Filtered as error:
+        return _stop(episode, env, str(error))
     thought, action = prompt.read(reply.text)
+    if reply.thought != thought:
+        thought = "\n".join(filter(None, [reply.thought, thought]))
     episode.usage += reply.usage
     episode.cut_off_replies += reply.is_cut_off
     episode.empty_replies += not action
     episode.silent = 0 if action else episode.silent + 1
+    _act(episode, thought, action, env)
+    said = [prompt.answer(episode.steps[-1]), Message("user", seen_text(episode.observation))]
+    episode.messages += said
+    if episode.silent == MAX_SILENT and not (episode.terminated or episode.truncated):
+        episode.truncated = True
+        episode.stopped = f"{MAX_SILENT} replies in a row had no action"
+
+
+def _stop(episode: _Running, env: TextEnv, reason: str) -> None:
+    if not episode.steps:
+        # Only a step brings a score: the agent is silent once.
+        _act(episode, "", "", env)
+    episode.truncated, episode.stopped = True, reason
+
+
+def _act(episode: _Running, thought: str, action: str, env: TextEnv) -> None:
     after, reward, episode.terminated, episode.truncated, episode.info = env.step(action)
     step = Step(
         observation=episode.observation,
@@ -212,11 +254,7 @@ def _step(episode: _Running, prompt: Prompt, client: Chat, env: TextEnv) -> None
         reward=float(reward),
     )
     episode.steps.append(step)
-    episode.messages += [prompt.answer(step), Message("user", seen_text(after))]
     episode.observation = after
-    if episode.silent == MAX_SILENT and not (episode.terminated or episode.truncated):
-        episode.truncated = True
-        episode.stopped = f"{MAX_SILENT} replies in a row had no action"
 
 
 def _finish(episode: _Running, policy: PromptedPolicy) -> Trajectory:
@@ -242,6 +280,7 @@ def _finish(episode: _Running, policy: PromptedPolicy) -> Trajectory:
             "empty_replies": episode.empty_replies,
             "cut_off_replies": episode.cut_off_replies,
             "stopped": episode.stopped,
+            "refused_options": [*sorted(policy.client.refused)],
             "details": episode.info.get("details", {}),
         },
     )

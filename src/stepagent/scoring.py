@@ -1,12 +1,11 @@
 """How the policies of a run do: on dev after every round, on test once."""
 
-from stepagent.backends.chat import TooLong
 from stepagent.evaluation import evaluate, likeness
 from stepagent.lessons import Lesson
 from stepagent.local_chat import LocalChat
 from stepagent.novice import base_model
 from stepagent.policy import Policy
-from stepagent.prompting import PromptedPolicy, play
+from stepagent.prompting import NO_ROOM, PromptedPolicy, play
 from stepagent.run import Run, read_json, write_json
 from stepagent.settings import PromptMethod, TrainConfig
 from stepagent.tasks.base import Task
@@ -100,12 +99,12 @@ def score_prompted(config: TrainConfig, run: Run, task: Task, method: PromptMeth
         )
         panel = read_json(run.unit_folder("data") / "panels.json")["test"]
         parallel = config.evaluation.num_parallel
-        try:
-            found = {e.id: e for e in play(prompted, panel, num_parallel=parallel)}
-        except TooLong as error:
-            run.record_data(method, {"stopped": str(error)})
-            return
+        found = {e.id: e for e in play(prompted, panel, num_parallel=parallel)}
         episodes = tuple(found[item] for item in panel)
+        for episode in episodes:
+            if (reason := str(episode.metadata["stopped"])).startswith(NO_ROOM):
+                run.record_data(method, {"stopped": f"{episode.id}: {reason}"})
+                return
         write_jsonl(run.folder / "episodes" / f"{method}-test.jsonl", episodes)
         write_json(folder / "metrics.json", task.metrics(episodes))
         write_json(folder / "best_round.json", 0)

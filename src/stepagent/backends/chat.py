@@ -1,22 +1,57 @@
 """Chat models behind an OpenAI-compatible server: one reply at a time, its tokens counted.
 
-Rate limits, server errors and lost connections are tried again with growing, jittered pauses by the
-`openai` package. What then still fails is one line for the user. The key comes from the environment
-variable `OPENAI_API_KEY`; it is sent to the server and goes nowhere else.
+Rate limits, server errors, lost connections and replies that break off are tried again with
+growing, jittered pauses. What then still fails is one line for the user. What a server does not
+know, such as a system role, is left out from then on. The key comes from the environment variable
+`OPENAI_API_KEY`; it is sent to the server and goes nowhere else.
 """
 
+import json
+import logging
 import os
+import random
+import re
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast
-from urllib.parse import urlsplit
+from dataclasses import dataclass, replace
+from threading import Lock
+from typing import Literal
+from urllib.parse import quote, quote_plus, urlsplit
 
-if TYPE_CHECKING:
-    import openai
+import httpx2
+
+from stepagent.backends.chat_faults import Fault, Option
+from stepagent.backends.chat_http import Unreachable, Unusable, post
+from stepagent.backends.chat_reply import Reply as Reply
+from stepagent.backends.chat_reply import Unreadable, read_error, read_reply
+from stepagent.backends.chat_reply import Usage as Usage
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_URL = "https://api.openai.com/v1"
 
 KEY_VARIABLE = "OPENAI_API_KEY"
+
+MIN_SECRET = 12
+"""Characters of a key that are hidden wherever they are found; fewer may be found by chance."""
+
+LimitName = Literal["max_completion_tokens", "max_tokens"]
+
+OTHER_NAME: dict[LimitName, LimitName] = {
+    "max_completion_tokens": "max_tokens",
+    "max_tokens": "max_completion_tokens",
+}
+
+INSTEAD: dict[Option, str] = {
+    "system": "knows no system role; the rules stand in front of the first user message",
+    "temperature": "takes no temperature; its server chooses one",
+    "max_completion_tokens": "does not know max_completion_tokens; asked with max_tokens",
+    "max_tokens": "does not know max_tokens; asked with max_completion_tokens",
+}
+"""What is done about an option that a server refuses."""
+
+Failure = Fault | TimeoutError | Unreachable | Unusable | Unreadable
+"""What can come in the place of a reply."""
 
 
 class ChatError(RuntimeError):
@@ -25,6 +60,10 @@ class ChatError(RuntimeError):
 
 class TooLong(ChatError):
     """The messages do not fit into the model's context."""
+
+
+class Filtered(ChatError):
+    """A filter of the server's refuses these messages, or every reply to them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +76,16 @@ class ChatConfig:
     """Softmax temperature; None leaves it to the server, as reasoning models want it."""
     max_tokens: int = 512
     """Longest reply, in tokens."""
+    max_tokens_field: LimitName = "max_completion_tokens"
+    """How the server calls that limit. One that refuses a name is asked with the other; one that
+    ignores it writes without a limit."""
+    system_role: bool = True
+    """Whether the rules are a system message; else they stand in front of the first user message,
+    as they do for a server that says it knows no system role."""
     timeout_seconds: float = 120.0
-    """How long one try may take."""
+    """How long one try may take, from the first byte sent to the last one received."""
     max_retries: int = 5
-    """Tries after the first, at rate limits, server errors and lost connections."""
+    """Tries after the first, at rate limits, server errors, lost connections and broken replies."""
 
 
 @dataclass(frozen=True)
@@ -51,156 +96,167 @@ class Message:
     content: str
 
 
-@dataclass(frozen=True)
-class Usage:
-    """Tokens read and written, as the server counts them; None if it has not said so."""
-
-    prompt_tokens: int | None = 0
-    completion_tokens: int | None = 0
-
-    def __add__(self, other: "Usage") -> "Usage":
-        return Usage(
-            _sum(self.prompt_tokens, other.prompt_tokens),
-            _sum(self.completion_tokens, other.completion_tokens),
-        )
-
-    def cost(self, price_in: float | None, price_out: float | None) -> float | None:
-        """What it cost at prices for a million tokens; None if a price or a count is not known."""
-        if self.prompt_tokens is None or self.completion_tokens is None:
-            return None
-        if price_in is None or price_out is None:
-            return None
-        return (self.prompt_tokens * price_in + self.completion_tokens * price_out) / 1e6
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What the model said."""
-
-    text: str
-    """Empty if it said nothing, or only called tools."""
-    is_cut_off: bool
-    """Whether a limit or a filter ended it, not the model."""
-    usage: Usage
-
-
 class ChatClient:
     """A model on a server; any thread may ask it."""
 
     def __init__(self, model: str, config: ChatConfig) -> None:
         """Raises `ChatError` if the address is none or the key is missing; asks nothing yet."""
-        try:
-            import openai
-        except ImportError:
-            raise ChatError(
-                "openai:MODEL needs the openai package; install it: pip install 'stepagent[openai]'"
-            ) from None
         self.model = model
         self.config = config
         url = config.base_url or os.environ.get("OPENAI_BASE_URL") or DEFAULT_URL
         self.url = _shown_url(url)
-        self._key = os.environ.get(KEY_VARIABLE, "")
+        base = httpx2.URL(url)
+        self._endpoint = base.copy_with(path=f"{base.path.rstrip('/')}/chat/completions")
+        self.refused: frozenset[Option] = (
+            frozenset() if config.system_role else frozenset({"system"})
+        )
+        """What the server does not take; it is asked without."""
+        self._has_called = False
+        self._lock = Lock()
+        self._key = os.environ.get(KEY_VARIABLE, "").strip()
         if not self._key and url == DEFAULT_URL:
             raise ChatError(f"{self.url}: wants a key; set the environment variable {KEY_VARIABLE}")
-        self._client = openai.OpenAI(
-            base_url=url,
-            # Local servers want none, but the package does not send a request without one.
-            api_key=self._key or "none",
-            timeout=config.timeout_seconds,
-            max_retries=config.max_retries,
-        )
+        if not (self._key.isascii() and self._key.isprintable()):
+            raise ChatError(f"{KEY_VARIABLE}: not a key; it has characters that no key has")
+        self._headers = {"Content-Type": "application/json"}
+        # Local servers want none, but some refuse a request without one.
+        self._headers["Authorization"] = f"Bearer {self._key or 'none'}"
 
     def reply(self, messages: Sequence[Message]) -> Reply:
-        """The model's reply; raises `ChatError`, or `TooLong` if the messages do not fit."""
-        import openai
+        """The model's reply; raises `ChatError`, `TooLong` or `Filtered`."""
+        tries = 1
+        while True:
+            refused = self.refused
+            outcome, pause = self._ask(messages, refused)
+            if isinstance(outcome, Reply):
+                return self._kept(outcome)
+            if isinstance(outcome, Fault) and self._leaves_out(outcome, messages, refused):
+                continue
+            if not _is_passing(outcome) or tries > self.config.max_retries:
+                raise self._explained(outcome, tries)
+            time.sleep(pause if pause is not None else _usual_pause(tries))
+            tries += 1
 
-        options: dict[str, Any] = {"max_completion_tokens": self.config.max_tokens}
-        if self.config.temperature is not None:
-            options["temperature"] = self.config.temperature
-        plain = [{"role": message.role, "content": message.content} for message in messages]
+    def _ask(
+        self, messages: Sequence[Message], refused: frozenset[Option]
+    ) -> tuple[Reply | Failure, float | None]:
+        """One try: the reply or what came in its place, and for how long the server wants peace."""
+        if "system" in refused:
+            messages = without_system(messages)
+        request = {
+            "model": self.model,
+            "messages": [{"role": m.role, "content": m.content} for m in messages],
+            self._limit(refused): self.config.max_tokens,
+        }
+        if self.config.temperature is not None and "temperature" not in refused:
+            request["temperature"] = self.config.temperature
+        body = json.dumps(request, ensure_ascii=False).encode("utf-8", "replace")
         try:
-            answer = self._client.chat.completions.create(
-                model=self.model, messages=cast(Any, plain), **options
-            )
-        except openai.APIError as error:
-            raise self._explained(error) from None
-        except ValueError as error:  # of the JSON decoder, or of UTF-8
-            raise self._malformed(str(error)) from None
-        return self._checked(answer)
+            answer = post(self._endpoint, self._headers, body, self.config.timeout_seconds)
+            is_error = answer.status >= 300
+            read = read_error(answer.status, answer.body) if is_error else read_reply(answer.body)
+            return read, answer.pause
+        except (TimeoutError, Unreachable, Unusable, Unreadable) as failure:
+            return failure, None
 
-    def _checked(self, answer: "openai.types.chat.ChatCompletion") -> Reply:
-        """The reply in an answer that may be anything: the package checks no types."""
-        try:
-            choice = answer.choices[0]
-            text = choice.message.content
-            finish_reason = choice.finish_reason
-            usage = answer.usage
-            counts = (usage.prompt_tokens, usage.completion_tokens) if usage else (None, None)
-        except (AttributeError, TypeError, IndexError, KeyError):
-            raise self._malformed("no message in it") from None
-        if not isinstance(text, str | None):
-            raise self._malformed("the message's content is no text")
-        if not all(count is None or (isinstance(count, int) and count >= 0) for count in counts):
-            raise self._malformed("its token counts are no numbers")
-        return Reply(
-            # Lone surrogates, which JSON may hold, cannot be written to a file.
-            text=(text or "").encode("utf-8", "replace").decode(),
-            is_cut_off=finish_reason in ("length", "content_filter"),
-            usage=Usage(*counts),
-        )
+    def _limit(self, refused: frozenset[Option]) -> LimitName:
+        """What the server calls the longest reply."""
+        name = self.config.max_tokens_field
+        return OTHER_NAME[name] if name in refused else name
 
-    def _malformed(self, reason: str) -> ChatError:
-        return ChatError(
-            f"{self.url}: not an answer of a chat completions API ({self._quoted(reason)}); "
-            "the address usually ends in /v1"
-        )
+    def _leaves_out(
+        self, fault: Fault, messages: Sequence[Message], refused: frozenset[Option]
+    ) -> bool:
+        """Whether the server refuses a part of the request that it is now asked without."""
+        sent: list[Option] = ["temperature"] if self.config.temperature is not None else []
+        sent += [self._limit(refused)] if self.config.max_tokens_field not in refused else []
+        sent += ["system"] if any(message.role == "system" for message in messages) else []
+        for option in sent:
+            if option not in refused and fault.refuses(option):
+                with self._lock:
+                    is_new = option not in self.refused
+                    self.refused |= {option}
+                if is_new:
+                    logger.warning("%s: %s", self.model, INSTEAD[option])
+                return True
+        return False
 
-    def _explained(self, error: "openai.APIError") -> ChatError:
-        """The package's error as one line that says what to do."""
-        import openai
+    def _kept(self, reply: Reply) -> Reply:
+        """The reply as it may be written to files."""
+        if reply.only_calls and not self._has_called:
+            self._has_called = True
+            logger.warning("%s: calls tools, of which it has none; that is no action", self.model)
+        if len(self._key) < MIN_SECRET:
+            return reply
+        text, thought = (t.replace(self._key, "***") for t in (reply.text, reply.thought))
+        return replace(reply, text=text, thought=thought)
 
-        said = self._quoted(_message(error))
-        tries = self.config.max_retries + 1
-        match error:
-            case openai.APITimeoutError():
+    def _explained(self, failure: Failure, tries: int) -> ChatError:
+        """The failure as one line that says what to do."""
+        match failure:
+            case TimeoutError():
                 limit = self.config.timeout_seconds
                 return ChatError(f"{self.url}: no answer within {limit:g} s, tried {tries} times")
-            case openai.APIConnectionError():
-                cause = self._quoted(str(error.__cause__ or error.message))
+            case Unreachable():
                 return ChatError(
-                    f"{self.url}: cannot be reached ({cause}), tried {tries} times; "
-                    "is the server running?"
+                    f"{self.url}: cannot be reached ({self._quoted(str(failure))}), tried {tries} "
+                    "times; is the server running?"
                 )
-            case openai.AuthenticationError() | openai.PermissionDeniedError():
+            case Unusable():
+                return ChatError(f"{self.url}: no usable answer: {self._quoted(str(failure))}")
+            case Unreadable():
                 return ChatError(
-                    f"{self.url}: refuses the key, check the environment variable {KEY_VARIABLE}; "
-                    f"it says: {said}"
+                    f"{self.url}: not an answer of a chat completions API "
+                    f"({self._quoted(str(failure))}); the address usually ends in /v1"
                 )
-            case openai.NotFoundError():
-                return ChatError(
-                    f"{self.url}: no model {self.model!r} there, or no chat completions API (the "
-                    f"address usually ends in /v1); it says: {said}"
-                )
-            case openai.APIStatusError() if _is_too_long(error):
-                return TooLong(f"{self.url}: too long for model {self.model!r}; it says: {said}")
-            case openai.RateLimitError() | openai.InternalServerError():
-                return ChatError(
-                    f"{self.url}: error {error.status_code}, tried {tries} times; it says: {said}"
-                )
-            case openai.APIStatusError():
-                return ChatError(
-                    f"{self.url}: error {error.status_code} for model {self.model!r}; "
-                    f"it says: {said}"
-                )
-        return ChatError(f"{self.url}: {said}")
+        said = self._quoted(failure.said)
+        error = f"error {failure.status}" if failure.status else "an error"
+        if failure.is_too_long:
+            return TooLong(f"{self.url}: too long for model {self.model!r}; it says: {said}")
+        if failure.is_filtered:
+            return Filtered(f"{self.url}: a filter refuses the messages; it says: {said}")
+        if failure.status in (401, 403):
+            return ChatError(
+                f"{self.url}: refuses the key, check the environment variable {KEY_VARIABLE}; "
+                f"it says: {said}"
+            )
+        if failure.status == 404:
+            return ChatError(
+                f"{self.url}: no model {self.model!r} there, or no chat completions API (the "
+                f"address usually ends in /v1); it says: {said}"
+            )
+        if failure.is_passing:
+            return ChatError(f"{self.url}: {error}, tried {tries} times; it says: {said}")
+        return ChatError(f"{self.url}: {error} for model {self.model!r}; it says: {said}")
 
     def _quoted(self, text: str) -> str:
         """The start of a text from outside, escaped and without the key, which it may repeat."""
-        return repr((text.replace(self._key, "***") if self._key else text)[:300])
+        if key := self._key:
+            forms = {key, quote(key, safe=""), quote_plus(key), json.dumps(key)[1:-1]}
+            for form in sorted(forms, key=len, reverse=True):
+                text = re.sub(re.escape(form), "***", text, flags=re.IGNORECASE)
+            for length in range(len(key) - 1, MIN_SECRET - 1, -1):  # it may be cut off
+                text = text.replace(key[:length], "***").replace(key[-length:], "***")
+        return repr(text[:300])
 
 
-def _sum(a: int | None, b: int | None) -> int | None:
-    return None if a is None or b is None else a + b
+def without_system(messages: Sequence[Message]) -> list[Message]:
+    """The messages with what the system says in front of the first that the user says."""
+    said = [message.content for message in messages if message.role == "system"]
+    others = [message for message in messages if message.role != "system"]
+    first = Message("user", "\n\n".join([*said, others[0].content]))
+    return [first, *others[1:]]
+
+
+def _is_passing(failure: Failure) -> bool:
+    if isinstance(failure, Fault | Unreadable):
+        return failure.is_passing
+    return isinstance(failure, TimeoutError | Unreachable)
+
+
+def _usual_pause(tries: int) -> float:
+    """Doubled each time, with jitter, so that parallel episodes do not all ask again at once."""
+    return min(0.5 * 2.0 ** (tries - 1), 8.0) * random.uniform(0.75, 1.0)
 
 
 def _shown_url(url: str) -> str:
@@ -208,7 +264,8 @@ def _shown_url(url: str) -> str:
     try:
         parts = urlsplit(url)
         port = "" if parts.port is None else f":{parts.port}"
-    except ValueError:
+        httpx2.URL(url)
+    except (ValueError, httpx2.InvalidURL):
         parts, port = urlsplit(""), ""
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ChatError(
@@ -216,19 +273,3 @@ def _shown_url(url: str) -> str:
         )
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     return f"{parts.scheme}://{host}{port}{parts.path}"
-
-
-def _message(error: "openai.APIError") -> str:
-    """What the server said of an error, in whatever form."""
-    import openai
-
-    if isinstance(error.body, dict) and isinstance(message := error.body.get("message"), str):
-        return message
-    return error.response.text if isinstance(error, openai.APIStatusError) else error.message
-
-
-def _is_too_long(error: "openai.APIStatusError") -> bool:
-    """Whether a request was refused for its length; servers agree on no code for it."""
-    text = f"{error.code} {_message(error)}".lower().replace("_", " ")
-    is_length = any(word in text for word in ("context length", "context size", "context window"))
-    return error.status_code in (400, 413, 422) and is_length

@@ -16,7 +16,7 @@ from stepagent.journal import Journal, journal_path
 from stepagent.progress import track
 from stepagent.prompting import PromptedPolicy, play
 from stepagent.prompts import PromptFormat
-from stepagent.tasks.base import Task
+from stepagent.tasks.base import EnvironmentLost, Task
 from stepagent.trajectories import read_trajectories
 from stepagent.types import Trajectory
 
@@ -145,9 +145,9 @@ def play_all(
             with closing(play(policy, left, num_parallel=num_parallel)) as episodes:
                 for episode in track(episodes, "Episodes", total=len(left)):
                     journal.add(episode)
-        except ChatError as error:
+        except (ChatError, EnvironmentLost) as error:
             done = sum(item in journal.episodes for item in items)
-            raise ChatError(
+            raise type(error)(
                 f"{error}; {done} of {len(items)} episodes are finished and kept, the same command "
                 "goes on"
             ) from None

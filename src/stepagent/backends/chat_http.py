@@ -1,0 +1,127 @@
+"""One request to a server that may answer anything, slowly, without an end, or not at all.
+
+Time limits of HTTP clients are for each read, so that one byte a second never exceeds them. Here a
+limit is for the whole request, from the look-up of the name to the last byte, and what is read is
+limited too.
+"""
+
+import ssl
+import time
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from functools import cache
+
+import anyio
+import anyio.from_thread
+import httpx2
+
+MAX_BYTES = 16 * 2**20
+"""Longest answer, as it is sent and as it is unpacked; a chat's reply has some thousand."""
+
+MAX_REDIRECTS = 3
+
+MAX_PAUSE = 60.0
+"""Seconds; a server that asks for more is asked again as if it had not."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Whatever the server answered."""
+
+    status: int
+    headers: Mapping[str, str]
+    """Names are found in any case."""
+    body: bytes
+
+    @property
+    def pause(self) -> float | None:
+        """Seconds that the server wants to be left in peace; None without a reasonable wish."""
+        try:
+            if "Retry-After-Ms" in self.headers:
+                seconds = float(self.headers["Retry-After-Ms"]) / 1000
+            elif (wish := self.headers.get("Retry-After", "")).replace(".", "", 1).isdigit():
+                seconds = float(wish)
+            else:
+                seconds = parsedate_to_datetime(wish).timestamp() - time.time()
+        except (ValueError, TypeError, OverflowError):
+            return None
+        return seconds if 0 <= seconds <= MAX_PAUSE else None
+
+
+class Unreachable(Exception):
+    """No whole answer came; another try may get one."""
+
+
+class Unusable(Exception):
+    """An answer came, but nothing that can be read."""
+
+
+def post(url: httpx2.URL, headers: Mapping[str, str], body: bytes, seconds: float) -> Answer:
+    """Sends the request; raises `TimeoutError`, `Unreachable` or `Unusable`.
+
+    Redirects are followed only within the server, for key and messages are meant for no other.
+    """
+    # A thread of its own, since the caller's may already run an event loop, as notebooks do.
+    with anyio.from_thread.start_blocking_portal() as portal:
+        return portal.call(_post, url, headers, body, seconds)
+
+
+async def _post(url: httpx2.URL, headers: Mapping[str, str], body: bytes, seconds: float) -> Answer:
+    try:
+        client = httpx2.AsyncClient(timeout=None, verify=_certificates())
+    except (ValueError, ImportError, OSError) as error:  # of proxies and certificates
+        raise Unusable(f"proxy or certificates of the environment: {error}") from None
+    headers = {**headers, "Accept-Encoding": "identity"}
+    request = client.build_request("POST", url, headers=headers, content=body)
+    try:
+        with anyio.fail_after(seconds):
+            async with client:
+                for _ in range(MAX_REDIRECTS + 1):
+                    response = await client.send(request, stream=True)
+                    try:
+                        if response.next_request is None:
+                            content = await _content(response)
+                            return Answer(response.status_code, response.headers, content)
+                    finally:
+                        await response.aclose()
+                    request = _within(request, response.next_request)
+        raise Unusable(f"redirects more than {MAX_REDIRECTS} times")
+    except (httpx2.TransportError, OSError) as error:
+        if isinstance(error, TimeoutError):
+            raise
+        raise Unreachable(str(error) or type(error).__name__) from None
+
+
+@cache
+def _certificates() -> ssl.SSLContext:
+    """Read once, since that takes longer than a request."""
+    return httpx2.create_ssl_context()
+
+
+def _within(request: httpx2.Request, following: httpx2.Request) -> httpx2.Request:
+    before, after = request.url, following.url
+    is_same = (before.scheme, before.host, before.port) == (after.scheme, after.host, after.port)
+    if not is_same or following.method != request.method:
+        raise Unusable(f"redirects to {after}; if that is right, give that address")
+    return following
+
+
+async def _content(response: httpx2.Response) -> bytes:
+    """The body, unpacked."""
+    encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
+    if encoding not in ("", "identity", "gzip", "x-gzip", "deflate"):
+        raise Unusable(f"packed as {encoding}, which was not asked for")
+    unpack = None if encoding in ("", "identity") else zlib.decompressobj(32 + zlib.MAX_WBITS)
+    content = bytearray()
+    async for part in response.aiter_raw():
+        try:
+            content += unpack.decompress(part, MAX_BYTES + 1) if unpack else part
+        except zlib.error as error:
+            raise Unusable(f"cannot be unpacked: {error}") from None
+        if len(content) > MAX_BYTES:
+            raise Unusable(f"longer than {MAX_BYTES // 2**20} MiB")
+    if unpack and not unpack.eof:
+        raise Unreachable("the packed answer breaks off")
+    return bytes(content)
