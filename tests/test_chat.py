@@ -1,13 +1,36 @@
 """The chat client against a scripted server: retries, errors in one line, tokens, the key."""
 
+import asyncio
+import gzip
 import json
 import socket
 import threading
+import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from chat_server import Answer, ChatServer, Refuse, Reset, Say, Send, completion
-from stepagent.backends.chat import ChatClient, ChatConfig, ChatError, Message, TooLong, Usage
+from chat_server import (
+    Answer,
+    ChatServer,
+    Drip,
+    Messages,
+    Refuse,
+    Reset,
+    Say,
+    Send,
+    completion,
+)
+from stepagent.backends.chat import (
+    ChatClient,
+    ChatConfig,
+    ChatError,
+    Filtered,
+    Message,
+    TooLong,
+    Usage,
+)
+from stepagent.backends.chat_http import MAX_BYTES
 
 KEY = "sk-secret-0123456789"
 HELLO = [Message("system", "Be brief."), Message("user", "Hello?")]
@@ -145,9 +168,30 @@ def test_an_answer_of_another_shape_is_an_error(body: bytes) -> None:
     assert "not an answer of a chat completions API" in str(error_for(Send(body)))
 
 
-def test_a_web_page_is_an_error() -> None:
-    page = Send(b"<html>Log in first</html>", "text/html")
-    assert "not an answer of a chat completions API" in str(error_for(page))
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (Send(b"<html>Log in first</html>", "text/html"), "Log in first"),
+        (Send(b'data: {"choices": []}\n\ndata: [DONE]\n\n', "text/event-stream"),
+         "a stream of events, though none was asked for"),
+        (Send(b'{"choices": [' + b"[" * 100_000), "nested too deeply"),
+        (Send(b'{"a":' * 100_000 + b"1" + b"}" * 100_000), "nested too deeply"),
+        (Send('{"choices": "h\xe9"}'.encode("latin-1"), "application/json; charset=latin-1"),
+         "not text in UTF-8"),
+        (Send(changed(choices=None, info="nothing today")), "nothing today"),
+        (Send(changed(usage={"prompt_tokens": 10**400})), "token counts are no numbers"),
+        (Send(changed(usage={"prompt_tokens": True})), "token counts are no numbers"),
+    ],
+)  # fmt: skip
+def test_an_answer_that_cannot_be_read_says_what_came_instead(answer: Answer, reason: str) -> None:
+    error = str(error_for(answer))
+    assert "not an answer of a chat completions API" in error
+    assert reason in error
+    assert len(error) < 600
+
+
+def test_deep_json_in_an_error_is_one_line_too() -> None:
+    assert "error 400" in str(error_for(Send(b'{"error":' * 50_000, status=400)))
 
 
 @pytest.mark.parametrize("finish_reason", ["stop", "tool_calls"])
@@ -174,6 +218,310 @@ def test_text_that_cannot_be_written_is_replaced() -> None:
 def test_a_server_that_counts_no_tokens_leaves_them_unknown(usage: object) -> None:
     with ChatServer(script=[Send(changed(usage=usage))]) as server:
         assert client(server).reply(HELLO).usage == Usage(None, None)
+
+
+@pytest.mark.parametrize(
+    ("answer", "text", "thought"),
+    [
+        (Say("go on", more={"reasoning_content": " Hm. "}), "go on", "Hm."),
+        (Say("go on", more={"reasoning": "Hm.", "reasoning_content": "Hm."}), "go on", "Hm."),
+        (Say("go on", more={"reasoning": "Hm.", "reasoning_content": None}), "go on", "Hm."),
+        (Say("go on", more={"reasoning_details": [{"type": "reasoning.text", "text": "Hm."}]}),
+         "go on", "Hm."),
+        (Say(None, more={"reasoning_content": "Hm."}), "", "Hm."),
+        (Say(None, more={"refusal": "I must not."}), "", "I must not."),
+        (Say([{"type": "text", "text": "go "}, {"type": "text", "text": "on"}]), "go on", ""),
+        (Say([{"text": "go on"}]), "go on", ""),
+        (Say([{"type": "thinking", "thinking": "Hm.", "signature": "x"},
+              {"type": "text", "text": "go on"}]), "go on", "Hm."),
+        (Say([{"type": "thinking", "thinking": [{"type": "text", "text": "Hm."}]},
+              {"type": "text", "text": "go on"}]), "go on", "Hm."),
+        (Say([{"type": "tool_use", "name": "x", "input": {}}], "tool_calls",
+             {"tool_calls": [{"id": "1"}]}), "", ""),
+        (Say([]), "", ""),
+        (Say("go on", more={"tool_calls": [{"id": "1"}], "reasoning": None, "refusal": None}),
+         "go on", ""),
+    ],
+)  # fmt: skip
+def test_text_and_thought_are_found_in_every_form(answer: Say, text: str, thought: str) -> None:
+    with ChatServer(script=[answer]) as server:
+        reply = client(server).reply(HELLO)
+    assert (reply.text, reply.thought, reply.is_cut_off) == (text, thought, False)
+
+
+def test_a_part_that_is_no_text_is_an_error() -> None:
+    error = error_for(Say([{"type": "image_url", "image_url": {"url": "http://a/"}}]))
+    assert "has a part that is no text: image_url" in str(error)
+
+
+def test_calls_of_tools_are_pointed_out_once(caplog: pytest.LogCaptureFixture) -> None:
+    calls = Say(None, "tool_calls", {"tool_calls": [{"id": "1"}]})
+    with ChatServer(script=[calls, calls]) as server:
+        model = client(server)
+        assert [model.reply(HELLO).text for _ in range(2)] == ["", ""]
+    assert [r.message for r in caplog.records] == [
+        "m-1: calls tools, of which it has none; that is no action"
+    ]
+
+
+def broken(choice: dict[str, object], **parts: object) -> Send:
+    message = {"role": "assistant", "content": ""}
+    return Send(changed(choices=[{"index": 0, "message": message, **choice}], **parts))
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (broken({"finish_reason": "error", "error": {"code": 502, "message": "it broke"}}),
+         "error 502, tried 2 times; it says: 'it broke"),
+        (broken({"finish_reason": "stop", "error": {"message": "it broke"}}), "it broke"),
+        (Say("Action: o", "error"), "a reply that ended with error"),
+        (Say("Action: o", "abort"), "a reply that ended with abort"),
+        (Say("", "we\nird"), "a reply that ended with we\\nird"),
+        (Send(b'{"error": {"code": 503, "message": "it broke"}}'), "error 503, tried 2 times"),
+        (Send(b'{"error": {"message": "overloaded"}, "choices": null}'), "tried 2 times"),
+        (Send(b'{"error": "Rate limit", "choices": []}'), "'Rate limit'"),
+        (Send(b'[{"error": {"code": 429, "message": "it broke"}}]'), "error 429, tried 2 times"),
+        (Send(changed(choices=[])), "not an answer of a chat completions API"),
+        (Send(changed(choices=None)), "not an answer of a chat completions API"),
+    ],
+)  # fmt: skip
+def test_an_error_in_the_place_of_a_reply_is_tried_again(answer: Answer, said: str) -> None:
+    with ChatServer(script=[answer, Say("Hi.")]) as server:
+        assert client(server, max_retries=1).reply(HELLO).text == "Hi."
+    with (
+        ChatServer(script=[answer, answer]) as server,
+        pytest.raises(ChatError) as raised,
+    ):
+        client(server, max_retries=1).reply(HELLO)
+    assert said in str(raised.value)
+    assert str(raised.value).isprintable()
+    assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [(401, "refuses the key"), (404, "no model 'm-1' there"), (400, "error 400 for model 'm-1'")],
+)
+def test_an_error_with_status_200_that_does_not_pass_ends_it(code: int, message: str) -> None:
+    body = json.dumps({"error": {"code": code, "message": "so it is"}}).encode()
+    with ChatServer(script=[Send(body)]) as server, pytest.raises(ChatError) as raised:
+        client(server).reply(HELLO)
+    assert message in str(raised.value)
+    assert "so it is" in str(raised.value)
+    assert len(server.requests) == 1
+
+
+def test_a_reply_that_ends_for_an_unknown_reason_counts_as_cut_off() -> None:
+    with ChatServer(script=[Say("go on", "weird"), Say("go on", None)]) as server:
+        model = client(server)
+        assert [model.reply(HELLO).is_cut_off for _ in range(2)] == [True, False]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Refuse(400, "The prompt triggers our content management policy.", "content_filter"),
+        Say(None, "content_filter"),
+        broken({"finish_reason": "SAFETY"}),
+        Send(b'{"error": {"code": 403, "message": "Your input was flagged"}}'),
+    ],
+)
+def test_what_a_filter_refuses_has_an_error_of_its_own(answer: Answer) -> None:
+    assert isinstance(error_for(answer), Filtered)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Say(None, "model_context_window_exceeded"),
+        Send(b'{"error": {"code": 400, "message": "prompt is too long: 9 tokens > 8 maximum"}}'),
+        Send(b"<html>413 Request Entity Too Large</html>", "text/html", 413),
+        Refuse(500, "context size exceeded: too many tokens"),
+    ],
+)
+def test_what_does_not_fit_may_come_with_any_status(answer: Answer) -> None:
+    assert isinstance(error_for(answer), TooLong)
+
+
+NO_SYSTEM = Refuse(400, "System role not supported")
+NO_TEMPERATURE = Refuse(400, "Unsupported parameter: 'temperature' is not supported.")
+NO_LIMIT = Refuse(422, "Unrecognized request argument supplied: max_completion_tokens")
+
+
+def test_what_a_server_does_not_take_is_left_out_from_then_on(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    script: list[Answer] = [NO_SYSTEM, NO_LIMIT, NO_TEMPERATURE]
+    with ChatServer(answer=lambda _: Say("Hi."), script=script) as server:
+        model = client(server, max_retries=0)
+        assert [model.reply(HELLO).text for _ in range(2)] == ["Hi.", "Hi."]
+    assert len(server.requests) == 5
+    for request in server.requests[3:]:
+        assert request == {
+            "path": "/v1/chat/completions",
+            "model": "m-1",
+            "messages": [{"role": "user", "content": "Be brief.\n\nHello?"}],
+            "max_tokens": 512,
+        }
+    assert [r.message for r in caplog.records] == [
+        "m-1: knows no system role; the rules stand in front of the first user message",
+        "m-1: does not know max_completion_tokens; asked with max_tokens",
+        "m-1: takes no temperature; its server chooses one",
+    ]
+
+
+def test_a_server_that_refuses_without_an_end_is_an_error() -> None:
+    for refusal in (NO_SYSTEM, NO_TEMPERATURE, NO_LIMIT):
+        with (
+            ChatServer(answer=lambda _, refusal=refusal: refusal) as server,  # type: ignore[misc]
+            pytest.raises(ChatError, match="error 4"),
+        ):
+            client(server).reply(HELLO)
+        assert len(server.requests) == 2
+
+
+def test_options_say_from_the_start_what_a_server_does_not_take() -> None:
+    with ChatServer(script=[Say("Hi.")]) as server:
+        client(server, max_tokens_field="max_tokens", system_role=False).reply(HELLO)
+    request = server.requests[0]
+    assert request["max_tokens"] == 512
+    assert "max_completion_tokens" not in request
+    assert request["messages"] == [{"role": "user", "content": "Be brief.\n\nHello?"}]
+
+
+def test_many_threads_find_out_together_and_say_it_once(caplog: pytest.LogCaptureFixture) -> None:
+    together = threading.Barrier(4)
+
+    def answer(messages: Messages) -> Answer:
+        if messages[0]["role"] == "system":
+            together.wait(60)
+            return NO_SYSTEM
+        return Say("Hi.")
+
+    with ChatServer(answer=answer) as server, ThreadPoolExecutor(4) as pool:
+        model = client(server, max_retries=0)
+        replies = list(pool.map(lambda _: model.reply(HELLO).text, range(4)))
+    assert replies == ["Hi."] * 4
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize(
+    "drip",
+    [Drip(b" ", 0.05), Drip(b"X-A: b\r\n", 0.05, is_header=True), Drip(b"data: 1\n\n", 0.05)],
+)
+def test_a_server_that_never_comes_to_an_end_is_given_up(drip: Drip) -> None:
+    with (
+        ChatServer(script=[drip]) as server,
+        pytest.raises(ChatError, match=r"no answer within 0\.4 s, tried 1 times"),
+    ):
+        client(server, timeout_seconds=0.4, max_retries=0).reply(HELLO)
+
+
+def packed(content: bytes, encoding: str = "gzip", status: int = 200) -> Send:
+    compress = {"gzip": gzip.compress, "deflate": zlib.compress}.get(encoding, bytes)
+    return Send(compress(content), status=status, headers={"Content-Encoding": encoding})
+
+
+BOMB = b'{"a": "' + b"a" * (MAX_BYTES + 1)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Drip(b"a" * 2**20),
+        packed(BOMB),
+        packed(BOMB, "deflate"),
+        packed(BOMB, status=400),
+    ],
+)
+def test_an_answer_that_fills_the_memory_is_not_read(answer: Answer) -> None:
+    assert "no usable answer: 'longer than 16 MiB'" in str(error_for(answer))
+
+
+def test_packed_answers_are_read_or_refused_though_none_were_asked_for() -> None:
+    for encoding in ("gzip", "deflate"):
+        with ChatServer(script=[packed(changed(), encoding)]) as server:
+            assert client(server).reply(HELLO).text == "Hi."
+    for encoding in ("br", "zstd", "gzip, gzip"):
+        assert "which was not asked for" in str(error_for(packed(b"x", encoding)))
+    bad = Send(b"no gzip", headers={"Content-Encoding": "gzip"})
+    assert "cannot be unpacked" in str(error_for(bad))
+
+
+def test_redirects_are_followed_on_the_server_itself_and_nowhere_else() -> None:
+    with ChatServer(answer=lambda _: Say("Hi.")) as other, ChatServer() as server:
+        server.script += [Send(b"", status=307, headers={"Location": "/v2/chat"}), Say("Hi.")]
+        assert client(server).reply(HELLO).text == "Hi."
+        assert server.requests[1]["path"] == "/v2/chat"
+        for status in (301, 302, 303, 307, 308):
+            away = {"Location": f"{other.url}/chat/completions"}
+            server.script.append(Send(b"", status=status, headers=away))
+            with pytest.raises(ChatError, match="redirects to") as raised:
+                client(server).reply(HELLO)
+            assert f"redirects to {other.url}/chat/completions; if that is" in str(raised.value)
+        server.answer = lambda _: Send(b"", status=308, headers={"Location": "/v1"})
+        with pytest.raises(ChatError, match="redirects more than 3 times"):
+            client(server).reply(HELLO)
+    assert other.requests == []
+
+
+@pytest.mark.parametrize(
+    ("key", "echo"),
+    [
+        (KEY, KEY),
+        (KEY, KEY.upper()),
+        (KEY, KEY[:15]),
+        (KEY, KEY[4:]),
+        ("sk+se/cret=0123456789", "sk%2Bse%2Fcret%3D0123456789"),
+        ("sk+se/cret=0123456789", "sk%2bse%2fcret%3d0123456789"),
+    ],
+)
+def test_the_key_is_in_no_message_however_the_server_repeats_it(
+    key: str, echo: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    for answer in (
+        Refuse(400, f"bad key {echo}!"),
+        Send(f"<html>bad key {echo}!".encode()),
+        Send(b"", status=307, headers={"Location": f"http://a/bad key {echo}!"}),
+        Say("", f"bad key {echo}!"),
+    ):
+        error = str(error_for(answer))
+        assert echo.lower() not in error.lower()
+        assert "***" in error
+
+
+def test_the_key_is_in_no_reply_either() -> None:
+    with ChatServer(script=[Say(f"go {KEY}", more={"reasoning": f"so {KEY}"})]) as server:
+        reply = client(server).reply(HELLO)
+    assert (reply.text, reply.thought) == ("go ***", "so ***")
+
+
+def test_a_key_that_is_none_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", f" {KEY}\n")  # as $(cat FILE) can leave it
+    with ChatServer(script=[Say("Hi.")]) as server:
+        client(server).reply(HELLO)
+    assert server.keys == [f"Bearer {KEY}"]
+    for key in (f"{KEY}\n{KEY}", f"{KEY}\xe9"):
+        monkeypatch.setenv("OPENAI_API_KEY", key)
+        with pytest.raises(ChatError, match="OPENAI_API_KEY: not a key") as raised:
+            ChatClient("m-1", ChatConfig())
+        assert KEY not in str(raised.value)
+
+
+def test_messages_with_lone_surrogates_can_be_sent() -> None:
+    with ChatServer(script=[Say("Hi.")]) as server:
+        client(server).reply([Message("user", "go \ud800on \u65e5")])
+    assert server.requests[0]["messages"][0]["content"] == "go ?on \u65e5"
+
+
+def test_a_client_can_be_asked_where_an_event_loop_runs() -> None:
+    async def ask() -> str:
+        return client(server).reply(HELLO).text
+
+    with ChatServer(script=[Say("Hi.")]) as server:
+        assert asyncio.run(ask()) == "Hi."
 
 
 def test_a_server_that_is_not_there_is_one_line() -> None:

@@ -137,6 +137,48 @@ def test_an_error_loses_no_finished_episode_and_the_same_command_goes_on(
     assert Path(f"{out}.episodes").exists() == (command == "collect")
 
 
+def test_what_does_not_fit_ends_no_evaluation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = "prompt is too long: 209353 tokens > 199999 maximum"
+
+    def answer(messages: Messages) -> Answer:
+        return Refuse(400, words) if len(messages) > 4 else solve_boxes(messages)
+
+    out = tmp_path / "out.jsonl"
+    with ChatServer(answer=answer) as server:
+        call("evaluate", server, out)
+    episodes = read_trajectories(out).trajectories
+    ended = [t for t in episodes if t.metadata["stopped"]]
+    assert len(episodes) == 6
+    assert 0 < len(ended) < 6
+    assert all(t.truncated and not t.success for t in ended)
+
+
+def test_a_lost_environment_loses_no_other_episode(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, item = tmp_path / "out.jsonl", panel("test")[1]
+    with ChatServer() as server:
+        lost = BoxWorld(lost={(item, 1): 9})
+        monkeypatch.setattr(evaluate_command, "open_task", lambda _: lost)
+        error = fails(capsys, arguments("evaluate", server, out))
+        assert item in error
+        assert error.endswith("; 5 of 6 episodes are finished and kept, the same command goes on")
+        monkeypatch.setattr(evaluate_command, "open_task", lambda _: BoxWorld())
+        call("evaluate", server, out)
+    assert [t.id for t in read_trajectories(out).trajectories] == list(panel("test"))
+
+
+def test_options_name_what_a_server_does_not_know(tmp_path: Path) -> None:
+    with ChatServer() as server:
+        call("evaluate", server, tmp_path / "out.jsonl", "--no-system-role",
+             "--max-tokens-field", "max_tokens", "--temperature", "None")  # fmt: skip
+    for request in server.requests:
+        assert set(request) == {"path", "model", "messages", "max_tokens"}
+        assert {m["role"] for m in request["messages"]} <= {"user", "assistant"}
+
+
 def test_episodes_that_were_paid_for_and_are_not_in_the_output_are_kept(tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     with ChatServer() as server:

@@ -42,7 +42,7 @@ class Fault:
     @property
     def is_too_long(self) -> bool:
         """Whether the messages do not fit into the model's context."""
-        if self.status in (401, 402, 404, 429) or _RATE.search(self.words):
+        if self.status in (401, 402, 403, 404, 429) or _RATE.search(self.words):
             return False
         if _TIME.search(self.words):
             return False
@@ -119,7 +119,8 @@ def _any(*patterns: str) -> re.Pattern[str]:
 
 _RATE = _any(
     r"(?:tokens?|requests?) (?:per|/) ?(?:second|min|hour|day|month)", r"\b[tr]p[mdhs]\b",
-    r"rate.?limit", r"too many requests", r"throttl", r"quota", r"concurren", r"please wait before",
+    r"rate.?limit", r"too many requests", r"throttl", r"quota", r"concurren",
+    r"(?:dai|week|month)ly", r"please wait before",
 )  # fmt: skip
 
 _OUTPUT = _any(
@@ -163,6 +164,7 @@ _FILTER = _any(
     r"policy violation", r"violat\w+ .{0,40}polic", r"data.?inspection.?failed", r"guardrail",
     r"(?:inappropriate|prohibited|sensitive|unsafe|harmful) content", r"blocklist",
     r"(?:prompt|input|request|content) (?:was|has been|is) blocked", r"敏感",
+    r"ended with (?:safety|recitation|sensitive|refusal|spii)",
 )  # fmt: skip
 
 _PASSING = _any(
