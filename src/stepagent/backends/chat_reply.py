@@ -113,7 +113,7 @@ def read_reply(body: bytes) -> Reply | Fault:
         has_calls = bool(message.get("tool_calls") or message.get("function_call"))
         usage = content.get("usage") or {}
         counts = usage.get("prompt_tokens"), usage.get("completion_tokens")
-    except (AttributeError, TypeError, KeyError):
+    except (AttributeError, TypeError, KeyError, RecursionError):
         raise Unreadable(f"no message in it: {_start(body)}") from None
     if not all(_is_count(count) for count in counts):
         raise Unreadable(f"its token counts are no numbers: {counts}")
