@@ -331,6 +331,13 @@ def test_what_a_filter_refuses_has_an_error_of_its_own(answer: Answer) -> None:
     assert isinstance(error_for(answer), Filtered)
 
 
+@pytest.mark.parametrize("finish_reason", ["length", "MAX_TOKENS", "model_length"])
+def test_a_reply_that_was_all_reasoning_is_silent(finish_reason: str) -> None:
+    with ChatServer(script=[Say("", finish_reason, {"reasoning": "Hm"})]) as server:
+        reply = client(server, max_retries=0).reply(HELLO)
+    assert (reply.text, reply.thought, reply.is_cut_off) == ("", "Hm", True)
+
+
 @pytest.mark.parametrize(
     "answer",
     [

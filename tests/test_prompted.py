@@ -152,6 +152,8 @@ def test_what_does_not_fit_ends_no_evaluation(
     ended = [t for t in episodes if t.metadata["stopped"]]
     assert len(episodes) == 6
     assert 0 < len(ended) < 6
+    told = f"stopped  {len(ended)} of 6 episodes; their metadata say why"
+    assert told in capsys.readouterr().out.splitlines()
     assert all(t.truncated and not t.success for t in ended)
 
 

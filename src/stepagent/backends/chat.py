@@ -35,6 +35,9 @@ KEY_VARIABLE = "OPENAI_API_KEY"
 MIN_SECRET = 12
 """Characters of a key that are hidden wherever they are found; fewer may be found by chance."""
 
+MAX_QUOTED, MAX_SHOWN = 4000, 300
+"""Characters of a server's text that are searched for the key, and that are shown."""
+
 LimitName = Literal["max_completion_tokens", "max_tokens"]
 
 OTHER_NAME: dict[LimitName, LimitName] = {
@@ -83,7 +86,7 @@ class ChatConfig:
     """Whether the rules are a system message; else they stand in front of the first user message,
     as they do for a server that says it knows no system role."""
     timeout_seconds: float = 120.0
-    """How long one try may take, from the first byte sent to the last one received."""
+    """How long one try may take, from the look-up of the server to its last byte."""
     max_retries: int = 5
     """Tries after the first, at rate limits, server errors, lost connections and broken replies."""
 
@@ -231,21 +234,21 @@ class ChatClient:
 
     def _quoted(self, text: str) -> str:
         """The start of a text from outside, escaped and without the key, which it may repeat."""
+        text = text[:MAX_QUOTED]
         if key := self._key:
             forms = {key, quote(key, safe=""), quote_plus(key), json.dumps(key)[1:-1]}
             for form in sorted(forms, key=len, reverse=True):
                 text = re.sub(re.escape(form), "***", text, flags=re.IGNORECASE)
             for length in range(len(key) - 1, MIN_SECRET - 1, -1):  # it may be cut off
                 text = text.replace(key[:length], "***").replace(key[-length:], "***")
-        return repr(text[:300])
+        return repr(text[:MAX_SHOWN])
 
 
 def without_system(messages: Sequence[Message]) -> list[Message]:
     """The messages with what the system says in front of the first that the user says."""
     said = [message.content for message in messages if message.role == "system"]
-    others = [message for message in messages if message.role != "system"]
-    first = Message("user", "\n\n".join([*said, others[0].content]))
-    return [first, *others[1:]]
+    first, *later = [message for message in messages if message.role != "system"]
+    return [Message("user", "\n\n".join([*said, first.content])), *later]
 
 
 def _is_passing(failure: Failure) -> bool:

@@ -98,7 +98,7 @@ def _texts(content: object, names: tuple[str, ...], depth: int = 0) -> Iterator[
 
 
 def _status(status: int, content: object) -> int | None:
-    if status >= 400:
+    if status >= 300:
         return status
     if isinstance(content, list) and content:
         content = content[0]

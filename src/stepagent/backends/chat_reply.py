@@ -15,6 +15,9 @@ ENDED = {"stop", "tool_calls", "function_call", "eos", "eos_token", "stop_sequen
          "complete"}  # fmt: skip
 """Why a reply ended, if the model ended it."""
 
+CUT_OFF = {"length", "max_tokens", "model_length"}
+"""Why a reply ended, if it reached its limit; after reasoning alone it has no text."""
+
 BROKEN = {"error", "abort", "aborted", "cancelled", "timeout", "network_error", "failed",
           "insufficient_system_resource"}  # fmt: skip
 """Why a reply ended, if the server failed."""
@@ -119,7 +122,7 @@ def read_reply(body: bytes) -> Reply | Fault:
         raise Unreadable(f"its token counts are no numbers: {counts}")
     end = str(reason or "stop").lower()
     is_silent = not (text.strip() or has_calls)
-    if choice.get("error") or end in BROKEN or (is_silent and end not in ENDED | {"length"}):
+    if choice.get("error") or end in BROKEN or (is_silent and end not in ENDED | CUT_OFF):
         return read_fault(200, [choice.get("error"), f"a reply that ended with {end}"], True)
     return Reply(text, end not in ENDED, Usage(*counts), thought, has_calls and not text.strip())
 

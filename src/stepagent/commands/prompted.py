@@ -155,7 +155,9 @@ def play_all(
 
 
 def print_bill(episodes: Sequence[Trajectory], config: PromptedConfig) -> None:
-    """Tokens and cost of the episodes; a dash for what is not known."""
+    """Tokens and cost of the episodes, a dash for what is not known; and how many were stopped."""
+    if stopped := sum(bool(episode.metadata["stopped"]) for episode in episodes):
+        print(f"stopped  {stopped} of {len(episodes)} episodes; their metadata say why")
     usage = Usage()
     for episode in episodes:
         read, written = (episode.metadata[f"{kind}_tokens"] for kind in ("prompt", "completion"))
