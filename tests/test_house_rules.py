@@ -43,7 +43,7 @@ LAYERS = (
 """Lowest first: a module may import only from layers before its own. A folder is one name."""
 
 INSIDE = {
-    "formats": (("records",), ("turns",), ("dialogue",), ("messages",)),
+    "formats": (("records",), ("turns", "content", "tools"), ("dialogue", "chat"), ("messages",)),
     "tasks": (("base", "extras"), ("data", "episode", "simulator")),
     "backends": (("adapters", "device", "masks"), ("forward",), ("slot_cache",)),
 }

@@ -175,7 +175,7 @@ CALL = {"type": "function", "function": {"name": "f", "arguments": "{}"}}
         ({"messages": [ANSWER]}, "no text before the first action; expected an instruction"),
         ({"messages": None}, "messages: expected a list, got null"),
         ({"messages": [{"content": "a"}]}, "messages[0].role: missing; expected at least role"),
-        (agent_says(audio={}), "messages[1].audio: unknown field; expected only role, content"),
+        (agent_says(audio={"id": "a"}), "messages[1].audio: unknown field; expected only role, content"),
         (agent_says(), "messages[1]: expected text or a tool call, got neither"),
         (agent_says(content=" "), "steps[0].action: expected non-empty text, got ' '"),
         (agent_says(content="a", weight=0), "no agent turn to learn from"),
