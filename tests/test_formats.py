@@ -24,7 +24,8 @@ TOOL: dict[str, Any] = {
 tricky = st.sampled_from(
     ["OK", "Ok.", "Thought: a\nAction: b", "Action: b", "a\nAction:", "Thought:\na\n\nAction:\nb",
      "THOUGHT: a\n ACTION: b", "**Action:** b", "<think>a</think>", "<think>a</think>b", "<think>a",
-     "a</think>\nb", CALL, CALL + " ", '{"name":1}', '{"name":"a","arguments":{"x":1,"x":2}}', "a\n\nb", "\n\n"]
+     "a</think>\nb", CALL, CALL + " ",
+     '{"name":1}', '{"name":"a","arguments":{"x":1,"x":2}}', "a\n\nb", "\n\n"]
 )  # fmt: skip
 any_texts = texts | tricky
 any_filled = (filled | tricky).filter(lambda text: any(not c.isspace() for c in text))

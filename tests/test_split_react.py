@@ -61,7 +61,8 @@ def test_what_stands_around_the_labels_is_kept(
 
 pieces = st.sampled_from(
     ["x", "x", "\n", "\n", " ", "*", "**", "Thought:", "thought 1:", "Action:", "ACTION\uff1a",
-     "act:", "action:", "**Action:**", "### Action:", "<think>", "</think>", "[THINK]", "[/THINK]", ":"]
+     "act:", "action:", "**Action:**", "### Action:", "<think>", "</think>", "[THINK]",
+     "[/THINK]", ":"]
 )  # fmt: skip
 
 

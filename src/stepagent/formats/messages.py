@@ -20,6 +20,7 @@ from pydantic import JsonValue
 from stepagent.actions import Call
 from stepagent.formats.chat import SYSTEM_COLUMNS, Message, read_turns, system_turn, turn_list
 from stepagent.formats.dialogue import Dialogue, Header, read_dialogue, write_dialogue
+from stepagent.formats.dumps import as_messages
 from stepagent.formats.records import KEY, Extras, Notes, checked, id_of
 from stepagent.formats.tools import function_schema, read_tools
 from stepagent.formats.turns import Style
@@ -47,6 +48,7 @@ def read_messages(
 ) -> Trajectory:
     """The trajectory of a record; name and task are those of a record that has none itself."""
     notes = Notes() if notes is None else notes
+    record = as_messages(record, notes)
     if "messages" in record:
         record = record | {"messages": turn_list(record["messages"], "messages", _FIELDS)}
     found = checked(record, MessagesRecord, notes)

@@ -108,7 +108,9 @@ def checked_trajectory(**fields: Any) -> Trajectory:
     return checked(fields, Trajectory)
 
 
-def read_own(record: dict[str, JsonValue], name: str, task: str) -> Trajectory:
+def read_own(
+    record: dict[str, JsonValue], name: str, task: str, notes: Notes | None = None
+) -> Trajectory:
     """The trajectory of a record that is one already, so that every command reads our own files."""
     parsed = parse(json.dumps(record).encode() + b"\n", Trajectory)
     if isinstance(parsed, str):
