@@ -18,9 +18,11 @@ MAX_LINE = 256 * 2**20
 MAX_UNPACKED = 16 * 2**30
 """Bytes that a gzip file may unpack to."""
 MAX_RATIO = 500
-"""How many times its size a gzip file may unpack to; JSON rarely gets beyond 50."""
-FREE_OF_RATIO = 16 * 2**20
-"""Unpacked bytes up to which the ratio does not count."""
+"""How many times its size gzip data may unpack to; JSON rarely gets beyond 50."""
+FREE_OF_RATIO = 4 * 2**20
+"""Unpacked bytes after which the ratio is first looked at, and from then on again and again."""
+MAX_BLANK = 10**6
+"""Blank lines of a file."""
 
 EXPECTED = "expected a file of JSON lines"
 
@@ -71,12 +73,12 @@ def read_lines(path: str | Path) -> Iterator[tuple[int, bytes | str]]:
 
     Blank lines count. Raises `Unreadable`.
     """
-    number = unpacked = 0
+    number = unpacked = blank = 0
     with open_ordinary(path) as raw:
         head = raw.peek(1024)
         _check_kind(head, path)
         packed = head.startswith(_GZIP) or Path(path).suffix == ".gz"
-        size = os.fstat(raw.fileno()).st_size
+        next_check = FREE_OF_RATIO
         try:
             file = gzip.GzipFile(fileobj=raw) if packed else raw
             if packed:
@@ -88,12 +90,15 @@ def read_lines(path: str | Path) -> Iterator[tuple[int, bytes | str]]:
                 if len(line) > MAX_LINE:
                     reason = f"longer than {MAX_LINE >> 20} MiB; expected one record on each line"
                     raise Unreadable(reason, number)
-                if packed:
-                    _check_ratio(unpacked, size, number)
+                if unpacked > next_check and packed:
+                    next_check = unpacked + FREE_OF_RATIO
+                    _check_ratio(unpacked, raw.tell(), number)
                 if number == 1:
                     line = line.removeprefix(_BYTE_ORDER_MARK)
                 if line.strip():
                     yield number, line
+                elif (blank := blank + 1) > MAX_BLANK:
+                    raise Unreadable(f"more than {MAX_BLANK:,} blank lines; {EXPECTED}", number)
         except (EOFError, zlib.error, gzip.BadGzipFile):
             yield number + 1, "damaged or cut-off gzip data; expected a complete .gz file"
         except OSError as error:
@@ -155,11 +160,11 @@ def _check_kind(head: bytes, path: str | Path) -> None:
         raise Unreadable(f"a table in CSV; {EXPECTED}, one object for each row")
 
 
-def _check_ratio(unpacked: int, size: int, number: int) -> None:
-    if unpacked > MAX_UNPACKED or unpacked > max(FREE_OF_RATIO, MAX_RATIO * size):
+def _check_ratio(unpacked: int, packed: int, number: int) -> None:
+    if unpacked > MAX_UNPACKED or unpacked > MAX_RATIO * packed:
         raise Unreadable(
-            f"unpacks to more than {min(MAX_UNPACKED, MAX_RATIO * size) >> 20} MiB, far more than "
-            f"its {size:,} bytes; expected data, not a gzip bomb",
+            f"its first {packed:,} bytes unpack to {unpacked:,}; expected less than "
+            f"{MAX_RATIO} times as many, and {MAX_UNPACKED >> 30} GiB at most",
             number,
         )
 

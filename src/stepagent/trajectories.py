@@ -25,9 +25,6 @@ from stepagent.types import Fragment, Record, Trajectory
 
 R = TypeVar("R", bound=Record)
 
-MAX_DIGITS = 4300
-"""Digits of a whole number; beyond them Python itself neither reads nor writes one."""
-
 _EXPECTED = {
     "string_too_short": "non-empty text",
     "string_pattern_mismatch": "non-empty text",
@@ -167,13 +164,7 @@ def parse(line: bytes, record_type: type[R]) -> R | str:
 
 def check_strict(text: str) -> None:
     """Raises `NotStrictJson` where pydantic is content with the last of equal keys or with NaN."""
-    json.loads(
-        text,
-        object_pairs_hook=_unique_keys,
-        parse_constant=_finite,
-        parse_float=_finite,
-        parse_int=_readable,
-    )
+    json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_finite, parse_float=_finite)
 
 
 def problem_of(error: ValidationError, record_type: type[Record], *, complete: bool = True) -> str:
@@ -205,14 +196,6 @@ def _finite(number: str) -> float:
     if not math.isfinite(float(number)):
         raise NotStrictJson(f"{printable(number)} stands in it; expected finite numbers")
     return float(number)
-
-
-def _readable(number: str) -> int:
-    if len(number) > MAX_DIGITS:
-        raise NotStrictJson(
-            f"a number of {len(number)} digits stands in it; expected {MAX_DIGITS} at most"
-        )
-    return int(number)
 
 
 def _problem(problem: ErrorDetails, record_type: type[Record], *, complete: bool) -> str:

@@ -184,7 +184,7 @@ def _content(message: Message, role: str, place: str, notes: Notes) -> Content:
         found = _call_content(message.content, f"{place}.{field}")
     else:
         found = read_content(message.content, f"{place}.{field}", notes)
-    if role == "agent":
+    if role in ("agent", "call"):
         _note_role(message.role, "assistant", notes)
     notes.dropped["names of messages"] += bool(message.name)
     notes.dropped["ids of calls"] += bool(message.tool_call_id)

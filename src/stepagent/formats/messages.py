@@ -28,7 +28,7 @@ from stepagent.types import Record, Trajectory
 
 TRL = Style(name="messages", reasoning="read")
 OPENAI = Style(name="messages", marks_context=True)
-RESERVED = {"messages", "tools", "id", "task", *SYSTEM_COLUMNS, KEY}
+RESERVED = {"messages", "tools", "functions", "id", "task", *SYSTEM_COLUMNS, KEY}
 _FIELDS = {"from": "role", "value": "content"}
 
 
@@ -53,12 +53,16 @@ def read_messages(
         record = record | {"messages": turn_list(record["messages"], "messages", _FIELDS)}
     found = checked(record, MessagesRecord, notes)
     columns = dict(found.model_extra or {})
+    tools = found.tools
+    if not tools and isinstance(columns.get("functions"), list):
+        tools = columns.pop("functions")
+        notes.renamed["functions to tools"] += 1
     turns = read_turns(found.messages, "messages", notes)
     turns = [*system_turn(columns, turns, notes), *turns]
     header = Header(
         id=id_of(found.id, "id") or name,
         task=found.task or task,
-        tools=read_tools(found.tools, notes),
+        tools=read_tools(tools, notes),
         columns=columns,
     )
     return read_dialogue(turns, TRL, header, found.stepagent)
