@@ -177,3 +177,26 @@ def test_published_dialogues_are_exported_as_they_were(name: str, format: str, f
         written = WRITERS[format](trajectory)
         assert written[field] == record[field]
         assert set(record) <= set(written)
+
+
+def test_nothing_that_a_file_says_steers_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evil = "\x1b]0;owned\x07\u202e\r\n" + "x" * 3000
+    said: dict[str, Any] = {"role": "assistant", "content": f"Thought: {evil}\nAction: a{evil}"}
+    record = {"id": evil, "messages": [{"role": "user", "content": evil}, said]}
+    extra = {"messages": [{"role": "user", "content": "a"}, said | {evil: 1}]}
+    dropped = {"messages": [{"role": "user", "content": "a", evil: ""}, said]}
+    path, out = tmp_path / "\x1b[2Jin.jsonl", tmp_path / "\x1b[2Jout.jsonl"
+    path.write_text(records(record, extra, dropped, record, {"messages": [{"role": evil}]}))
+    call("import", path, "-o", out, "--skip-invalid")
+    printed = capsys.readouterr().out
+    assert all(line.isprintable() for line in printed.split("\n"))
+    assert r"read     instruction  \x1b]0;owned\x07\u202e\r\n" in printed
+    assert max(map(len, printed.splitlines())) < 2200
+
+
+def test_a_long_list_of_places_is_cut(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "chat.jsonl").write_text(records(TRL, *[{"messages": []}] * 12))
+    call("import", tmp_path / "chat.jsonl", "-o", tmp_path / "out.jsonl", "--skip-invalid")
+    assert "(line 2, 3, 4, 5, 6, 7, 8, 9, 10, 11 and 2 more)\n" in capsys.readouterr().out

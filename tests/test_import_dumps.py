@@ -257,6 +257,38 @@ def test_observations_of_an_environment_are_read_as_the_users_or_a_tools(tmp_pat
     assert [m["role"] for m in WRITERS["openai"](found.trajectories[0])["messages"]][2] == "user"
 
 
+@pytest.mark.parametrize(
+    ("flags", "learnt"),
+    [
+        ([{"loss": False}, {"loss": True}, {}], [1]),
+        ([{"loss": False}, {"loss": None}, {}], [1, 2]),
+        ([{"weight": 0}, {"weight": 1}, {}], [1, 2]),
+        ([{"loss": True, "weight": 0}, {"loss": True}, {}], [1]),
+    ],
+)
+def test_turns_that_are_not_to_be_learnt_are_context(
+    tmp_path: Path, flags: list[dict[str, Any]], learnt: list[int]
+) -> None:
+    said = [ASKED, *({"role": "assistant", "content": str(i)} | f for i, f in enumerate(flags))]
+    for record in (
+        {"messages": said},
+        {"conversations": [{"from": m.pop("role"), "value": m.pop("content")} | m
+                           for m in json.loads(json.dumps(said))]},
+    ):  # fmt: skip
+        (trajectory,) = read(tmp_path, lines(record)).trajectories
+        assert [step.action for step in trajectory.steps] == list(map(str, learnt))
+
+
+def test_results_of_tools_and_texts_beside_them_are_all_observed(tmp_path: Path) -> None:
+    result = {"type": "tool_result", "tool_use_id": "c1", "content": "a red wall"}
+    record = calling(function())
+    for role in ("user", "tool", "observation"):
+        content = [result, {"type": "text", "text": "Hurry."}]
+        record["messages"][2] = {"role": role, "content": content}
+        found = read(tmp_path, lines(record))
+        assert told(found)[2] == ("a red wall\n\nHurry.", "", "Done.")
+
+
 def test_calls_of_a_query_and_its_answers_are_one_step(tmp_path: Path) -> None:
     answers = [{"name": "fetch", "arguments": {"what": "cup"}}]
     record = {"id": 3, "query": "Get a cup.", "answers": json.dumps(answers),
@@ -318,6 +350,7 @@ def test_trajectories_of_one_id_are_numbered(tmp_path: Path) -> None:
         ({"chosen": [ASKED, DONE], "rejected": [ASKED, DONE]}, "a preference pair; expected"),
         ({"instruction": "a", "input": "", "output": "b"}, "an instruction and its answer (Alpaca"),
         ({"system": "a", "chat": "USER: b"}, "a dialogue as one text (glaive); expected a list"),
+        ({"data": [{"messages": []}]}, "records inside the field 'data'; expected a file of that"),
         ({"text": "a"}, "plain text without roles; expected a list of messages"),
         (ASKED, "a single message; expected a record with all messages"),
         ({"input": [{"type": "web_search_call"}], "output": []}, "items[0]: expected a message or"),

@@ -118,26 +118,26 @@ def read_turns(messages: Sequence[Message], where: str, notes: Notes) -> list[Tu
     turns: list[Turn] = []
     called = False
     call_id: str | None = None
-    # Flags of what is learnt speak for all turns, as AgentGym has it.
-    flagged = any(message.loss is not None for message in messages)
+    # Where some turns are marked as learnt, as AgentGym does, the others are not.
+    marked = any(message.loss for message in messages)
     for index, message in enumerate(messages):
         place = f"{where}[{index}]"
         role = _role(message, place)
         content = _content(message, role, place, notes)
         if role in ("agent", "call"):
             called, call_id = bool(content.calls), next(iter(content.call_ids), None)
-            learnt = message.loss is True if flagged else message.weight != 0
+            learnt = message.loss is True or (not marked and message.loss is None)
+            learnt = learnt and message.weight != 0
             turns.append(_agent_turn(content, place).model_copy(update={"learnt": learnt}))
             continue
         if content.calls or content.reasoning:
             raise FormatError(f"{place}: expected calls and reasoning of the agent only")
-        seen = [(id, Turn(role="tool", text=text)) for id, text in content.results]
-        if role in ("tool", "answer") and not seen:
-            role = "user" if role == "answer" and not called else "tool"
+        if role == "answer":
+            role = "tool" if called else "user"
             _note_role(message.role, role, notes)
-            seen = [(message.tool_call_id, Turn(role=role, text=content.text))]
-        elif content.text or not seen:
-            seen.append((None, Turn(role=role, text=content.text)))
+        seen = [(id, Turn(role="tool", text=text)) for id, text in content.results]
+        if content.text or not seen:
+            seen.append((message.tool_call_id, Turn(role=role, text=content.text)))
         for answered, _ in seen:
             if answered and call_id and answered != call_id:
                 raise FormatError(

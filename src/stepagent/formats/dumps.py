@@ -41,6 +41,11 @@ def refusal(record: Fields, formats: str) -> str:
     for fields, what in _KNOWN:
         if fields <= record.keys():
             return f"{what}; fields: {_listed(record)}"
+    for key, value in record.items():
+        if isinstance(value, list) and any(
+            isinstance(v, dict) and (is_messages(v) or "conversations" in v) for v in value
+        ):
+            return f"records inside the field {shown(key)}; expected a file of that list alone"
     return (
         f"format not recognised from the fields {_listed(record)}; expected a record in one of the "
         f"formats {formats} (--format names one)"

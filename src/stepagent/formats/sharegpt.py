@@ -7,7 +7,8 @@ ETO's gold dialogues of ALFWorld have no reply: what comes first is all instruct
 AgentGym: `item_id`, and each turn has `loss`, which alone decides what is learnt: true for actions,
 false for the reply "Ok.", null for observations. Actions are "Thought:\n...\n\nAction:\n...".
 
-Other fields, such as `game_file` or `source`, become metadata. The task is ALFWorld's `task_type`,
+Turns may be calls and answers of tools, with `tools` and `system` beside them, as LLaMA-Factory has
+them. Other fields, such as `game_file` or `source`, become metadata. The task is ALFWorld's `task_type`,
 or the id without its number (`webshop_12`).
 """
 
