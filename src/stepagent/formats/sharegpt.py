@@ -8,8 +8,8 @@ AgentGym: `item_id`, and each turn has `loss`, which alone decides what is learn
 false for the reply "Ok.", null for observations. Actions are "Thought:\n...\n\nAction:\n...".
 
 Turns may be calls and answers of tools, with `tools` and `system` beside them, as LLaMA-Factory has
-them. Other fields, such as `game_file` or `source`, become metadata. The task is ALFWorld's `task_type`,
-or the id without its number (`webshop_12`).
+them. Other fields, such as `game_file` or `source`, become metadata. The task is ALFWorld's
+`task_type`, or the id without its number (`webshop_12`).
 """
 
 import re
