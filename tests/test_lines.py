@@ -142,7 +142,7 @@ def test_a_gzip_bomb_ends_before_it_fills_the_memory(
     path = tmp_path / "bomb.jsonl.gz"
     path.write_bytes(gzip.compress(text * (2**23 // len(text))))
     with pytest.raises(
-        TrajectoryError, match=r":\d+: (its first .* bytes unpack|longer|more than 100,000 bl)"
+        TrajectoryError, match=r": (its first .* bytes unpack|longer|more than 100,000 bl)"
     ):
         read_foreign(path)
     with pytest.raises(TrajectoryError, match=r"unpack|longer|blank|not JSON|missing"):

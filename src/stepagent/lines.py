@@ -12,6 +12,7 @@ import stat
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 MAX_LINE = 256 * 2**20
 """Bytes of a line; a list of records on one line counts as one."""
@@ -20,7 +21,7 @@ MAX_UNPACKED = 16 * 2**30
 MAX_RATIO = 500
 """How many times its size gzip data may unpack to; JSON rarely gets beyond 50."""
 FREE_OF_RATIO = 4 * 2**20
-"""Unpacked bytes after which the ratio is first looked at, and from then on again and again."""
+"""Unpacked bytes up to which the ratio does not count."""
 MAX_BLANK = 10**6
 """Blank lines of a file."""
 
@@ -73,26 +74,21 @@ def read_lines(path: str | Path) -> Iterator[tuple[int, bytes | str]]:
 
     Blank lines count. Raises `Unreadable`.
     """
-    number = unpacked = blank = 0
+    number = blank = 0
     with open_ordinary(path) as raw:
         head = raw.peek(1024)
         _check_kind(head, path)
         packed = head.startswith(_GZIP) or Path(path).suffix == ".gz"
-        next_check = FREE_OF_RATIO
         try:
-            file = gzip.GzipFile(fileobj=raw) if packed else raw
+            file = io.BufferedReader(_Unpacked(raw)) if packed else raw
             if packed:
                 _check_kind(file.peek(1024), path)
             # Bytes, since text mode would also end a line at a lone carriage return.
             while line := file.readline(MAX_LINE + 1):
                 number += 1
-                unpacked += len(line)
                 if len(line) > MAX_LINE:
                     reason = f"longer than {MAX_LINE >> 20} MiB; expected one record on each line"
                     raise Unreadable(reason, number)
-                if unpacked > next_check and packed:
-                    next_check = unpacked + FREE_OF_RATIO
-                    _check_ratio(unpacked, raw.tell(), number)
                 if number == 1:
                     line = line.removeprefix(_BYTE_ORDER_MARK)
                 if line.strip():
@@ -160,13 +156,25 @@ def _check_kind(head: bytes, path: str | Path) -> None:
         raise Unreadable(f"a table in CSV; {EXPECTED}, one object for each row")
 
 
-def _check_ratio(unpacked: int, packed: int, number: int) -> None:
-    if unpacked > MAX_UNPACKED or unpacked > MAX_RATIO * packed:
-        raise Unreadable(
-            f"its first {packed:,} bytes unpack to {unpacked:,}; expected less than "
-            f"{MAX_RATIO} times as many, and {MAX_UNPACKED >> 30} GiB at most",
-            number,
-        )
+class _Unpacked(io.RawIOBase):
+    """What gzip data unpacks to, as long as that is within the limits."""
+
+    def __init__(self, packed: io.BufferedReader) -> None:
+        self._packed, self._file, self._size = packed, gzip.GzipFile(fileobj=packed), 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        read = self._file.readinto(buffer)
+        self._size += read
+        allowed = max(FREE_OF_RATIO, MAX_RATIO * self._packed.tell())
+        if self._size > min(allowed, MAX_UNPACKED):
+            raise Unreadable(
+                f"its first {self._packed.tell():,} bytes unpack to {self._size:,}; expected less "
+                f"than {MAX_RATIO} times as many, and {MAX_UNPACKED >> 30} GiB at most"
+            )
+        return read
 
 
 def _failed(error: OSError, expected: str = EXPECTED) -> Unreadable:
