@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stepagent.formats.files import READERS, WRITERS
+from stepagent.formats.tools import function_schema
 from stepagent.types import Step, Trajectory
 from test_trajectories import filled, finite, json_values, texts
 
@@ -22,11 +23,14 @@ TOOL: dict[str, Any] = {
 # Texts that look like something else to an importer.
 tricky = st.sampled_from(
     ["OK", "Ok.", "Thought: a\nAction: b", "Action: b", "a\nAction:", "Thought:\na\n\nAction:\nb",
-     CALL, CALL + " ", '{"name":1}', '{"name":"a","arguments":{"x":1,"x":2}}', "a\n\nb", "\n\n"]
+     "THOUGHT: a\n ACTION: b", "**Action:** b", "<think>a</think>", "<think>a</think>b", "<think>a",
+     "a</think>\nb", CALL, CALL + " ",
+     '{"name":1}', '{"name":"a","arguments":{"x":1,"x":2}}', "a\n\nb", "\n\n"]
 )  # fmt: skip
 any_texts = texts | tricky
 any_filled = (filled | tricky).filter(lambda text: any(not c.isspace() for c in text))
-fields = st.sampled_from(["messages", "eto", "atif", "id", "extra", "reward", "stepagent", "game"])
+fields = st.sampled_from(["messages", "eto", "atif", "id", "extra", "reward", "stepagent", "game",
+                          "system", "system_prompt", "tools", "functions"])  # fmt: skip
 trajectories = st.builds(
     Trajectory,
     id=filled | st.sampled_from(["webshop_3", "boil/1"]),
@@ -43,9 +47,11 @@ trajectories = st.builds(
         min_size=1,
         max_size=4,
     ).map(tuple),
-    tools=st.lists(st.just(TOOL) | st.dictionaries(texts, json_values, max_size=2), max_size=2).map(
-        tuple
-    ),
+    tools=st.lists(
+        st.sampled_from([TOOL, {"name": "f", "parameters": {}}, TOOL["function"]])
+        | st.dictionaries(texts, json_values, max_size=2),
+        max_size=2,
+    ).map(tuple),
     final_observation=any_texts,
     score=st.none() | st.floats(0, 100),
     success=st.none() | st.booleans(),
@@ -71,7 +77,7 @@ def test_openai_keeps_every_message_and_nothing_else(trajectory: Trajectory) -> 
     assert set(record) <= {"messages", "tools"}
     again = there_and_back(trajectory, "openai")
     assert WRITERS["openai"](again) == record
-    assert again.tools == trajectory.tools
+    assert again.tools == tuple(map(function_schema, trajectory.tools))
     assert again.final_observation == trajectory.final_observation
     assert (again.id, again.task, again.score) == ("unnamed", "unknown", None)
 

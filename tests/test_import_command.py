@@ -37,8 +37,19 @@ def test_what_was_exported_is_imported_as_it_was(
     source.write_text(json.dumps([ETO, ETO | {"id": "webshop_8"}]))
     call("import", source, "-o", native)
     assert capsys.readouterr().out == (
-        f"{native}: 2 of 2 records (eto), 4 steps, 2 with a thought; "
-        "2 trajectories with a score, 0 with tools\n"
+        f"{native}: 2 of 2 records (eto)\n"
+        "       2 trajectories\n"
+        "       4 steps\n"
+        "       2 thoughts\n"
+        "       0 tool calls\n"
+        "       0 tools\n"
+        "       0 system messages that begin an instruction\n"
+        "       2 scores\n"
+        "for example, step 1 of 2 of 'webshop_7':\n"
+        "  read     instruction  You are web shopping.\n"
+        "  read     observation  WebShop [SEP] Search\n"
+        "  trained  thought      I search.\n"
+        "  trained  action       search[kettle]\n"
     )
     for format in WRITERS:
         call("export", native, "-o", tmp_path / "out.gz", "--format", format)
@@ -46,7 +57,7 @@ def test_what_was_exported_is_imported_as_it_was(
         assert said == f"{tmp_path}/out.gz: 2 records ({format}), 4 steps\n"
         call("import", tmp_path / "out.gz", "-o", tmp_path / "again.jsonl", "--format", format)
         again = (tmp_path / "again.jsonl").read_bytes()
-        assert capsys.readouterr().out.startswith(f"{tmp_path}/again.jsonl: 2 of 2 records (")
+        assert f"{tmp_path}/again.jsonl: 2 of 2 records (" in capsys.readouterr().out
         assert (again == native.read_bytes()) == (format != "openai")
 
 
@@ -60,8 +71,20 @@ def test_records_that_are_left_out_are_counted_and_listed(
     assert capsys.readouterr().out == (
         "left out: 2 x no agent turn to learn from; expected at least one (line 1, 3)\n"
         "left out: 2 of 4 records in all\n"
-        f"{tmp_path}/out.jsonl: 2 of 4 records (messages), 4 steps, 4 with a thought; "
-        "0 trajectories with a score, 2 with tools\n"
+        "dropped: names of messages (2 x)\n"
+        f"{tmp_path}/out.jsonl: 2 of 4 records (messages)\n"
+        "       2 trajectories\n"
+        "       4 steps\n"
+        "       4 thoughts\n"
+        "       2 tool calls\n"
+        "       1 tools\n"
+        "       2 system messages that begin an instruction\n"
+        "       0 scores\n"
+        "for example, step 1 of 2 of 'chat/2':\n"
+        "  read     instruction  You shop.\n"
+        "  read     observation  A kettle, please.\n"
+        "  trained  thought      I look for it.\n"
+        '  trained  action       {"name":"search","arguments":{"query":"kettle"}}\n'
     )
     written = read_trajectories(tmp_path / "out.jsonl").trajectories
     assert [(t.id, t.task) for t in written] == [("chat/2", "shopping"), ("3", "shopping")]
@@ -154,3 +177,26 @@ def test_published_dialogues_are_exported_as_they_were(name: str, format: str, f
         written = WRITERS[format](trajectory)
         assert written[field] == record[field]
         assert set(record) <= set(written)
+
+
+def test_nothing_that_a_file_says_steers_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evil = "\x1b]0;owned\x07\u202e\r\n" + "x" * 3000
+    said: dict[str, Any] = {"role": "assistant", "content": f"Thought: {evil}\nAction: a{evil}"}
+    record = {"id": evil, "messages": [{"role": "user", "content": evil}, said]}
+    extra = {"messages": [{"role": "user", "content": "a"}, said | {evil: 1}]}
+    dropped = {"messages": [{"role": "user", "content": "a", evil: ""}, said]}
+    path, out = tmp_path / "\x1b[2Jin.jsonl", tmp_path / "\x1b[2Jout.jsonl"
+    path.write_text(records(record, extra, dropped, record, {"messages": [{"role": evil}]}))
+    call("import", path, "-o", out, "--skip-invalid")
+    printed = capsys.readouterr().out
+    assert all(line.isprintable() for line in printed.split("\n"))
+    assert r"read     instruction  \x1b]0;owned\x07\u202e\r\n" in printed
+    assert max(map(len, printed.splitlines())) < 2200
+
+
+def test_a_long_list_of_places_is_cut(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "chat.jsonl").write_text(records(TRL, *[{"messages": []}] * 12))
+    call("import", tmp_path / "chat.jsonl", "-o", tmp_path / "out.jsonl", "--skip-invalid")
+    assert "(line 2, 3, 4, 5, 6, 7, 8, 9, 10, 11 and 2 more)\n" in capsys.readouterr().out

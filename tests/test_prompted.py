@@ -406,7 +406,7 @@ def test_examples_without_thoughts_are_pointed_out_where_thoughts_are_wanted(
         (
             ["evaluate", "--policy", "openai:m-1", "--base-url", "http://127.0.0.1:9/v1",
              "--guide", "{tmp}/none.txt"],
-            "{tmp}/none.txt: No such file or directory",
+            "{tmp}/none.txt: no such file; expected a file of text",
         ),
         (
             ["evaluate", "--policy", "openai:m-1", "--base-url", "http://127.0.0.1:9/v1",

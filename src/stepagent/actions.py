@@ -1,4 +1,4 @@
-"""What an action's text can hold: a thought before it (ReAct), or a tool call."""
+"""What an agent's text can hold: a thought before the action, or a tool call as the action."""
 
 import json
 import re
@@ -68,11 +68,112 @@ def written_call(text: str) -> Call | None:
 
 
 def split_react(text: str) -> Said:
-    """The thought and the action of `Thought: ... Action: ...`; other text is all action."""
-    # The last label counts, since thoughts quote actions; one within a line is no label.
-    labels = list(re.finditer(r"^Action:", text, re.MULTILINE))
-    action = text[labels[-1].end() :].strip() if labels else ""
-    if not action:
-        return Said("", text)
-    thought = text[: labels[-1].start()].strip().removeprefix("Thought:").strip()
-    return Said(thought, action)
+    r"""The thought and the action of `Thought: ...\nAction: ...` or `<think>...</think> ...`.
+
+    A text with neither is all action. A label stands at the start of a line; it may be written in
+    any case, indented, emphasised (`**Action:**`) or numbered (`Action 1:`). What could as well be
+    a line of the action itself, such as `action: push` in YAML, is a label only behind a labelled
+    thought. The action is empty if the text is nothing but a thought in tags.
+    """
+    thinking, rest = split_thinking(text)
+    said = _split_labels(rest)
+    if thinking is None:
+        return said or Said("", text)
+    said = said or Said("", rest.strip())
+    return Said("\n\n".join(filter(None, [thinking, said.thought])), said.action)
+
+
+def split_thinking(text: str) -> tuple[str | None, str]:
+    """The thoughts in `<think>` tags at the start of a text, None without tags, and the rest."""
+    thoughts: list[str] = []
+    end = 0
+    while opened := _OPENED.match(text, end):
+        closing = rf"</{opened['word']}>" if opened["word"] else r"\[/THINK\]"
+        closed = re.compile(closing, re.IGNORECASE).search(text, opened.end())
+        # A thought that is never closed ends where the action is labelled, or not at all.
+        label = None if closed else _action_label(text, opened.end(), after_thought=True)
+        border = closed or label
+        thoughts.append(text[opened.end() : border.start() if border else len(text)].strip())
+        end = closed.end() if closed else label.start() if label else len(text)
+    # Many chat templates open the tag themselves; what was recorded then only closes it.
+    closed = None if thoughts or _OPENED_LATER.search(text) else _CLOSED_ALONE.search(text)
+    if closed and text[closed.end() :].strip():
+        thoughts, end = [text[: closed.start()].strip()], closed.end()
+    return "\n\n".join(filter(None, thoughts)) if thoughts else None, text[end:]
+
+
+def without_label(thought: str) -> str:
+    """A thought without the label before it."""
+    thought = thought.strip()
+    label = _THOUGHT.match(thought)
+    return _content(thought, label, len(thought)) if label else thought
+
+
+def _split_labels(text: str) -> Said | None:
+    """The labelled thought and action of a text; None if no action is labelled."""
+    # The indentation of the first line stays: with it, `Action:` may be a line of YAML.
+    text = text[text.rfind("\n", 0, len(text) - len(text.lstrip())) + 1 :].rstrip()
+    first = _THOUGHT.match(text)
+    label = _action_label(text, first.end() if first else 0, after_thought=first is not None)
+    if label is None:
+        return None
+    return Said(without_label(text[: label.start()]), _content(text, label, len(text)))
+
+
+def _action_label(text: str, start: int, *, after_thought: bool) -> re.Match[str] | None:
+    """The label of the action; None if there is none, or nothing behind it."""
+    labels = [
+        label
+        for label in _ACTION.finditer(text, start)
+        if (after_thought or _is_plain(text, label))
+        # Emphasis that goes on behind the label has to end with the text.
+        and (not label["open"] or text.rstrip().endswith(label["mark"]))
+    ]
+    if not labels:
+        return None
+    # The last one counts, since thoughts quote actions; but a line that an action has in itself
+    # does not outdo the label as it is usually written.
+    best = max(
+        labels,
+        key=lambda label: (
+            label[0] == "Action:",
+            -len(label["indent"]),
+            label["word"][0].isupper(),
+            label.start(),
+        ),
+    )
+    return best if _content(text, best, len(text)) else None
+
+
+def _is_plain(text: str, label: re.Match[str]) -> bool:
+    """Whether this is a label even where no thought has one."""
+    if label["word"].lower() != "action":
+        return False
+    if label.start() == 0 and "\n" not in _content(text, label, len(text)):
+        return True
+    written_large = label["word"][0].isupper() or label["mark"] or label["number"]
+    return not label["indent"] and bool(written_large)
+
+
+def _content(text: str, label: re.Match[str], end: int) -> str:
+    """The text behind a label, without emphasis that began before the label."""
+    content = text[label.end() : end].strip()
+    return content.removesuffix(label["mark"]).strip() if label["open"] else content
+
+
+def _label(words: str) -> str:
+    """The pattern of a label; each repetition is bounded, so that matching takes linear time."""
+    return (
+        r"(?P<indent>[^\S\n]*)(?:\#{1,6}[^\S\n]{0,2})?"
+        rf"(?P<mark>[*_]{{1,3}}|)(?P<word>(?i:{words}))"
+        r"(?P<number>[^\S\n]{0,2}[#(\[]?\d{1,4}[)\]]?|)[^\S\n]{0,2}"
+        r"(?:(?P=mark)[^\S\n]{0,2}[:\uff1a]|[:\uff1a](?P=mark)|(?P<open>[:\uff1a]))"
+    )
+
+
+_THOUGHT = re.compile(_label("thoughts?|think(?:ing)?|reasoning"))
+_ACTION = re.compile("^" + _label("action|act"), re.MULTILINE)
+_TAGS = "(?i:think|thinking|thought|reasoning)"
+_OPENED = re.compile(rf"\s*(?:<(?P<word>{_TAGS})>|\[THINK\])")
+_OPENED_LATER = re.compile(rf"<{_TAGS}>|\[THINK\]")
+_CLOSED_ALONE = re.compile(r"(?i:</(?:think|thinking)>)[^\S\n]*(?:\n|\Z)")

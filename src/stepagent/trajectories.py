@@ -11,7 +11,6 @@ import math
 import os
 import re
 import typing
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +20,10 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from stepagent.atomic import atomic_write
+from stepagent.lines import Unreadable, read_lines
 from stepagent.types import Fragment, Record, Trajectory
 
 R = TypeVar("R", bound=Record)
-
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 _EXPECTED = {
     "string_too_short": "non-empty text",
@@ -142,25 +140,10 @@ def _parsed_lines(path: str | Path, record_type: type[R]) -> Iterator[tuple[int,
 
 def lines_of(path: str | Path) -> Iterator[tuple[int, bytes | str]]:
     """Each line that is not blank, with its number; where data is damaged, the reason instead."""
-    number = 0
     try:
-        with gzip.open(path, "rb") if Path(path).suffix == ".gz" else open(path, "rb") as file:
-            # Bytes, since text mode would also end a line at a lone carriage return.
-            for number, line in enumerate(file, start=1):
-                if number == 1:
-                    line = line.removeprefix(_BYTE_ORDER_MARK)
-                if line.strip():
-                    yield number, line
-    except (EOFError, zlib.error, gzip.BadGzipFile):
-        yield number + 1, "damaged or cut-off gzip data; expected a complete .gz file"
-    except FileNotFoundError:
-        raise error_at(path, "no such file; expected a file of JSON lines") from None
-    except IsADirectoryError:
-        raise error_at(path, "a directory; expected a file of JSON lines") from None
-    except OSError as error:
-        raise error_at(
-            path, f"cannot be read: {error.strerror}; expected a file of JSON lines"
-        ) from None
+        yield from read_lines(path)
+    except Unreadable as error:
+        raise error_at(path, str(error), error.line_number) from None
 
 
 def parse(line: bytes, record_type: type[R]) -> R | str:
@@ -239,8 +222,9 @@ def _problem(problem: ErrorDetails, record_type: type[Record], *, complete: bool
     if kind == "model_type":
         expected = f"a {problem['ctx']['class_name']} object"
     else:
-        expected = _EXPECTED.get(kind) or problem["msg"].removeprefix("Input should be ")
-        expected = expected.format(**problem.get("ctx", {}))
+        expected = problem["msg"].removeprefix("Input should be ")
+        if kind in _EXPECTED:
+            expected = _EXPECTED[kind].format(**problem.get("ctx", {}))
     return f"{field}: expected {expected}, got {shown(value)}".removeprefix(": ")
 
 

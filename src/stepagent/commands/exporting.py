@@ -8,7 +8,7 @@ import tyro
 
 from stepagent.commands.parsing import UsageError, check_new_file, run_command, unknown
 from stepagent.formats.files import WRITERS, write_foreign
-from stepagent.trajectories import read_trajectories
+from stepagent.trajectories import printable, read_trajectories
 
 
 def export_trajectories(
@@ -36,7 +36,9 @@ def export_trajectories(
     trajectories = read_trajectories(file).trajectories
     write_foreign(out, trajectories, format)
     steps = sum(len(trajectory.steps) for trajectory in trajectories)
-    print(f"{out}: {len(trajectories)} records ({format}), {steps} steps")
+    print(
+        f"{printable(str(out), limit=4096)}: {len(trajectories)} records ({format}), {steps} steps"
+    )
 
 
 def main(args: Sequence[str]) -> None:

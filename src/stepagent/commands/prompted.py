@@ -13,11 +13,12 @@ import tyro
 from stepagent.backends.chat import ChatClient, ChatConfig, ChatError, Usage
 from stepagent.commands.parsing import UsageError
 from stepagent.journal import Journal, journal_path
+from stepagent.lines import Unreadable, read_text
 from stepagent.progress import track
 from stepagent.prompting import PromptedPolicy, play
 from stepagent.prompts import PromptFormat
 from stepagent.tasks.base import EnvironmentLost, Task
-from stepagent.trajectories import read_trajectories
+from stepagent.trajectories import printable, read_trajectories
 from stepagent.types import Trajectory
 
 logger = logging.getLogger(__name__)
@@ -121,9 +122,9 @@ def open_prompted(client: ChatClient, config: PromptedConfig, task: Task) -> Pro
 
 def _text(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8").strip()
-    except UnicodeDecodeError:
-        raise UsageError(f"{file}: not text in UTF-8") from None
+        return read_text(file).strip()
+    except Unreadable as error:
+        raise UsageError(f"{printable(str(file), limit=4096)}: {error}") from None
 
 
 def play_all(

@@ -5,15 +5,16 @@ from pathlib import Path
 
 from stepagent.policy import Policy
 from stepagent.renderer import RenderedTrajectory
-from stepagent.trajectories import read_trajectories
+from stepagent.trajectories import printable, read_trajectories
 from stepagent.types import Trajectory
 
 
 def read_demonstrations(file: Path, *, skip_invalid: bool) -> tuple[Trajectory, ...]:
     """The trajectories of a file; prints what `skip_invalid` leaves out."""
     read = read_trajectories(file, skip_invalid=skip_invalid)
+    name = printable(str(file), limit=4096)
     for rejected in read.rejected:
-        print(f"left out: {file}:{rejected.line_number}: {rejected.reason}")
+        print(f"left out: {name}:{rejected.line_number}: {rejected.reason}")
     if read.rejected:
         print(f"left out: {len(read.rejected)} lines in all")
     return read.trajectories
@@ -27,7 +28,7 @@ def render_demonstrations(
         return [policy.render(t) for t in trajectories]
     rendered, left_out = policy.render_fitting(trajectories)
     for reason in left_out:
-        print(f"left out: {reason}")
+        print(f"left out: {printable(reason, limit=4096)}")
     if left_out:
         print(f"left out: {len(left_out)} of {len(trajectories)} trajectories")
     return rendered

@@ -15,10 +15,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue
 
-from stepagent.actions import Call
+from stepagent.formats.content import call_of_fields, text_of
 from stepagent.formats.dialogue import Dialogue, Header, read_dialogue, write_dialogue
-from stepagent.formats.messages import text_of
-from stepagent.formats.records import KEY, Extras, FormatError, checked
+from stepagent.formats.records import KEY, Dumped, Extras, FormatError, Notes, checked
 from stepagent.formats.turns import Style, Turn
 from stepagent.trajectories import shown
 from stepagent.types import NonEmpty, Record, Trajectory
@@ -35,16 +34,16 @@ UNKNOWN_AGENT: dict[str, JsonValue] = {"name": "expert", "version": "unknown"}
 """The format asks who acted; a trajectory of ours does not say."""
 
 
-class AtifCall(Record):
+class AtifCall(Dumped):
     """A tool call."""
 
     tool_call_id: str
     function_name: NonEmpty
-    arguments: dict[str, JsonValue]
+    arguments: JsonValue = None
     extra: JsonValue = None
 
 
-class Result(Record):
+class Result(Dumped):
     """Something that came back."""
 
     source_call_id: str | None = None
@@ -53,13 +52,13 @@ class Result(Record):
     extra: JsonValue = None
 
 
-class Observation(Record):
+class Observation(Dumped):
     """All that came back."""
 
     results: list[Result]
 
 
-class AtifStep(Record):
+class AtifStep(Dumped):
     """What the system, the user or the agent said, and what came back."""
 
     step_id: int
@@ -77,7 +76,7 @@ class AtifStep(Record):
     extra: JsonValue = None
 
 
-class Agent(Record):
+class Agent(Dumped):
     """Who acted."""
 
     name: str
@@ -87,7 +86,7 @@ class Agent(Record):
     extra: dict[str, JsonValue] | None = None
 
 
-class AtifRecord(Record):
+class AtifRecord(Dumped):
     """A whole trajectory."""
 
     schema_version: Annotated[str, Field(pattern=r"^ATIF-v1\.[0-8]$")]
@@ -110,9 +109,12 @@ class OwnFields(Record):
     notes: str | None = None
 
 
-def read_atif(record: dict[str, JsonValue], name: str, task: str) -> Trajectory:
+def read_atif(
+    record: dict[str, JsonValue], name: str, task: str, notes: Notes | None = None
+) -> Trajectory:
     """The trajectory of a record; name and task are those of a record that has none itself."""
-    found = checked(record, AtifRecord)
+    notes = Notes() if notes is None else notes
+    found = checked(record, AtifRecord, notes)
     columns = dict(found.extra or {})
     extras = checked(columns.pop(KEY, {}), Extras)
     agent = found.agent.model_copy(update={"tool_definitions": None})
@@ -124,7 +126,11 @@ def read_atif(record: dict[str, JsonValue], name: str, task: str) -> Trajectory:
         columns=columns,
         kept=kept.model_dump(mode="json", exclude_defaults=True),
     )
-    return read_dialogue(_turns(found.steps), ATIF, header, extras)
+    turns = _turns(found.steps, notes)
+    notes.num_systems += bool(turns) and turns[0].role == "system"
+    for field in ("final_metrics", "continued_trajectory_ref", "subagent_trajectories"):
+        notes.dropped[field] += bool(getattr(found, field))
+    return read_dialogue(turns, ATIF, header, extras)
 
 
 def write_atif(trajectory: Trajectory) -> dict[str, JsonValue]:
@@ -145,14 +151,17 @@ def write_atif(trajectory: Trajectory) -> dict[str, JsonValue]:
     return {key: value for key, value in record.items() if value is not None}
 
 
-def _turns(steps: Sequence[AtifStep]) -> list[Turn]:
+def _turns(steps: Sequence[AtifStep], notes: Notes) -> list[Turn]:
     turns: list[Turn] = []
     for index, step in enumerate(steps):
         place = f"steps[{index}]"
         if step.step_id != index + 1:
-            raise FormatError(f"{place}.step_id: expected {index + 1}, got {step.step_id}")
+            raise FormatError(f"{place}.step_id: expected {index + 1}, got {shown(step.step_id)}")
         if step.is_copied_context:
+            notes.dropped["steps copied as context"] += 1
             continue
+        for field in ("timestamp", "model_name", "reasoning_effort", "metrics", "extra"):
+            notes.dropped[f"{field} of steps"] += bool(getattr(step, field))
         if step.source == "agent":
             turns.append(_agent_turn(step, place))
         else:
@@ -182,11 +191,15 @@ def _agent_turn(step: AtifStep, place: str) -> Turn:
         )
     if not text and not calls:
         raise FormatError(f"{place}: expected a message or a tool call, got neither")
+    call = None
+    for found in calls:
+        at = f"{place}.tool_calls[0].arguments"
+        call = call_of_fields(found.function_name, found.arguments, at)
     return Turn(
         role="agent",
         text=text,
         reasoning=step.reasoning_content or "",
-        call=Call(name=calls[0].function_name, arguments=calls[0].arguments) if calls else None,
+        call=call,
         learnt=step.llm_call_count != 0,
     )
 

@@ -19,6 +19,7 @@ from pydantic import JsonValue, ValidationError
 
 from stepagent.formats.records import Extras, FormatError, StepTexts, checked_trajectory
 from stepagent.formats.turns import Kept, KeptTurn, Style, Turn, read_action, write_action
+from stepagent.trajectories import shown
 from stepagent.types import Step, Trajectory
 
 BLANK_LINE = "\n\n"
@@ -60,8 +61,15 @@ def read_dialogue(
     texts = [read_action(turn) for turn in agent]
     for index, given in extras.steps.items():
         if not index.isdecimal() or int(index) >= len(texts):
-            raise FormatError(f"stepagent.steps: expected indices below {len(texts)}, got {index}")
+            raise FormatError(
+                f"stepagent.steps: expected indices below {len(texts)}, got {shown(index)}"
+            )
         texts[int(index)] = given
+    for step, said in enumerate(texts):
+        if said.thought and not said.action and str(step) not in extras.steps:
+            raise FormatError(
+                f"steps[{step}]: a thought without an action; expected text or a call after it"
+            )
     rewards = extras.rewards or [None] * len(texts)
     if len(rewards) != len(texts):
         raise FormatError(f"stepagent.rewards: expected {len(texts)} numbers, got {len(rewards)}")
@@ -142,8 +150,9 @@ def _grouped(turns: Sequence[Turn]) -> tuple[list[list[Turn]], list[Turn]]:
 def _is_reply(turns: Sequence[Turn], index: int) -> bool:
     """Whether a turn is the agent's mere "OK" to the instruction."""
     said = turns[index]
-    spoken = index == 1 and said.role == "agent" and said.call is None and not said.reasoning
-    return spoken and _is_ok(said.text)
+    if index == 0 or said.role != "agent" or said.call or said.reasoning:
+        return False
+    return all(t.role in ("system", "developer") for t in turns[: index - 1]) and _is_ok(said.text)
 
 
 def _is_ok(text: str) -> bool:
@@ -152,10 +161,11 @@ def _is_ok(text: str) -> bool:
 
 def _texts(turns: Sequence[Turn], *, opening: bool) -> list[str]:
     """What each turn adds to the joint text, which may be nothing."""
-    return [
-        "" if opening and _is_reply(turns, index) else turn.observed()
-        for index, turn in enumerate(turns)
-    ]
+    return [_added(turns, index, opening=opening) for index in range(len(turns))]
+
+
+def _added(turns: Sequence[Turn], index: int, *, opening: bool) -> str:
+    return "" if opening and _is_reply(turns, index) else turns[index].observed()
 
 
 def _joined(turns: Sequence[Turn], *, opening: bool = False) -> str:
@@ -263,7 +273,7 @@ def _restored(
     for turn in kept or ():
         text = turn.text if turn.chars is None else whole[at : at + turn.chars]
         turns.append(Turn(text=text, **turn.model_dump(exclude={"chars", "text"})))
-        added = _texts(turns, opening=index == 0)[-1]
+        added = _added(turns, len(turns) - 1, opening=index == 0)
         at += len(added) + len(BLANK_LINE) * bool(added)
     # Where the format cannot mark context, an agent's turn would be learnt.
     allowed = style.marks_context or style.reply is not None
@@ -278,7 +288,11 @@ def _restored(
 
 def _restored_action(kept: Turn | None, step: Step, style: Style) -> Turn:
     """The kept turn if it still says what the step does, or else the one that is written."""
-    fits = kept and not (kept.reasoning and style.reasoning == "none")
+    fits = (
+        kept
+        and (style.reasoning != "none" or not kept.reasoning)
+        and (style.has_calls or not kept.call)
+    )
     if kept and fits and read_action(kept) == StepTexts(thought=step.thought, action=step.action):
         return kept
     return write_action(step.thought, step.action, style)

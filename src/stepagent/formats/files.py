@@ -1,10 +1,12 @@
 """Files in the formats of other projects: recognised, read, and written.
 
-A file is read as JSON lines, as a list of objects, or as one object, compressed if its name ends in
-`.gz`. All its records have one format, which the fields of the first usable record tell.
+A file is read as JSON lines, as a list of objects, as one object, or as Parquet; gzip is unpacked.
+All its records have one format, which the fields of the first usable record tell.
 """
 
 import json
+import os
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +15,11 @@ from pydantic import JsonValue
 from pydantic_core import from_json
 
 from stepagent.formats.atif import read_atif, write_atif
+from stepagent.formats.dumps import is_messages, refusal
 from stepagent.formats.knowagent import read_knowagent
 from stepagent.formats.messages import read_messages, write_openai, write_trl
-from stepagent.formats.records import JSON, FormatError, read_own
+from stepagent.formats.parquet import is_parquet, read_rows
+from stepagent.formats.records import JSON, FormatError, Notes, read_own
 from stepagent.formats.sharegpt import read_sharegpt, write_agentgym, write_eto
 from stepagent.formats.webshop import read_webshop
 from stepagent.trajectories import (
@@ -25,7 +29,6 @@ from stepagent.trajectories import (
     error_at,
     lines_of,
     parse,
-    printable,
     shown,
     write_lines,
 )
@@ -33,7 +36,7 @@ from stepagent.types import Trajectory
 
 Fields = dict[str, JsonValue]
 
-READERS: dict[str, Callable[[Fields, str, str], Trajectory]] = {
+READERS: dict[str, Callable[[Fields, str, str, Notes | None], Trajectory]] = {
     "messages": read_messages,
     "openai": read_messages,
     "eto": read_sharegpt,
@@ -43,7 +46,7 @@ READERS: dict[str, Callable[[Fields, str, str], Trajectory]] = {
     "knowagent": read_knowagent,
     "trajectories": read_own,
 }
-"""Each takes a record, and the id and the task for one that has none itself."""
+"""Each takes a record, the id and the task for one that has none itself, and takes notes."""
 
 WRITERS: dict[str, Callable[[Trajectory], Fields]] = {
     "messages": write_trl,
@@ -64,35 +67,37 @@ class Imported:
     """What records are counted by: `line` or `record`."""
     rejected: dict[str, list[int]]
     """By reason, the lines or records that were left out for it."""
+    notes: Notes
+    """What was dropped or renamed in those that were not."""
 
 
 def read_foreign(
     path: Path, *, format: str | None = None, task: str | None = None, skip_invalid: bool = False
 ) -> Imported:
-    """All trajectories of a file in another format; each has its own id, and there is at least one.
+    """All trajectories of a file in another format; there is at least one.
 
-    `task` is the task of records that name none; without it the file's name is. The first record
-    that cannot be used raises `TrajectoryError`; with `skip_invalid` all of them are listed.
+    `task` is the task of records that name none; without it the file's name is. Where several have
+    one id, the later ones are numbered: `id#2`. The first record that cannot be used raises
+    `TrajectoryError`; with `skip_invalid` all of them are listed.
     """
-    stem = path.name.removesuffix(".gz").rpartition(".")[0] or path.name
+    # A file name may hold bytes that no text can.
+    name = os.fsencode(path.name).decode(errors="replace").removesuffix(".gz")
+    stem = name.rpartition(".")[0] or name
     places, records = _records(path)
     if any(_is_page(record) for _, record in records):
         records = _gathered(records, stem)
     trajectories: list[Trajectory] = []
     rejected: dict[str, list[int]] = {}
-    place_of_id: dict[str, int] = {}
+    all_notes, ids = Notes(), _Ids()
     for number, record in records:
+        notes = Notes()
         try:
             if isinstance(record, str):
                 raise FormatError(record)
             format = format or _recognised(record)
-            trajectory = READERS[format](record, f"{stem}/{number}", task or stem)
-            if (before := place_of_id.setdefault(trajectory.id, number)) != number:
-                raise FormatError(
-                    f"id: {shown(trajectory.id)} is already on {places} {before}; "
-                    "expected unique ids"
-                )
-            trajectories.append(trajectory)
+            trajectory = READERS[format](record, f"{stem}/{number}", task or stem, notes)
+            trajectories.append(ids.numbered(trajectory, notes))
+            all_notes.add(notes)
         except FormatError as error:
             # Without a format, nothing else in the file can be read either.
             if not skip_invalid or (format is None and not isinstance(record, str)):
@@ -105,8 +110,31 @@ def read_foreign(
         reason = f"none of its {len(records)} records is usable; {reason}"
         raise _error_in(path, places, number, reason)
     return Imported(
-        format=format, trajectories=tuple(trajectories), places=places, rejected=rejected
+        format=format,
+        trajectories=tuple(trajectories),
+        places=places,
+        rejected=rejected,
+        notes=all_notes,
     )
+
+
+class _Ids:
+    """The ids of a file so far; each is used once."""
+
+    def __init__(self) -> None:
+        self._count: Counter[str] = Counter()
+
+    def numbered(self, trajectory: Trajectory, notes: Notes) -> Trajectory:
+        """The trajectory, under an id of its own."""
+        id = trajectory.id
+        while self._count[id]:
+            self._count[trajectory.id] += 1
+            id = f"{trajectory.id}#{self._count[trajectory.id]}"
+        self._count[id] += 1
+        if id == trajectory.id:
+            return trajectory
+        notes.renamed["ids that occur twice to id#2, id#3, ..."] += 1
+        return trajectory.model_copy(update={"id": id})
 
 
 def write_foreign(path: Path, trajectories: Iterable[Trajectory], format: str) -> None:
@@ -137,23 +165,19 @@ def _recognised(record: Fields) -> str:
         case {"schema_version": str(version)} if version.startswith("ATIF"):
             return "atif"
         case {"conversations": list(said)}:
-            flagged = any(isinstance(turn, dict) and "loss" in turn for turn in said)
+            flagged = any(isinstance(turn, dict) and turn.get("loss") is not None for turn in said)
             return "agentgym" if flagged or "item_id" in record else "eto"
         case {"conversations": _}:
             return "agentgym" if "item_id" in record else "eto"
-        case {"messages": _}:
+        case _ if is_messages(record):
             return "messages"
         case {"session": _, "steps": _}:
             return "webshop"
-        case {"input": _, "output": _}:
+        case {"input": str(), "output": str(), **rest} if "instruction" not in rest:
             return "knowagent"
         case {"id": _, "task": _, "instruction": _, "steps": _}:
             return "trajectories"
-    fields = ", ".join(printable(key) for key in list(record)[:8]) or "none"
-    raise FormatError(
-        f"format not recognised from the fields {fields}; expected a record in one of the formats "
-        f"{_names()} (--format names one)"
-    )
+    raise FormatError(refusal(record, _names()))
 
 
 def _is_page(record: Fields | str) -> bool:
@@ -169,6 +193,8 @@ def _gathered(records: list[tuple[int, Fields | str]], stem: str) -> list[tuple[
 
 def _records(path: Path) -> tuple[str, list[tuple[int, Fields | str]]]:
     """What records are counted by, and each with its number, or the reason why it is none."""
+    if is_parquet(path):
+        return "record", [(number, _fields(row)) for number, row in read_rows(path)]
     lines = list(lines_of(path))
     whole = b"".join(line for _, line in lines if isinstance(line, bytes))
     damaged = [(number, line) for number, line in lines if isinstance(line, str)]

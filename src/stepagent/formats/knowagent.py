@@ -10,7 +10,7 @@ import re
 
 from pydantic import JsonValue
 
-from stepagent.formats.records import FormatError, checked, checked_trajectory
+from stepagent.formats.records import FormatError, Notes, checked, checked_trajectory
 from stepagent.types import Record, Trajectory
 
 _HOTPOT = re.compile(r"^(ActionPath|Thought|Action|Observation) \d+:[ ]?", re.MULTILINE)
@@ -24,7 +24,9 @@ class KnowAgentRecord(Record):
     output: str
 
 
-def read_knowagent(record: dict[str, JsonValue], name: str, task: str) -> Trajectory:
+def read_knowagent(
+    record: dict[str, JsonValue], name: str, task: str, notes: Notes | None = None
+) -> Trajectory:
     """The trajectory of a record."""
     found = checked(record, KnowAgentRecord)
     parts = _hotpot(found.output) if _HOTPOT.match(found.output) else _alfworld(found.output)

@@ -14,49 +14,22 @@ Ids of calls are numbered anew, names of user messages are dropped, and `thinkin
 """
 
 import json
-from collections.abc import Sequence
-from typing import Literal
 
 from pydantic import JsonValue
 
 from stepagent.actions import Call
+from stepagent.formats.chat import SYSTEM_COLUMNS, Message, read_turns, system_turn, turn_list
 from stepagent.formats.dialogue import Dialogue, Header, read_dialogue, write_dialogue
-from stepagent.formats.records import JSON, KEY, Extras, FormatError, checked, id_of
-from stepagent.formats.turns import Style, Turn
-from stepagent.trajectories import parse, shown
-from stepagent.types import NonEmpty, Record, Trajectory
+from stepagent.formats.dumps import as_messages
+from stepagent.formats.records import KEY, Extras, Notes, checked, id_of
+from stepagent.formats.tools import function_schema, read_tools
+from stepagent.formats.turns import Style
+from stepagent.types import Record, Trajectory
 
 TRL = Style(name="messages", reasoning="read")
 OPENAI = Style(name="messages", marks_context=True)
-RESERVED = {"messages", "tools", "id", "task", KEY}
-
-
-class Function(Record):
-    """What is called, and with what."""
-
-    name: NonEmpty
-    arguments: JsonValue
-
-
-class ToolCall(Record):
-    """One call of a message."""
-
-    function: Function
-    type: Literal["function"] = "function"
-    id: str | None = None
-
-
-class Message(Record):
-    """One message."""
-
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: JsonValue = None
-    name: str | None = None
-    tool_calls: list[ToolCall] | None = None
-    tool_call_id: str | None = None
-    weight: Literal[0, 1] | None = None
-    reasoning_content: str | None = None
-    thinking: str | None = None
+RESERVED = {"messages", "tools", "functions", "id", "task", *SYSTEM_COLUMNS, KEY}
+_FIELDS = {"from": "role", "value": "content"}
 
 
 class MessagesRecord(Record, extra="allow"):
@@ -70,28 +43,45 @@ class MessagesRecord(Record, extra="allow"):
     stepagent: Extras = Extras()
 
 
-def read_messages(record: dict[str, JsonValue], name: str, task: str) -> Trajectory:
+def read_messages(
+    record: dict[str, JsonValue], name: str, task: str, notes: Notes | None = None
+) -> Trajectory:
     """The trajectory of a record; name and task are those of a record that has none itself."""
-    found = checked(record, MessagesRecord)
+    notes = Notes() if notes is None else notes
+    record = as_messages(record, notes)
+    if "messages" in record:
+        record = record | {"messages": turn_list(record["messages"], "messages", _FIELDS)}
+    found = checked(record, MessagesRecord, notes)
+    columns = dict(found.model_extra or {})
+    tools = found.tools
+    if not tools and isinstance(columns.get("functions"), list):
+        tools = columns.pop("functions")
+        notes.renamed["functions to tools"] += 1
+    turns = read_turns(found.messages, "messages", notes)
+    turns = [*system_turn(columns, turns, notes), *turns]
     header = Header(
         id=id_of(found.id, "id") or name,
         task=found.task or task,
-        tools=_tools(found.tools),
-        columns=found.model_extra or {},
+        tools=read_tools(tools, notes),
+        columns=columns,
     )
-    return read_dialogue(_turns(found.messages), TRL, header, found.stepagent)
+    return read_dialogue(turns, TRL, header, found.stepagent)
 
 
 def write_trl(trajectory: Trajectory) -> dict[str, JsonValue]:
     """The record for TRL; importing it gives the same trajectory."""
     dialogue = write_dialogue(trajectory, TRL, RESERVED)
+    tools = list(trajectory.tools)
+    # Schemas that would be read in another way are kept beside the record.
+    plain = all(function_schema(tool) == tool for tool in tools)
+    extras = dialogue.extras.model_copy(update={"tools": [] if plain else tools})
     return {
         "id": trajectory.id,
         "task": trajectory.task,
         "messages": _messages(dialogue, openai=False),
-        **_tools_field(trajectory),
+        **({"tools": [*tools]} if tools and plain else {}),
         **dialogue.columns,
-        **dialogue.extras.field(),
+        **extras.field(),
     }
 
 
@@ -101,100 +91,13 @@ def write_openai(trajectory: Trajectory) -> dict[str, JsonValue]:
     parallel = {k: v for k, v in dialogue.columns.items() if k == "parallel_tool_calls"}
     return {
         "messages": _messages(dialogue, openai=True),
-        **_tools_field(trajectory),
+        **(
+            {"tools": [function_schema(tool) for tool in trajectory.tools]}
+            if trajectory.tools
+            else {}
+        ),
         **parallel,
     }
-
-
-def text_of(content: JsonValue, place: str) -> str:
-    """The text of a message's content, which may be a list of parts; only text is allowed."""
-    match content:
-        case None:
-            return ""
-        case str():
-            return content
-        case list():
-            return "".join(_part_text(part, f"{place}[{i}]") for i, part in enumerate(content))
-        case _:
-            raise FormatError(f"{place}: expected text, got {shown(content)}")
-
-
-def _part_text(part: JsonValue, place: str) -> str:
-    match part:
-        case {"type": "text", "text": str(text)}:
-            return text
-        case {"type": kind}:
-            raise FormatError(f"{place}: expected a text part, got {shown(kind)}")
-        case _:
-            raise FormatError(f"{place}: expected a text part, got {shown(part)}")
-
-
-def _turns(messages: Sequence[Message]) -> list[Turn]:
-    turns = []
-    call_id = None
-    for index, message in enumerate(messages):
-        place = f"messages[{index}]"
-        text = text_of(message.content, f"{place}.content")
-        calls = message.tool_calls or []
-        if message.role != "assistant":
-            if message.tool_call_id and call_id and message.tool_call_id != call_id:
-                raise FormatError(
-                    f"{place}.tool_call_id: expected that of the call before, {shown(call_id)}, "
-                    f"got {shown(message.tool_call_id)}"
-                )
-            turns.append(Turn(role=message.role, text=text))
-            continue
-        if len(calls) > 1:
-            raise FormatError(
-                f"{place}.tool_calls: expected one call, since a step is one action, "
-                f"got {len(calls)} in parallel"
-            )
-        if not text and not calls:
-            raise FormatError(f"{place}: expected text or a tool call, got neither")
-        call_id = calls[0].id if calls else None
-        turns.append(
-            Turn(
-                role="agent",
-                text=text,
-                reasoning=message.reasoning_content or message.thinking or "",
-                call=_call(calls[0].function, f"{place}.tool_calls[0]") if calls else None,
-                learnt=message.weight != 0,
-            )
-        )
-    return turns
-
-
-def _call(function: Function, place: str) -> Call:
-    arguments = function.arguments
-    if isinstance(arguments, str):
-        parsed = parse(arguments.encode() + b"\n", JSON)
-        if isinstance(parsed, str):
-            raise FormatError(f"{place}.function.arguments: {parsed.split('; expected')[0]}")
-        arguments = parsed.model_extra
-    if not isinstance(arguments, dict):
-        raise FormatError(f"{place}.function.arguments: expected an object, got {shown(arguments)}")
-    return Call(name=function.name, arguments=arguments)
-
-
-class Tools(Record):
-    """The functions that can be called."""
-
-    tools: list[dict[str, JsonValue]]
-
-
-def _tools(tools: JsonValue) -> list[dict[str, JsonValue]]:
-    if not tools:
-        return []
-    if not isinstance(tools, str):
-        return checked({"tools": tools}, Tools).tools
-    parsed = parse(b'{"tools":%b}\n' % tools.encode(), Tools)
-    if isinstance(parsed, str):
-        raise FormatError("tools: expected a list of function schemas, or its JSON text")
-    return parsed.tools
-
-
-def _tools_field(trajectory: Trajectory) -> dict[str, JsonValue]:
-    return {"tools": list(trajectory.tools)} if trajectory.tools else {}
 
 
 def _messages(dialogue: Dialogue, *, openai: bool) -> list[JsonValue]:

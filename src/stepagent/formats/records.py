@@ -5,11 +5,14 @@ from the rest of the record; with it, a trajectory that was exported is imported
 """
 
 import json
+import re
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
 
-from pydantic import Field, JsonValue, ValidationError
+from pydantic import Field, JsonValue, ValidationError, ValidationInfo, model_validator
 
-from stepagent.trajectories import parse, problem_of, shown
+from stepagent.trajectories import parse, printable, problem_of, shown
 from stepagent.types import NonEmpty, Record, Trajectory
 
 R = TypeVar("R", bound=Record)
@@ -22,8 +25,45 @@ class FormatError(ValueError):
     """A record cannot be a trajectory, or the reverse; the message says what was expected."""
 
 
+@dataclass
+class Notes:
+    """What an import made of the records of a file, beside their trajectories."""
+
+    dropped: Counter[str] = field(default_factory=Counter)
+    """How often something was left out, by what it is."""
+    renamed: Counter[str] = field(default_factory=Counter)
+    """How often something got another name, as `old to new`."""
+    num_systems: int = 0
+    """Records that begin with a system message."""
+
+    def add(self, other: "Notes") -> None:
+        """Takes in what was noted of a further record."""
+        self.dropped += other.dropped
+        self.renamed += other.renamed
+        self.num_systems += other.num_systems
+
+
 class JSON(Record, extra="allow"):
     """Any object."""
+
+
+class Dumped(Record):
+    """An object as a program dumped it: fields that are null, or unknown and empty, say nothing."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_empty_fields(cls, value: Any, info: ValidationInfo) -> Any:
+        if not isinstance(value, dict):
+            return value
+        known = {field.alias or name: field for name, field in cls.model_fields.items()}
+        kept = {}
+        for key, entry in value.items():
+            if key not in known and (entry is None or entry in ("", [], {})):
+                if isinstance(info.context, Notes):
+                    info.context.dropped[f"empty {printable(key)}"] += 1
+            elif key not in known or entry is not None or known[key].is_required():
+                kept[key] = entry
+        return kept
 
 
 class StepTexts(Record):
@@ -55,10 +95,10 @@ class Extras(Record):
         return {KEY: held} if held else {}
 
 
-def checked(record: JsonValue, record_type: type[R]) -> R:
+def checked(record: JsonValue, record_type: type[R], notes: Notes | None = None) -> R:
     """The record as its type; what is wrong with it is a `FormatError`."""
     try:
-        return record_type.model_validate(record)
+        return record_type.model_validate(record, context=notes)
     except ValidationError as error:
         raise FormatError(problem_of(error, record_type)) from None
 
@@ -68,12 +108,35 @@ def checked_trajectory(**fields: Any) -> Trajectory:
     return checked(fields, Trajectory)
 
 
-def read_own(record: dict[str, JsonValue], name: str, task: str) -> Trajectory:
+def read_own(
+    record: dict[str, JsonValue], name: str, task: str, notes: Notes | None = None
+) -> Trajectory:
     """The trajectory of a record that is one already, so that every command reads our own files."""
     parsed = parse(json.dumps(record).encode() + b"\n", Trajectory)
     if isinstance(parsed, str):
         raise FormatError(parsed)
     return parsed
+
+
+class _Wrapped(Record):
+    """A value that is not an object, so that it can be read as a record."""
+
+    value: JsonValue
+
+
+def from_text(text: str) -> JsonValue:
+    """What JSON text stands for; a `FormatError` says why it is none."""
+    line = text.strip().encode(errors="surrogatepass")
+    if line.startswith(b"{"):
+        parsed = parse(line + b"\n", JSON)
+        if not isinstance(parsed, str):
+            return dict(parsed.model_extra or {})
+        raise FormatError(parsed.split("; expected")[0])
+    wrapped = parse(b'{"value":%b}\n' % line, _Wrapped)
+    if isinstance(wrapped, str):
+        # A column would count what the text was wrapped in.
+        raise FormatError(re.sub(r" at column \d+", "", wrapped).split("; expected")[0])
+    return wrapped.value
 
 
 def id_of(value: JsonValue, field: str) -> str | None:

@@ -7,18 +7,21 @@ ETO's gold dialogues of ALFWorld have no reply: what comes first is all instruct
 AgentGym: `item_id`, and each turn has `loss`, which alone decides what is learnt: true for actions,
 false for the reply "Ok.", null for observations. Actions are "Thought:\n...\n\nAction:\n...".
 
-Other fields, such as `game_file` or `source`, become metadata. The task is ALFWorld's `task_type`,
-or the id without its number (`webshop_12`).
+Turns may be calls and answers of tools, with `tools` and `system` beside them, as LLaMA-Factory has
+them. Other fields, such as `game_file` or `source`, become metadata. The task is ALFWorld's
+`task_type`, or the id without its number (`webshop_12`).
 """
 
 import re
 from decimal import Decimal
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, JsonValue
 
+from stepagent.formats.chat import SYSTEM_COLUMNS, Message, read_turns, system_turn, turn_list
 from stepagent.formats.dialogue import Dialogue, Header, read_dialogue, write_dialogue
-from stepagent.formats.records import KEY, Extras, FormatError, checked, id_of
+from stepagent.formats.records import KEY, Extras, Notes, checked, id_of
+from stepagent.formats.tools import read_tools
 from stepagent.formats.turns import Style, Turn
 from stepagent.types import Record, Trajectory
 
@@ -30,15 +33,16 @@ AGENTGYM = Style(
     has_calls=False,
     marks_context=True,
 )
-RESERVED = {"conversations", "id", "item_id", "reward", KEY}
+RESERVED = {"conversations", "id", "item_id", "reward", "tools", *SYSTEM_COLUMNS, KEY}
+_OK = re.compile(r"ok(ay)?[.!]?", re.IGNORECASE)
+_FIELDS = {"role": "from", "content": "value"}
 
 
-class Said(Record):
+class Said(Message):
     """One turn."""
 
-    speaker: Literal["human", "gpt", "system"] = Field(alias="from")
-    value: str
-    loss: bool | None = None
+    role: str = Field(alias="from")
+    content: JsonValue = Field(alias="value")
 
 
 class ShareGPTRecord(Record, extra="allow"):
@@ -47,23 +51,45 @@ class ShareGPTRecord(Record, extra="allow"):
     conversations: list[Said]
     id: JsonValue = None
     item_id: JsonValue = None
+    tools: JsonValue = None
     reward: Annotated[float, Field(ge=0, le=1)] | None = None
     stepagent: Extras = Extras()
 
 
-def read_sharegpt(record: dict[str, JsonValue], name: str, task: str) -> Trajectory:
+def read_sharegpt(
+    record: dict[str, JsonValue], name: str, task: str, notes: Notes | None = None
+) -> Trajectory:
     """The trajectory of a record; name and task are those of a record that has none itself."""
-    found = checked(record, ShareGPTRecord)
-    columns = found.model_extra or {}
-    has_loss = any("loss" in said.model_fields_set for said in found.conversations)
-    turns = [
-        _turn(said, index, found, has_loss=has_loss)
-        for index, said in enumerate(found.conversations)
-    ]
+    notes = Notes() if notes is None else notes
+    if "conversations" in record:
+        said = turn_list(record["conversations"], "conversations", _FIELDS)
+        record = record | {"conversations": said}
+    found = checked(record, ShareGPTRecord, notes)
+    columns = dict(found.model_extra or {})
+    flagged = any(turn.loss is not None for turn in found.conversations)
+    turns = read_turns(found.conversations, "conversations", notes)
+    turns = [*system_turn(columns, turns, notes), *turns]
+    if not flagged:
+        turns = _with_reply(turns)
     own = id_of(found.item_id, "item_id") or id_of(found.id, "id") or _text(columns, "game")
-    score = None if found.reward is None else _shifted(found.reward, 2)
-    header = Header(id=own or name, task=_task(own, columns) or task, score=score, columns=columns)
-    return read_dialogue(turns, AGENTGYM if has_loss else ETO, header, found.stepagent)
+    header = Header(
+        id=own or name,
+        task=_task(own, columns) or task,
+        tools=read_tools(found.tools, notes),
+        score=None if found.reward is None else _shifted(found.reward, 2),
+        columns=columns,
+    )
+    return read_dialogue(turns, AGENTGYM if flagged else ETO, header, found.stepagent)
+
+
+def _with_reply(turns: list[Turn]) -> list[Turn]:
+    """The turns; an "OK" to the instruction, which something else follows, is not to be learnt."""
+    at = next((i for i, turn in enumerate(turns) if turn.role == "agent"), 0)
+    spoken = [turn.role for turn in turns[:at] if turn.role not in ("system", "developer")]
+    followed = at + 1 < len(turns) and turns[at + 1].role != "agent"
+    if len(spoken) > 1 or at == 0 or not followed or not _OK.fullmatch(turns[at].text.strip()):
+        return turns
+    return [*turns[:at], turns[at].model_copy(update={"learnt": False}), *turns[at + 1 :]]
 
 
 def write_eto(trajectory: Trajectory) -> dict[str, JsonValue]:
@@ -92,19 +118,6 @@ def write_agentgym(trajectory: Trajectory) -> dict[str, JsonValue]:
         **dialogue.columns,
         **_extras(trajectory, dialogue, score=trajectory.score).field(),
     }
-
-
-def _turn(said: Said, index: int, record: ShareGPTRecord, *, has_loss: bool) -> Turn:
-    if said.speaker != "gpt":
-        return Turn(role="user" if said.speaker == "human" else said.speaker, text=said.value)
-    if not said.value:
-        raise FormatError(f"conversations[{index}].value: expected text, got ''")
-    # Without flags, only a reply that something else follows before the next action is no action.
-    is_reply = index == 1 and len(record.conversations) > 2
-    is_reply = is_reply and record.conversations[2].speaker != "gpt"
-    is_ok = re.fullmatch(r"ok(ay)?[.!]?", said.value.strip(), re.IGNORECASE) is not None
-    learnt = said.loss is True if has_loss else not (is_reply and is_ok)
-    return Turn(role="agent", text=said.value, learnt=learnt)
 
 
 def _said(turn: Turn) -> dict[str, JsonValue]:

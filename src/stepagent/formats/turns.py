@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field, JsonValue
 
-from stepagent.actions import Call, call_of, split_react
+from stepagent.actions import Call, call_of, split_react, split_thinking, without_label
 from stepagent.formats.records import StepTexts
 from stepagent.types import Record
 
@@ -71,14 +71,18 @@ class Style:
 
 
 def read_action(turn: Turn) -> StepTexts:
-    """The thought and the action of an agent's turn."""
+    """The thought and the action of an agent's turn; the action is empty if there is none."""
     if turn.call:
-        thought = "\n\n".join(filter(None, [turn.reasoning, turn.text]))
+        thinking, text = split_thinking(turn.text)
+        thought = _thoughts(turn.reasoning, thinking or "", without_label(text))
         return StepTexts(thought=thought, action=turn.call.action())
-    if turn.reasoning:
-        return StepTexts(thought=turn.reasoning, action=turn.text)
     said = split_react(turn.text)
-    return StepTexts(thought=said.thought, action=said.action)
+    return StepTexts(thought=_thoughts(turn.reasoning, said.thought), action=said.action)
+
+
+def _thoughts(*thoughts: str) -> str:
+    """All of them, once each: some servers send a thought both as a field and in the text."""
+    return "\n\n".join(filter(None, dict.fromkeys(thoughts)))
 
 
 def write_action(thought: str, action: str, style: Style) -> Turn:

@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue
 
-from stepagent.formats.records import FormatError, checked, checked_trajectory, id_of
+from stepagent.formats.records import FormatError, Notes, checked, checked_trajectory, id_of
 from stepagent.types import NonEmpty, Record, Trajectory
 
 
@@ -59,7 +59,9 @@ class Session(Record, extra="allow"):
     session: JsonValue = None
 
 
-def read_webshop(record: dict[str, JsonValue], name: str, task: str) -> Trajectory:
+def read_webshop(
+    record: dict[str, JsonValue], name: str, task: str, notes: Notes | None = None
+) -> Trajectory:
     """The trajectory of a session; name is that of a session that has none itself."""
     found = checked(record, Session)
     # Equal addresses in a row are one page that was loaded again.

@@ -1,0 +1,88 @@
+"""What one message holds: text, reasoning, calls and their results, as a string or in parts."""
+
+from dataclasses import dataclass, field
+
+from pydantic import JsonValue
+
+from stepagent.actions import Call
+from stepagent.formats.records import FormatError, Notes, from_text
+from stepagent.trajectories import shown
+
+
+@dataclass
+class Content:
+    """The parts of a message by their kinds."""
+
+    text: str = ""
+    reasoning: str = ""
+    calls: list[Call] = field(default_factory=list)
+    call_ids: list[str] = field(default_factory=list)
+    results: list[tuple[str | None, str]] = field(default_factory=list)
+    """What tools returned: the id of the call, and the text."""
+
+
+def text_of(content: JsonValue, place: str) -> str:
+    """The text of a message's content, which may be a list of parts; only text is allowed."""
+    match content:
+        case None:
+            return ""
+        case str():
+            return content
+        case list():
+            return "".join(_part_text(part, f"{place}[{i}]") for i, part in enumerate(content))
+        case _:
+            raise FormatError(f"{place}: expected text, got {shown(content)}")
+
+
+def read_content(content: JsonValue, place: str, notes: Notes) -> Content:
+    """A message's content by kinds; raises `FormatError` for what is not text or a call."""
+    if not isinstance(content, list):
+        return Content(text=text_of(content, place))
+    found = Content()
+    for index, part in enumerate(content):
+        at = f"{place}[{index}]"
+        match part:
+            case {"type": "thinking", "thinking": str(text)}:
+                found.reasoning += text
+            case {"type": "redacted_thinking"}:
+                notes.dropped["redacted_thinking"] += 1
+            case {"type": "tool_use", "name": str(name)} if isinstance(part, dict):
+                found.calls.append(call_of_fields(name, part.get("input"), f"{at}.input"))
+                if isinstance(used := part.get("id"), str):
+                    found.call_ids.append(used)
+                    notes.dropped["ids of calls"] += 1
+            case {"type": "tool_result"} if isinstance(part, dict):
+                answered = part.get("tool_use_id")
+                returned = text_of(part.get("content"), f"{at}.content")
+                found.results.append((answered if isinstance(answered, str) else None, returned))
+            case _:
+                found.text += _part_text(part, at)
+    return found
+
+
+def call_of_fields(name: JsonValue, arguments: JsonValue, place: str) -> Call:
+    """The call of a function; no arguments, as dumps have it, are null, empty or JSON text."""
+    if not isinstance(name, str) or not name.strip():
+        raise FormatError(f"{place}: expected the name of a function, got {shown(name)}")
+    if isinstance(arguments, str):
+        try:
+            arguments = from_text(arguments) if arguments.strip() else {}
+        except FormatError as error:
+            raise FormatError(f"{place}: {error}") from None
+    if arguments is None or arguments == []:
+        arguments = {}
+    if not isinstance(arguments, dict):
+        raise FormatError(f"{place}: expected an object, got {shown(arguments)}")
+    return Call(name=name, arguments=arguments)
+
+
+def _part_text(part: JsonValue, place: str) -> str:
+    match part:
+        case str():
+            return part
+        case {"type": "text" | "input_text" | "output_text", "text": str(text)}:
+            return text
+        case {"type": kind}:
+            raise FormatError(f"{place}: expected a text part, got {shown(kind)}")
+        case _:
+            raise FormatError(f"{place}: expected a text part, got {shown(part)}")

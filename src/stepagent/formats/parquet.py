@@ -1,0 +1,67 @@
+"""Parquet files, as data sets on the hub have them, row by row; pyarrow reads them.
+
+A column of objects has all of their fields in each row, null where an object has none; nulls are
+therefore left out. What JSON does not have, such as a time, is an error that names the row.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from stepagent.lines import PARQUET, Unreadable, open_ordinary
+from stepagent.trajectories import error_at, printable, shown
+
+_ROWS_AT_ONCE = 256
+
+
+def is_parquet(path: Path) -> bool:
+    """Whether the file begins as Parquet files do; raises `TrajectoryError` if it has no bytes."""
+    try:
+        with open_ordinary(path) as file:
+            return file.read(len(PARQUET)) == PARQUET
+    except Unreadable as error:
+        raise error_at(path, str(error)) from None
+
+
+def read_rows(path: Path) -> Iterator[tuple[int, bytes | str]]:
+    """Each row as a line of JSON with its number, or the reason why it is none."""
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise error_at(
+            path,
+            "a Parquet file, which pyarrow reads; expected it installed (pip install pyarrow), "
+            "or a file of JSON lines",
+        ) from None
+    number = 0
+    try:
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, _line(row)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise error_at(path, f"a damaged Parquet file ({printable(str(error))})") from None
+
+
+def _line(row: dict[str, Any]) -> bytes | str:
+    def refuse(value: object) -> None:
+        raise TypeError(f"a {type(value).__name__}, {shown(str(value))}, stands in it")
+
+    try:
+        text = json.dumps(_without_nulls(row), ensure_ascii=False, default=refuse)
+        return text.encode() + b"\n"
+    except TypeError as error:
+        return f"{error}; expected what JSON has"
+    except (UnicodeEncodeError, ValueError):
+        return "text that is not UTF-8 stands in it; expected UTF-8"
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(v) for key, v in value.items() if v is not None}
+    if isinstance(value, list):
+        return [_without_nulls(entry) for entry in value]
+    return value
