@@ -33,6 +33,20 @@ def model_name(model: str) -> str:
     return Path(model).name if Path(model).is_dir() else model
 
 
+def open_policy(config: TrainConfig, run: Run, unit: str) -> Policy:
+    """The policy of a finished unit.
+
+    An adapter names the place of its base, which may be another one by now: its weights are put on
+    the base where that is today.
+    """
+    folder = run.unit_folder(unit)
+    if not config.lora.rank:
+        return Policy.load(folder, config.compute)
+    policy = Policy.load(base_model(config, run), config.compute, config.lora, seed=config.seed)
+    policy.restore(folder)
+    return policy
+
+
 def make_novice(
     config: TrainConfig,
     run: Run,

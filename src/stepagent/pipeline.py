@@ -15,7 +15,7 @@ from stepagent.demonstrations import collect
 from stepagent.detours import Detours, take_detours
 from stepagent.evaluation import choose_items, panel_hash
 from stepagent.lessons import Lesson, Practice
-from stepagent.novice import make_novice, rendered
+from stepagent.novice import make_novice, open_policy, rendered
 from stepagent.policy import Policy
 from stepagent.reflection import Implicit, Inverse, Learner, MoreSFT
 from stepagent.renderer import RenderedTrajectory
@@ -68,7 +68,7 @@ def _lesson(
     held_out: Sequence[Trajectory],
 ) -> Lesson:
     """What all methods learn from, after the novice was evaluated on dev."""
-    novice = Policy.load(run.unit_folder("sft"), config.compute)
+    novice = open_policy(config, run, "sft")
     lesson = Lesson(
         demonstrations=rendered(run, novice, demonstrations, "reflection"),
         practised=(),
@@ -125,7 +125,7 @@ def _rounds(config: TrainConfig, run: Run, task: Task, method: Method, practice:
             )
         ]
 
-    policy = Policy.load(run.unit_folder("sft"), config.compute)
+    policy = open_policy(config, run, "sft")
     Rounds(
         run=run,
         method=method,

@@ -4,7 +4,7 @@ from stepagent.backends.chat import TooLong
 from stepagent.evaluation import evaluate, likeness
 from stepagent.lessons import Lesson
 from stepagent.local_chat import LocalChat
-from stepagent.novice import base_model, model_name
+from stepagent.novice import base_model, model_name, open_policy
 from stepagent.policy import Policy
 from stepagent.prompting import PromptedPolicy, play
 from stepagent.run import Run, write_json
@@ -62,8 +62,7 @@ def score_on_test(config: TrainConfig, run: Run, task: Task, method: str) -> Non
         if method != "sft" and number == 0:
             episodes = run.read_records("episodes/sft-test.jsonl", Trajectory)
         else:
-            unit = run.unit_folder(f"{method}-round{number}" if number else "sft")
-            policy = Policy.load(unit, config.compute)
+            policy = open_policy(config, run, f"{method}-round{number}" if number else "sft")
             panel = run.read_json("data", "panels.json")["test"]
             result = evaluate(
                 policy,
