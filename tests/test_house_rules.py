@@ -17,7 +17,7 @@ LAYERS = (
     ("chat_template",),
     ("tool_calls",),
     ("renderer",),
-    ("formats", "locks", "outputs"),
+    ("formats", "locks"),
     ("tasks", "backends"),
     ("policy", "journal", "prompts"),
     ("inspection",),

@@ -41,10 +41,11 @@ def test_what_was_exported_is_imported_as_it_was(
         "2 trajectories with a score, 0 with tools\n"
     )
     for format in WRITERS:
-        call("export", native, "-o", tmp_path / "out.gz", "--format", format)
+        call("export", native, "-o", tmp_path / "out.gz", "--format", format, "--overwrite")
         said = capsys.readouterr().out
         assert said == f"{tmp_path}/out.gz: 2 records ({format}), 4 steps\n"
-        call("import", tmp_path / "out.gz", "-o", tmp_path / "again.jsonl", "--format", format)
+        call("import", tmp_path / "out.gz", "-o", tmp_path / "again.jsonl", "--format", format,
+             "--overwrite")  # fmt: skip
         again = (tmp_path / "again.jsonl").read_bytes()
         assert capsys.readouterr().out.startswith(f"{tmp_path}/again.jsonl: 2 of 2 records (")
         assert (again == native.read_bytes()) == (format != "openai")

@@ -41,7 +41,7 @@ def read_json(path: Path) -> Any:
         raise RunError(f"{shown(path)}: no such file; expected the JSON of a run") from None
     except (ValueError, RecursionError) as error:
         reason = printable(str(error), limit=200)
-        raise RunError(f"{shown(path)}: not JSON ({reason}); expected the JSON of a run") from None
+        raise RunError(f"{shown(path)}: not JSON ({reason}); restore it") from None
 
 
 def shown(path: Path) -> str:

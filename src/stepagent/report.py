@@ -20,9 +20,7 @@ from markupsafe import Markup
 from pydantic import JsonValue
 
 from stepagent.atomic import atomic_write
-from stepagent.manifest import shown
-from stepagent.outputs import check_file
-from stepagent.report_runs import PARTS, ReportError, RunView, read_run, visible
+from stepagent.report_runs import ReportError, RunView, read_run, visible
 from stepagent.report_scores import (
     CURVES,
     final_episodes,
@@ -37,7 +35,7 @@ from stepagent.report_scores import (
 )
 from stepagent.types import METHODS, PracticedStep, Trajectory
 
-__all__ = ["ReportError", "RunView", "check_page", "read_run", "write_report"]
+__all__ = ["ReportError", "RunView", "read_run", "write_report"]
 
 MAX_TRAJECTORIES, MAX_PRACTISED, MAX_EPISODES, MAX_TRANSCRIPT = 40, 6000, 20, 50
 """Most trajectories, practised steps, episodes per method and steps per transcript on a page."""
@@ -99,23 +97,6 @@ class EpisodeTable:
     round: int | None
     trajectories: tuple[Trajectory, ...]
     total: int
-
-
-def check_page(runs: Sequence[Path], out: Path, *, overwrite: bool = False) -> None:
-    """Raises `OutputError` unless the page may be put there; an older page may be replaced."""
-    for run in runs:
-        if not run.is_dir():
-            raise ReportError(f"{shown(run)}: no such folder, expected a run folder")
-    inputs = [run / part for run in runs for part in (*PARTS, "demonstrations.jsonl", "summary.md")]
-    inputs += [run / "units" for run in runs]
-    check_file(out, inputs=inputs, overwrite=overwrite or _is_page(out))
-
-
-def _is_page(path: Path) -> bool:
-    if not path.is_file():
-        return False
-    with open(path, "rb") as file:
-        return GENERATOR in file.read(4096)
 
 
 def write_report(runs: Sequence[Path], out: Path) -> None:

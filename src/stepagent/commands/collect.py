@@ -7,6 +7,7 @@ from typing import Annotated
 import tyro
 
 from stepagent.commands.models import TaskChoice, open_task
+from stepagent.commands.outputs import check_file
 from stepagent.commands.parsing import (
     UsageError,
     check_at_least_one,
@@ -26,7 +27,6 @@ from stepagent.commands.prompted import (
 from stepagent.demonstrations import collect, solved
 from stepagent.evaluation import choose_items
 from stepagent.journal import journal_path
-from stepagent.outputs import check_file
 from stepagent.pipeline import PANEL_SEED
 from stepagent.tasks.base import Split
 from stepagent.trajectories import write_jsonl

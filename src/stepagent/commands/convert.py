@@ -8,9 +8,9 @@ import tyro
 
 from stepagent.atomic import atomic_folder
 from stepagent.commands.models import prepare
+from stepagent.commands.outputs import check_folder
 from stepagent.commands.parsing import run_command
 from stepagent.gguf import convert
-from stepagent.outputs import check_folder
 
 
 def convert_file(

@@ -9,6 +9,7 @@ import tyro
 from stepagent.backends.chat import ChatClient
 from stepagent.backends.device import ComputeConfig
 from stepagent.commands.models import TaskChoice, load_policy, open_task, prepare
+from stepagent.commands.outputs import check_file
 from stepagent.commands.parsing import UsageError, check_at_least_one, run_command
 from stepagent.commands.prompted import (
     PROMPTED,
@@ -27,7 +28,6 @@ from stepagent.evaluation import (
     summarize,
 )
 from stepagent.journal import drop_journal, journal_path
-from stepagent.outputs import check_file
 from stepagent.pipeline import PANEL_SEED
 from stepagent.results import interval_text
 from stepagent.tasks.base import Split

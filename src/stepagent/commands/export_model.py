@@ -8,9 +8,10 @@ import tyro
 
 from stepagent.atomic import atomic_folder
 from stepagent.commands.models import local_model, prepare
+from stepagent.commands.outputs import check_folder
 from stepagent.commands.parsing import UsageError, run_command
 from stepagent.export import export_discriminator, export_policy
-from stepagent.outputs import check_folder
+from stepagent.manifest import check_policy
 
 
 def export_model(
@@ -43,7 +44,7 @@ def export_model(
     check_folder(out, inputs=inputs, overwrite=overwrite)
     if not unit.is_dir():
         raise UsageError(f"{unit}: no such folder; expected one such as RUN/units/implicit-round1")
-    local_model(str(unit))
+    check_policy(Path(local_model(str(unit))))
     if discriminator and not (unit / "discriminator").is_dir():
         raise UsageError(f"{unit}: no discriminator; rounds of inverse reflection have one")
     prepare()

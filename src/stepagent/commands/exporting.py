@@ -6,9 +6,9 @@ from typing import Annotated
 
 import tyro
 
+from stepagent.commands.outputs import check_file
 from stepagent.commands.parsing import UsageError, run_command, unknown
 from stepagent.formats.files import WRITERS, write_foreign
-from stepagent.outputs import check_file
 from stepagent.trajectories import read_trajectories
 
 

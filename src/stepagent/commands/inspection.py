@@ -8,11 +8,11 @@ import tyro
 
 from stepagent.backends.device import ComputeConfig
 from stepagent.commands.models import load_policy, prepare
+from stepagent.commands.outputs import check_file
 from stepagent.commands.parsing import run_command
 from stepagent.commands.reading import read_demonstrations, render_demonstrations
 from stepagent.inspection import agreement
 from stepagent.lessons import InspectionConfig, inspect_demonstrations
-from stepagent.outputs import check_file
 from stepagent.trajectories import write_jsonl
 
 DEFAULT, DEFAULT_COMPUTE = InspectionConfig(), ComputeConfig()

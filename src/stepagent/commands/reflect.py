@@ -13,11 +13,11 @@ from stepagent.backends.adapters import LoRAConfig
 from stepagent.backends.device import ComputeConfig
 from stepagent.commands.inputs import model_input
 from stepagent.commands.models import load_policy, local_model, prepare
+from stepagent.commands.outputs import check_no_input
 from stepagent.commands.parsing import CONFIG, UsageError
 from stepagent.commands.reading import read_demonstrations, render_demonstrations
 from stepagent.evaluation import likeness
 from stepagent.lessons import InspectionConfig, Lesson, Practice
-from stepagent.outputs import check_no_input
 from stepagent.policy import Policy
 from stepagent.reflection import Implicit, Inverse, InverseConfig, Learner
 from stepagent.renderer import RenderedTrajectory

@@ -5,8 +5,11 @@ from pathlib import Path
 
 import tyro
 
+from stepagent.commands.outputs import check_file
 from stepagent.commands.parsing import run_command
-from stepagent.report import check_page, write_report
+from stepagent.manifest import shown
+from stepagent.report import GENERATOR, write_report
+from stepagent.report_runs import PARTS, ReportError
 
 
 def report(
@@ -32,6 +35,23 @@ def report(
     check_page(runs, page, overwrite=overwrite)
     write_report(runs, page)
     print(f"Report: {page}")
+
+
+def check_page(runs: Sequence[Path], page: Path, *, overwrite: bool = False) -> None:
+    """Raises `UsageError` unless a report may be put there; an older report may be replaced."""
+    for run in runs:
+        if not run.is_dir():
+            raise ReportError(f"{shown(run)}: no such folder, expected a run folder")
+    parts = (*PARTS, "units", "demonstrations.jsonl", "summary.md")
+    inputs = [run / part for run in runs for part in parts]
+    check_file(page, inputs=inputs, overwrite=overwrite or _is_report(page))
+
+
+def _is_report(page: Path) -> bool:
+    if not page.is_file():
+        return False
+    with open(page, "rb") as file:
+        return GENERATOR in file.read(4096)
 
 
 def main(args: Sequence[str]) -> None:

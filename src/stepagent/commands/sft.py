@@ -12,9 +12,9 @@ from stepagent.backends.adapters import LoRAConfig
 from stepagent.backends.device import ComputeConfig
 from stepagent.backends.training import Metrics, num_batches
 from stepagent.commands.models import load_policy, prepare
+from stepagent.commands.outputs import check_folder
 from stepagent.commands.parsing import UsageError, run_command
 from stepagent.commands.reading import read_demonstrations, render_demonstrations
-from stepagent.outputs import check_folder
 from stepagent.progress import track
 from stepagent.tiny import TinyConfig, build_tiny_model
 

@@ -10,12 +10,14 @@ import tyro
 
 from stepagent.commands.inputs import model_input
 from stepagent.commands.models import local_model, open_task, prepare
+from stepagent.commands.outputs import check_no_input
 from stepagent.commands.parsing import CONFIG, UsageError, unknown
+from stepagent.commands.report import check_page
+from stepagent.manifest import check_policy
 from stepagent.novice import check_novice, model_name, take_novice
-from stepagent.outputs import check_no_input
 from stepagent.pipeline import train
 from stepagent.recipes import RECIPES
-from stepagent.report import check_page, write_report
+from stepagent.report import write_report
 from stepagent.run import Run, to_json
 from stepagent.settings import TrainConfig
 from stepagent.tasks.base import Task
@@ -69,6 +71,8 @@ def main(args: Sequence[str]) -> None:
     task = open_task(config.task)
     page = found.out / "report.html"
     given = [Path(config.model)] if isinstance(config.model, str) else []
+    for model in given:
+        check_policy(model)
     check_no_input(found.out, [*given, *([found.novice] if found.novice else [])])
     try:
         settings = _settings(recipe, config, task)
