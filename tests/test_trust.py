@@ -4,16 +4,25 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from stepagent.manifest import RunError, check_policy
-from stepagent.novice import check_novice, take_novice
+from fakes import demonstrations, random_policy
+from stepagent import cli
+from stepagent.backends.adapters import LoRAConfig
+from stepagent.commands.inputs import model_input
+from stepagent.manifest import RunError, check_policy, write_config
+from stepagent.novice import check_novice, open_policy, take_novice
+from stepagent.policy import Policy
 from stepagent.report import ReportError, read_run, write_report
 from stepagent.results import write_results
 from stepagent.run import Run, read_json, write_json
+from stepagent.settings import TrainConfig
+from stepagent.tasks.scienceworld import ScienceWorldConfig
+from stepagent.trajectories import write_jsonl
 from stepagent.types import AgentAction, PracticedStep, Step, Trajectory
 
 CONFIG = dict.fromkeys(
@@ -344,8 +353,6 @@ def test_a_kill_between_a_unit_and_its_line_in_the_config_loses_nothing(folder: 
     make_run(folder, resume=True)
     with Run(folder, SETTINGS, resume=True) as run:
         config = run.config | {"units": dict([*run.config["units"].items()][:-1])}
-    from stepagent.manifest import write_config
-
     write_config(folder, config)
     with Run(folder, SETTINGS, resume=True) as run:
         assert run.is_done("results")
@@ -408,3 +415,96 @@ def test_equal_runs_have_equal_manifests_whatever_time_they_took(
     different = {name for name in theirs if theirs[name] != again[name]}
     assert different <= {"config.json", "metrics.jsonl"}
     assert os.path.getsize(made / "units" / "results" / "manifest.json") > 0
+
+
+def call(*args: object) -> None:
+    cli.main([str(arg) for arg in args])
+
+
+@pytest.mark.parametrize("adapter", [False, True], ids=["whole model", "adapter"])
+def test_reflection_goes_on_after_everything_was_moved(
+    adapter: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.mkdir()
+    random_policy(scale=2.0).save(old / "novice")
+    write_jsonl(old / "demonstrations.jsonl", demonstrations()[:3])
+    write_jsonl(old / "held-out.jsonl", demonstrations("dev")[:2])
+    args = ["reflect", "--method", "implicit", "--rounds", 2, *(["--lora.rank", 2] * adapter),
+            "--inspection.decoding.max-new-tokens", 4, "--policy"]  # fmt: skip
+
+    def files(folder: Path) -> list[object]:
+        return [folder / "novice", "--demonstrations", folder / "demonstrations.jsonl",
+                "--held-out", folder / "held-out.jsonl", "--out", folder / "run"]  # fmt: skip
+
+    call(*args, *files(old))
+    whole = contents(old / "run")
+    shutil.rmtree(old / "run" / "units" / "implicit-round2")
+    old.rename(new)
+    monkeypatch.chdir(new)
+    call(*args, *files(Path()), "--resume")
+    found = contents(new / "run")
+    different = {name for name in whole if whole[name] != found[name]}
+    allowed = {"config.json", "metrics.jsonl"}
+    if adapter:  # it names the place of its base
+        unit = "units/implicit-round2"
+        allowed |= {f"{unit}/adapter_config.json", f"{unit}/manifest.json"}
+    assert different <= allowed
+    with open(new / "demonstrations.jsonl", "ab") as file:
+        file.write(demonstrations()[5].model_dump_json().encode() + b"\n")
+    with pytest.raises(SystemExit):
+        call(*args, *files(new), "--resume")
+    # Also other weights, under the name that the old ones had.
+    write_jsonl(new / "demonstrations.jsonl", demonstrations()[:3])
+    random_policy(scale=1.0).save(new / "novice")
+    with pytest.raises(SystemExit):
+        call(*args, *files(new), "--resume")
+
+
+def test_an_adapter_of_a_run_is_put_on_its_base_where_that_is_now(tmp_path: Path) -> None:
+    random_policy(scale=2.0).save(tmp_path / "old")
+    lora = LoRAConfig(rank=2)
+    config = TrainConfig(
+        task=ScienceWorldConfig(), model=str(tmp_path / "old"), lora=lora, methods=()
+    )
+    with Run(tmp_path / "run", {}, resume=False) as run:
+        with run.unit("sft") as unit:
+            before = Policy.load(tmp_path / "old", lora=lora, seed=3)
+            for parameter in before.parameters():
+                parameter.data.fill_(0.01)
+            before.save(unit)
+        (tmp_path / "old").rename(tmp_path / "new")
+        found = open_policy(replace(config, model=str(tmp_path / "new")), run, "sft")
+    assert all(bool((p == 0.01).all()) for p in found.parameters())
+
+
+@pytest.mark.parametrize("command", ["inspect", "export-model"])
+def test_flipped_bits_in_a_unit_are_found_by_whoever_opens_it(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Run(tmp_path / "run", {}, resume=False) as run, run.unit("sft") as unit:
+        random_policy(scale=2.0).save(unit)
+    unit = tmp_path / "run" / "units" / "sft"
+    flip(unit / "model.safetensors")
+    write_jsonl(tmp_path / "d.jsonl", demonstrations()[:1])
+    args = {
+        "inspect": ["--policy", unit, "--demonstrations", tmp_path / "d.jsonl", "--out",
+                    tmp_path / "out"],
+        "export-model": [unit, "-o", tmp_path / "out"],
+    }  # fmt: skip
+    with pytest.raises(SystemExit) as ended:
+        call(command, *args[command])
+    assert ended.value.code == 2
+    assert f"{unit}/model.safetensors: not as its unit wrote it" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_folder_is_known_by_content_not_by_place(tmp_path: Path) -> None:
+    random_policy(scale=2.0).save(tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    (tmp_path / "b" / "README.md").write_text("notes")
+    first = model_input(str(tmp_path / "a"))
+    assert model_input(str(tmp_path / "b")) == first
+    flip(tmp_path / "b" / "model.safetensors")
+    assert model_input(str(tmp_path / "b")) != first
+    assert model_input("org/model") == "org/model"
