@@ -12,7 +12,6 @@ made.
 """
 
 import argparse
-import fcntl
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 from learning_tables import Row, filled
 
 from stepagent.atomic import atomic_write
+from stepagent.locks import lock
 from stepagent.recipes import RECIPES
 from stepagent.run import to_json
 from stepagent.types import METHODS
@@ -97,8 +97,7 @@ def _label(method: str, changes: Row) -> str:
 def add(runs: Sequence[Path]) -> None:
     """Adds the rows of finished runs; a row that is there already is replaced."""
     RESULTS.parent.mkdir(exist_ok=True)
-    with open(RESULTS.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # two streams of runs may end at once
+    with lock(RESULTS.with_suffix(".lock"), wait=True):  # two streams of runs may end at once
         _add(runs)
 
 

@@ -52,10 +52,11 @@ def test_what_was_exported_is_imported_as_it_was(
         "  trained  action       search[kettle]\n"
     )
     for format in WRITERS:
-        call("export", native, "-o", tmp_path / "out.gz", "--format", format)
+        call("export", native, "-o", tmp_path / "out.gz", "--format", format, "--overwrite")
         said = capsys.readouterr().out
         assert said == f"{tmp_path}/out.gz: 2 records ({format}), 4 steps\n"
-        call("import", tmp_path / "out.gz", "-o", tmp_path / "again.jsonl", "--format", format)
+        call("import", tmp_path / "out.gz", "-o", tmp_path / "again.jsonl", "--format", format,
+             "--overwrite")  # fmt: skip
         again = (tmp_path / "again.jsonl").read_bytes()
         assert f"{tmp_path}/again.jsonl: 2 of 2 records (" in capsys.readouterr().out
         assert (again == native.read_bytes()) == (format != "openai")

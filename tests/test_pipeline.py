@@ -244,14 +244,14 @@ def test_a_novice_taken_over_learns_as_in_its_own_run(whole: Path, tmp_path: Pat
     rows = {name for name in mine if name.startswith("metrics row")}
     assert {mine[name] for name in rows} <= set(others.values())
     different = {name for name in mine if name not in rows and mine[name] != others[name]}
-    assert different == {"results.json", "summary.md"}  # of one method, not of all
+    # Of one method, not of all.
+    assert different == {"results.json", "summary.md", "units/results/manifest.json"}
     assert any(name.startswith("units/implicit-round2/") for name in mine)
 
 
 def test_a_novice_of_other_settings_is_refused(whole: Path, tmp_path: Path) -> None:
     other = to_json(replace(CONFIG, sft=SFTConfig(epochs=5, optimizer=FAST)))
-    (tmp_path / "begun").mkdir()
-    (tmp_path / "begun" / "config.json").write_text("{}")
+    open_run(tmp_path / "begun", CONFIG).close()
     for folder, settings, message in (
         (whole, {"protocol": {}, "config": other}, "its novice has other settings of --sft"),
         (whole, {"protocol": {"engine": "2"}, "config": other}, "its task has another protocol"),

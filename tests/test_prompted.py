@@ -104,7 +104,7 @@ def test_the_same_command_again_asks_for_nothing_and_more_items_only_for_those(
         assert len(server.requests) == number
         assert out.read_bytes() == first
         assert capsys.readouterr().out == told
-        call("collect", server, out, number=4)
+        call("collect", server, out, "--overwrite", number=4)
         begun = sum(len(request["messages"]) == 2 for request in server.requests[number:])
     assert begun == 2
     assert len(read_trajectories(f"{out}.episodes").trajectories) == 8
@@ -186,7 +186,7 @@ def test_episodes_that_were_paid_for_and_are_not_in_the_output_are_kept(tmp_path
     with ChatServer() as server:
         call("collect", server, out)  # leaves its journal, with every episode
         kept = Path(f"{out}.episodes").read_bytes()
-        call("evaluate", server, out, "--split", "train", "--num-per-group", 1)
+        call("evaluate", server, out, "--split", "train", "--num-per-group", 1, "--overwrite")
     assert len(read_trajectories(out).trajectories) < kept.count(b"\n")
     assert Path(f"{out}.episodes").read_bytes() == kept
 
@@ -251,7 +251,7 @@ def test_other_settings_than_at_the_start_are_refused(
     with ChatServer() as server:
         call("collect", server, out)
         files = {file: file.read_bytes() for file in tmp_path.iterdir()}
-        error = fails(capsys, arguments("collect", server, out, *changed))
+        error = fails(capsys, arguments("collect", server, out, "--overwrite", *changed))
         assert re.search(r"\.episodes: \w+/\d+ was played with \w+ .*, now it is ", error)
     assert {file: file.read_bytes() for file in tmp_path.iterdir()} == files
 
@@ -340,8 +340,8 @@ def test_examples_without_thoughts_are_pointed_out_where_thoughts_are_wanted(
         file = tmp_path / f"{number}.jsonl"
         write_jsonl(file, chosen)
         with ChatServer() as server:
-            call("evaluate", server, tmp_path / "out", "--few-shot", 1, "--demonstrations", file,
-                 *more)  # fmt: skip
+            call("evaluate", server, tmp_path / f"out-{number}", "--few-shot", 1,
+                 "--demonstrations", file, *more)  # fmt: skip
         assert (f"{file}: its steps have no thoughts" in caplog.text) == is_told
 
 

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from stepagent.results import interval_text, write_results
-from stepagent.run import Run, write_json
+from stepagent.run import Run, RunError, write_json
 from stepagent.statistics import Interval
-from stepagent.trajectories import write_jsonl
 from stepagent.types import Step, Trajectory
 
 
@@ -31,8 +30,8 @@ def summary_of(
     with Run(folder, {"seed": 7}, resume=True) as run:
         for method, own in scores.items():
             episodes = [episode(i, score) for i, score in enumerate(own)]
-            write_jsonl(folder / "episodes" / f"{method}-test.jsonl", episodes)
             with run.unit(f"{method}-test") as unit:
+                run.write_records(f"episodes/{method}-test.jsonl", episodes)
                 write_json(unit / "best_round.json", (rounds or {}).get(method, 1))
                 write_json(unit / "metrics.json", {"f1": 0.625} if method == "sft" else {})
         write_results(7, run)
@@ -91,8 +90,8 @@ def test_items_are_paired_by_their_names_not_by_their_order(tmp_path: Path) -> N
     with Run(tmp_path, {}, resume=True) as run:
         for method, order in (("sft", [0, 1, 2, 3]), ("implicit", [3, 2, 1, 0])):
             episodes = [episode(i, 20.0 * i) for i in order]
-            write_jsonl(tmp_path / "episodes" / f"{method}-test.jsonl", episodes)
             with run.unit(f"{method}-test") as unit:
+                run.write_records(f"episodes/{method}-test.jsonl", episodes)
                 write_json(unit / "best_round.json", 1)
                 write_json(unit / "metrics.json", {})
         write_results(0, run)
@@ -116,3 +115,21 @@ def test_an_interval_is_shown_as_far_as_it_is_known() -> None:
     assert interval_text(Interval(None, None, None, 0)) == "-"
     assert interval_text(Interval(12.34, None, None, 1)) == "12.3"
     assert interval_text(Interval(0.5, 0.25, 0.75, 9), percent=True) == "50.0 (25.0 to 75.0) %"
+
+
+@pytest.mark.parametrize("change", ["shorter", "missing", "not listed"])
+def test_results_are_not_made_of_episodes_that_were_changed(tmp_path: Path, change: str) -> None:
+    path = tmp_path / "episodes" / "sft-test.jsonl"
+    with Run(tmp_path, {}, resume=True) as run:
+        with run.unit("sft-test") as unit:
+            if change != "not listed":
+                run.write_records("episodes/sft-test.jsonl", [episode(i, 50) for i in range(3)])
+            write_json(unit / "best_round.json", 0)
+            write_json(unit / "metrics.json", {})
+        if change == "missing":
+            path.unlink()
+        else:
+            path.write_text(episode(0, 75).model_dump_json() + "\n")
+        with pytest.raises(RunError, match=r"^\S+/episodes/sft-test\.jsonl: [^\n]+$"):
+            write_results(0, run)
+    assert not (tmp_path / "results.json").exists()

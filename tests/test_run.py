@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from stepagent.atomic import atomic_folder
-from stepagent.run import Run, RunError, read_json
+from stepagent.run import Run, RunError
 
 SETTINGS: dict[str, Any] = {
     "recipe": "test",
@@ -168,15 +168,14 @@ def test_a_damaged_config_is_an_error_that_names_it(tmp_path: Path) -> None:
 
 
 def test_other_package_versions_are_told_of_when_a_run_is_resumed(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Run(tmp_path, SETTINGS, resume=False).close()
-    config = read_json(tmp_path / "config.json")
-    config["versions"]["torch"] = "1.0"
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    with monkeypatch.context() as patched:
+        patched.setattr("stepagent.run.version", lambda _: "1.0")
+        Run(tmp_path, SETTINGS, resume=False).close()
     with caplog.at_level(logging.WARNING):
         Run(tmp_path, SETTINGS, resume=True).close()
-    assert 'version of torch was "1.0", is now' in caplog.text
+    assert 'version of stepagent was "1.0", is now' in caplog.text
 
 
 def test_facts_of_the_data_are_kept_when_a_run_is_resumed(tmp_path: Path) -> None:

@@ -5,13 +5,14 @@ was killed and is called again finds there what need not be paid for twice. A ki
 last line; that episode is then played again.
 """
 
-import fcntl
 from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import JsonValue
 
-from stepagent.trajectories import read_jsonl
+from stepagent.atomic import disk_errors
+from stepagent.locks import Taken, lock
+from stepagent.trajectories import printable, read_jsonl
 from stepagent.types import Trajectory
 
 LINE_START = b'{"id":'
@@ -40,12 +41,15 @@ class Journal:
     def __init__(self, path: Path) -> None:
         """Opens the file, which may be missing; a last line that was cut off is taken out."""
         self.path = path
-        self._file = open(path, "a+b")  # noqa: SIM115 -- held as long as the journal
+        name = printable(str(path), limit=4096)
+        if path.exists() and not path.is_file():
+            raise JournalError(f"{name}: not an ordinary file; name another --out")
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._file.close()
-            raise JournalError(f"{path}: another process is writing it") from None
+            self._lock = lock(path)
+        except Taken:
+            raise JournalError(f"{name}: another process is writing it") from None
+        # After the lock, for whoever held it before may have removed the file.
+        self._file = open(path, "a+b")  # noqa: SIM115 -- held as long as the journal
         try:
             self._drop_cut_off_line()
             self.episodes = {t.id: t for t in read_jsonl(path, Trajectory)}
@@ -67,11 +71,13 @@ class Journal:
         if self._file.seek(0, 2) == 0:
             self.path.unlink(missing_ok=True)
         self._file.close()
+        self._lock.release()
 
     def add(self, episode: Trajectory) -> None:
         """Writes a finished episode behind the others."""
-        self._file.write(episode.model_dump_json().encode() + b"\n")
-        self._file.flush()
+        with disk_errors(self.path):
+            self._file.write(episode.model_dump_json().encode() + b"\n")
+            self._file.flush()
         self.episodes[episode.id] = episode
 
     def check(self, item: str, settings: Mapping[str, JsonValue]) -> None:

@@ -11,11 +11,11 @@ from typing import Any
 
 from stepagent.algorithms.pretraining import pretrain
 from stepagent.algorithms.sft import sft
-from stepagent.atomic import atomic_write
 from stepagent.backends.training import Metrics
+from stepagent.manifest import RunError, Units, read_config, shown
 from stepagent.policy import Policy
 from stepagent.renderer import RenderedTrajectory
-from stepagent.run import Run, RunError, read_json, read_metrics
+from stepagent.run import Run
 from stepagent.settings import TrainConfig
 from stepagent.tiny import TinyConfig, build_tiny_model
 from stepagent.types import METHODS, Trajectory
@@ -26,6 +26,25 @@ logger = logging.getLogger(__name__)
 def base_model(config: TrainConfig, run: Run) -> str | Path:
     """Where the model is that SFT begins with."""
     return config.model if isinstance(config.model, str) else run.unit_folder("base")
+
+
+def model_name(model: str) -> str:
+    """The id of a model on the hub, or the name of its folder, wherever that is."""
+    return Path(model).name if Path(model).is_dir() else model
+
+
+def open_policy(config: TrainConfig, run: Run, unit: str) -> Policy:
+    """The policy of a finished unit.
+
+    An adapter names the place of its base, which may be another one by now: its weights are put on
+    the base where that is today.
+    """
+    folder = run.unit_folder(unit)
+    if not config.lora.rank:
+        return Policy.load(folder, config.compute)
+    policy = Policy.load(base_model(config, run), config.compute, config.lora, seed=config.seed)
+    policy.restore(folder)
+    return policy
 
 
 def make_novice(
@@ -57,31 +76,34 @@ def _make_base(
         policy.save(folder)
 
 
-UNITS = {
-    "data": ("demonstrations.jsonl", "practice/demonstrations-dev.jsonl"),
-    "base": (),
-    "sft": (),
-    "sft-dev": ("episodes/sft-dev-round0.jsonl",),
-    "sft-test": ("episodes/sft-test.jsonl",),
-}
-"""The units of a run that do not depend on its learners; their files outside of their folders."""
+UNITS = ("data", "base", "sft", "sft-dev", "sft-test")
+"""The units of a run that do not depend on its learners."""
 
 SETTINGS = ("task", "data", "model", "lora", "compute", "pretrain", "sft", "evaluation", "seed")
 """What they depend on."""
 
 
 def check_novice(other: Path, settings: Mapping[str, Any]) -> None:
-    """Raises `RunError` if another run has no novice, or one that these settings do not give."""
+    """Raises `RunError` if another run has no novice, or one that these settings do not give.
+
+    Also if what is to be taken over is not as the other run wrote it.
+    """
     if not (other / "config.json").is_file():
-        raise RunError(f"{other}: no run; expected a folder that stepagent train has written")
-    if not (other / "units" / "sft").is_dir():
-        raise RunError(f"{other}: has no novice yet; expected a run whose SFT is finished")
-    theirs = read_json(other / "config.json")
+        raise RunError(
+            f"{shown(other)}: no run; expected a folder that stepagent train has written"
+        )
+    units, theirs = _units(other)
+    if "sft" not in units.names:
+        raise RunError(f"{shown(other)}: has no novice yet; expected a run whose SFT is finished")
     if theirs.get("protocol") != settings["protocol"]:
-        raise RunError(f"{other}: its task has another protocol")
+        raise RunError(f"{shown(other)}: its task has another protocol")
     for name in SETTINGS:
         if theirs["config"].get(name) != settings["config"][name]:
-            raise RunError(f"{other}: its novice has other settings of --{name}")
+            raise RunError(f"{shown(other)}: its novice has other settings of --{name}")
+    if theirs.get("inputs") != settings.get("inputs"):
+        raise RunError(f"{shown(other)}: its novice began with another model")
+    units.check_rows()
+    units.check_all(UNITS)
 
 
 def take_novice(run: Run, other: Path) -> None:
@@ -89,22 +111,37 @@ def take_novice(run: Run, other: Path) -> None:
 
     `check_novice` comes first.
     """
-    rows = read_metrics(other)
-    for name, facts in read_json(other / "config.json")["data"].items():
+    units, theirs = _units(other)
+    for name, facts in theirs["data"].items():
         if name not in METHODS:
             run.record_data(name, facts)
     run.record_data("novice", {"of": other.name})
-    for unit, files in UNITS.items():
-        if not (other / "units" / unit).is_dir() or run.is_done(unit):
+    rows = units.check_rows().values()
+    for unit in UNITS:
+        if unit not in units.names or run.is_done(unit):
             continue
         with run.unit(unit) as folder:
-            shutil.copytree(other / "units" / unit, folder, dirs_exist_ok=True)
-            for file in files:
-                with atomic_write(run.folder / file) as copy:
-                    copy.write((other / file).read_bytes())
+            for name in units.manifests[unit].files:
+                if (path := Path(name)).is_relative_to(f"units/{unit}"):
+                    copy = folder / path.relative_to(f"units/{unit}")
+                    copy.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(other / name, copy)
+                else:
+                    with run.write(name) as file, open(other / name, "rb") as source:
+                        shutil.copyfileobj(source, file)
             for row in rows:
                 if row["unit"] == unit:
                     run.log(**{k: v for k, v in row.items() if k not in ("unit", "seconds")})
+
+
+def _units(other: Path) -> tuple[Units, dict[str, Any]]:
+    config = read_config(other)
+    if config is None:
+        raise RunError(
+            f"{shown(other)}: an earlier version of StepAgent wrote it and kept no hashes of its "
+            "files; expected a run of this version"
+        )
+    return Units(other, config["units"]), config
 
 
 def rendered(

@@ -7,6 +7,7 @@ Every step is a unit of the run folder: finished ones are skipped when a run is 
 """
 
 from collections.abc import Sequence
+from pathlib import PurePosixPath
 
 from stepagent.atomic import file_hash
 from stepagent.baselines import ETO, GRPO, RFT, SPIN, FinalPPO
@@ -14,7 +15,7 @@ from stepagent.demonstrations import collect
 from stepagent.detours import Detours, take_detours
 from stepagent.evaluation import choose_items, panel_hash
 from stepagent.lessons import Lesson, Practice
-from stepagent.novice import make_novice, rendered
+from stepagent.novice import make_novice, open_policy, rendered
 from stepagent.policy import Policy
 from stepagent.reflection import Implicit, Inverse, Learner, MoreSFT
 from stepagent.renderer import RenderedTrajectory
@@ -25,7 +26,7 @@ from stepagent.run import Run, write_json
 from stepagent.scoring import score_on_dev, score_on_test, score_prompted
 from stepagent.settings import Method, TrainConfig
 from stepagent.tasks.base import Task
-from stepagent.trajectories import read_trajectories, write_jsonl
+from stepagent.trajectories import read_trajectories
 from stepagent.types import Trajectory
 
 PANEL_SEED = 0
@@ -38,6 +39,8 @@ def train(config: TrainConfig, run: Run, task: Task) -> None:
     Each step opens the policy that it needs and lets go of it: one policy is in memory at a time,
     in inverse reflection with its discriminator.
     """
+    if run.is_done("results"):
+        return
     demonstrations, held_out = _data(config, run, task)
     cloned = _of_each_group(task, demonstrations, 0, config.data.sft)
     make_novice(config, run, demonstrations, cloned)
@@ -65,7 +68,7 @@ def _lesson(
     held_out: Sequence[Trajectory],
 ) -> Lesson:
     """What all methods learn from, after the novice was evaluated on dev."""
-    novice = Policy.load(run.unit_folder("sft"), config.compute)
+    novice = open_policy(config, run, "sft")
     lesson = Lesson(
         demonstrations=rendered(run, novice, demonstrations, "reflection"),
         practised=(),
@@ -122,7 +125,7 @@ def _rounds(config: TrainConfig, run: Run, task: Task, method: Method, practice:
             )
         ]
 
-    policy = Policy.load(run.unit_folder("sft"), config.compute)
+    policy = open_policy(config, run, "sft")
     Rounds(
         run=run,
         method=method,
@@ -138,8 +141,7 @@ def _data(
     config: TrainConfig, run: Run, task: Task
 ) -> tuple[tuple[Trajectory, ...], tuple[Trajectory, ...]]:
     """Training demonstrations and the experts of the dev panel."""
-    train_file = run.folder / "demonstrations.jsonl"
-    dev_file = run.folder / "practice" / "demonstrations-dev.jsonl"
+    train_file, dev_file = "demonstrations.jsonl", "practice/demonstrations-dev.jsonl"
     if not run.is_done("data"):
         with run.unit("data") as folder:
             wanted = config.data.sft + config.data.reflection - config.data.shared
@@ -148,20 +150,23 @@ def _data(
             test = choose_items(task, "test", config.data.test, seed=PANEL_SEED)
             for file, chosen in ((train_file, items), (dev_file, dev)):
                 found = collect(task, chosen)
-                write_jsonl(file, found.trajectories)
+                run.write_records(file, found.trajectories)
                 facts = {
-                    "sha256": file_hash(file),
+                    "sha256": file_hash(run.folder / file),
                     "trajectories": len(found.trajectories),
                     "failed": list(found.failed),
                 }
-                run.record_data(file.name, facts)
+                run.record_data(PurePosixPath(file).name, facts)
             panels = {"dev": dev, "test": test}
             write_json(folder / "panels.json", panels)
             run.record_data(
                 "panels",
                 {n: {"sha256": panel_hash(p), "items": len(p)} for n, p in panels.items()},
             )
-    return read_trajectories(train_file).trajectories, read_trajectories(dev_file).trajectories
+    for file in (train_file, dev_file):
+        run.units.check(file)
+    train, dev_experts = (read_trajectories(run.folder / f) for f in (train_file, dev_file))
+    return train.trajectories, dev_experts.trajectories
 
 
 def _of_each_group(

@@ -40,6 +40,9 @@ __all__ = ["ReportError", "RunView", "read_run", "write_report"]
 MAX_TRAJECTORIES, MAX_PRACTISED, MAX_EPISODES, MAX_TRANSCRIPT = 40, 6000, 20, 50
 """Most trajectories, practised steps, episodes per method and steps per transcript on a page."""
 
+GENERATOR = b'<meta name="generator" content="StepAgent report">'
+"""By this a page is known as one."""
+
 
 @dataclass(frozen=True)
 class Attempt:

@@ -1,14 +1,15 @@
 """What the report reads: a run folder as one frozen view.
 
 A part that the run does not have yet is empty here, so an unfinished run can be read at any time.
-A part that is damaged, or a folder that is no run, is one clear line of error.
+A part that is damaged or not as its unit wrote it, or a folder that is no run, is one clear line of
+error. What no finished unit wrote is left out, except the rows of the unit that is being worked on.
 """
 
 import json
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -16,6 +17,7 @@ from typing import Annotated, Any, TypeVar
 from markupsafe import Markup
 from pydantic import BaseModel, BeforeValidator, ConfigDict, JsonValue, TypeAdapter, ValidationError
 
+from stepagent.manifest import MANIFEST, METRICS, RunError, Units, read_config, shown
 from stepagent.trajectories import TrajectoryError, read_jsonl
 from stepagent.types import PracticedStep, Record, Trajectory
 
@@ -109,62 +111,105 @@ class RunView:
     practice: tuple[Practice, ...]
     episodes: tuple[Episodes, ...]
     notes: tuple[str, ...]
-    """What the run does not have yet."""
+    """What the run does not have yet, what was left out of it, whether it was not checked."""
 
 
 def read_run(path: Path) -> RunView:
     """The run in folder `path`, as far as it has got."""
     if not path.is_dir():
-        raise ReportError(f"{path}: no such folder, expected a run folder with config.json")
+        raise ReportError(f"{shown(path)}: no such folder, expected a run folder with config.json")
     if not any((path / part).exists() for part in PARTS):
-        raise ReportError(f"{path}: not a run folder, expected config.json in it")
-    config, results = path / "config.json", path / "results.json"
+        raise ReportError(f"{shown(path)}: not a run folder, expected config.json in it")
+    config = path / "config.json"
+    settings = _parsed(config, Settings) if config.exists() else Settings()
+    try:
+        units = _units(path)
+        finished = set(units.check_rows()) if units else set()
+    except RunError as error:
+        raise ReportError(str(error)) from None
+    found = {name: path / name for name in _names(path)}
+    known = {name: file for name, file in found.items() if not units or units.writer(name)}
     notes = [f"no {part} yet" for part in PARTS if not (path / part).exists()]
-    metrics, cut = _metrics(path / "metrics.jsonl")
+    notes += [
+        f"{name} is of no finished unit and was left out" for name in found if name not in known
+    ]
+    if not units:
+        notes.append("an earlier version wrote it without hashes, so its files are not checked")
+    metrics, cut = _metrics(path / METRICS)
     if cut:
         notes.append("the last line of metrics.jsonl is cut off and was left out")
+    if units:
+        # A method that was stopped has rows of a unit that could not be finished.
+        stopped = {name for name, facts in settings.data.items() if "stopped" in _object(facts)}
+        last = max(finished, default=0)
+        kept = [n in finished or n > last or row.stage in stopped for n, row in metrics]
+        if left_out := kept.count(False):
+            notes.append(f"{left_out} rows of metrics.jsonl are of no finished unit, left out")
+        metrics = [row for row, is_kept in zip(metrics, kept, strict=True) if is_kept]
+    results, summary = known.get("results.json"), known.get("summary.md")
     return RunView(
         path=path,
-        settings=_parsed(config, Settings) if config.exists() else Settings(),
-        results=tuple(_parsed(results, list[Result])) if results.exists() else (),
-        summary=_text(path / "summary.md") if (path / "summary.md").exists() else "",
-        metrics=metrics,
-        demonstrations=_records(path / "demonstrations.jsonl", Trajectory),
-        held_out=_records(path / "practice" / "demonstrations-dev.jsonl", Trajectory),
-        practice=tuple(_practice(path / "practice")),
-        episodes=tuple(_episodes(path / "episodes")),
+        settings=settings,
+        results=tuple(_parsed(results, list[Result])) if results else (),
+        summary=_text(summary) if summary else "",
+        metrics=tuple(row for _, row in metrics),
+        demonstrations=_records(known.get("demonstrations.jsonl"), Trajectory),
+        held_out=_records(known.get("practice/demonstrations-dev.jsonl"), Trajectory),
+        practice=tuple(_practice(known)),
+        episodes=tuple(_episodes(known)),
         notes=tuple(notes),
     )
 
 
-def _practice(folder: Path) -> Iterator[Practice]:
-    found = (re.fullmatch(r"(.+)-round(\d+)\.jsonl", path.name) for path in _files(folder))
+def _units(path: Path) -> Units | None:
+    """The finished units, whose files are as they were written; None if there are no hashes."""
+    config = read_config(path) if (path / "config.json").exists() else None
+    if config is None:
+        if [*path.glob(f"units/*/{MANIFEST}")]:
+            raise RunError(f"{shown(path / 'config.json')}: without its hashes; restore it")
+        return None
+    units = Units(path, config["units"])
+    units.check_all(weights=False)
+    return units
+
+
+def _names(path: Path) -> Iterator[str]:
+    """The files of a run that are shown, by their paths within it."""
+    for name in ("demonstrations.jsonl", "results.json", "summary.md"):
+        if (path / name).exists():
+            yield name
+    for part in ("practice", "episodes"):
+        yield from sorted(f"{part}/{file.name}" for file in (path / part).glob("*.jsonl"))
+
+
+def _object(value: JsonValue) -> dict[str, JsonValue]:
+    return value if isinstance(value, dict) else {}
+
+
+def _practice(files: Mapping[str, Path]) -> Iterator[Practice]:
+    found = (re.fullmatch(r"practice/(.+)-round(\d+)\.jsonl", name) for name in files)
     names = [(match[1], int(match[2]), match[0]) for match in found if match]
     for method, round_number, name in sorted(names):
-        yield Practice(method, round_number, _records(folder / name, PracticedStep))
+        yield Practice(method, round_number, _records(files[name], PracticedStep))
 
 
-def _episodes(folder: Path) -> Iterator[Episodes]:
-    for path in _files(folder):
-        if match := re.fullmatch(r"(.+?)-([^-]+?)(?:-round(\d+))?\.jsonl", path.name):
+def _episodes(files: Mapping[str, Path]) -> Iterator[Episodes]:
+    for name, path in files.items():
+        if match := re.fullmatch(r"episodes/(.+?)-([^-]+?)(?:-round(\d+))?\.jsonl", name):
             round_number = int(match[3]) if match[3] else None
             yield Episodes(match[1], match[2], round_number, _records(path, Trajectory))
 
 
-def _files(folder: Path) -> Iterable[Path]:
-    return sorted(folder.glob("*.jsonl")) if folder.is_dir() else ()
-
-
-def _records(path: Path, record_type: type[T]) -> tuple[T, ...]:
+def _records(path: Path | None, record_type: type[T]) -> tuple[T, ...]:
     try:
-        return read_jsonl(path, record_type) if path.exists() else ()
+        return read_jsonl(path, record_type) if path else ()
     except TrajectoryError as error:
         raise ReportError(str(error)) from None
 
 
-def _metrics(path: Path) -> tuple[tuple[Metrics, ...], bool]:
-    """The rows, and whether the last line was cut off by a run that was killed or is still on."""
-    rows: list[Metrics] = []
+def _metrics(path: Path) -> tuple[list[tuple[int, Metrics]], bool]:
+    """The rows by line, and whether the last one was cut off by a kill or is being written."""
+    rows: list[tuple[int, Metrics]] = []
     lines = _text(path).rstrip("\n").split("\n") if path.exists() and _text(path) else []
     for number, line in enumerate(lines, start=1):
         try:
@@ -177,18 +222,18 @@ def _metrics(path: Path) -> tuple[tuple[Metrics, ...], bool]:
             }
         except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError):
             if number == len(lines):
-                return tuple(rows), True
+                return rows, True
             expected = "an object with stage, round and phase"
-            raise ReportError(f"{path}:{number}: expected {expected} on one line") from None
-        rows.append(Metrics(str(stage), round_number, str(phase), values))
-    return tuple(rows), False
+            raise ReportError(f"{shown(path)}:{number}: expected {expected} on one line") from None
+        rows.append((number, Metrics(str(stage), round_number, str(phase), values)))
+    return rows, False
 
 
 def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
-        raise ReportError(f"{path}: cannot be read: {error.strerror}") from None
+        raise ReportError(f"{shown(path)}: cannot be read: {error.strerror}") from None
 
 
 def _parsed(path: Path, shape: type[S]) -> S:

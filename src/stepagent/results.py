@@ -1,12 +1,11 @@
 """Results of a run, from its test episodes: results.json for programs, summary.md for people."""
 
+import json
 from collections.abc import Sequence
 
-from stepagent.atomic import atomic_write
 from stepagent.evaluation import summarize
-from stepagent.run import Run, read_json, write_json
+from stepagent.run import Run
 from stepagent.statistics import Interval, paired_difference
-from stepagent.trajectories import read_jsonl
 from stepagent.types import METHODS, Trajectory
 
 UNLEARNT = ("zero_shot", "react", "sft")
@@ -17,12 +16,16 @@ REFLECTION = ("implicit", "inverse")
 
 
 def write_results(seed: int, run: Run) -> None:
-    """Writes results.json and summary.md from the test episodes that are there."""
+    """Writes results.json and summary.md from the test episodes of finished units.
+
+    Raises `RunError` if they are not as they were written.
+    """
     episodes: dict[str, Sequence[Trajectory]] = {}
     for method in METHODS:
-        path = run.folder / "episodes" / f"{method}-test.jsonl"
-        if path.exists():
-            episodes[method] = read_jsonl(path, Trajectory)
+        name = f"episodes/{method}-test.jsonl"
+        is_there = run.units.writer(name) or (run.folder / name).exists()
+        if run.is_done(f"{method}-test") and is_there:
+            episodes[method] = run.read_records(name, Trajectory)
     rows = []
     for method, own in episodes.items():
         result = summarize(own)
@@ -46,19 +49,18 @@ def write_results(seed: int, run: Run) -> None:
                     "seed": seed,
                 }
             )
-    write_json(run.folder / "results.json", rows)
-    with atomic_write(run.folder / "summary.md") as file:
-        file.write(summary(run, episodes).encode())
+    with run.unit("results"):
+        with run.write("results.json") as file:
+            file.write(json.dumps(rows, indent=1, allow_nan=False).encode() + b"\n")
+        with run.write("summary.md") as file:
+            file.write(summary(run, episodes).encode())
 
 
 def summary(run: Run, episodes: dict[str, Sequence[Trajectory]]) -> str:
     """A table of the test results and plain words on what beat what."""
     width = max([22, *(len(METHODS[method]) + 2 for method in episodes)])
     lines = [f"{'method':<{width}}{'round':>6}{'score (95 % interval)':>26}{'success':>24}{'n':>6}"]
-    chosen = {
-        method: read_json(run.unit_folder(f"{method}-test") / "best_round.json")
-        for method in episodes
-    }
+    chosen = {method: run.read_json(f"{method}-test", "best_round.json") for method in episodes}
     for method, own in episodes.items():
         result = summarize(own)
         lines.append(
@@ -85,7 +87,7 @@ def summary(run: Run, episodes: dict[str, Sequence[Trajectory]]) -> str:
 
 def _metrics(run: Run, method: str) -> dict[str, float]:
     """The benchmark's own metrics of a tested method."""
-    found: dict[str, float] = read_json(run.unit_folder(f"{method}-test") / "metrics.json")
+    found: dict[str, float] = run.read_json(f"{method}-test", "metrics.json")
     return found
 
 

@@ -18,7 +18,6 @@ from stepagent.policy import Policy
 from stepagent.reflection import Learner
 from stepagent.renderer import RenderedTrajectory
 from stepagent.run import Run, write_json
-from stepagent.trajectories import write_jsonl
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +74,7 @@ class Rounds:
             )
             if rewards is not None:
                 judged = with_rewards(lesson.held_out_practised, lesson.held_out_trees, rewards)
-                write_jsonl(self.run.folder / "practice" / f"{self.unit(number)}.jsonl", judged)
+                self.run.write_records(f"practice/{self.unit(number)}.jsonl", judged)
             write_json(folder / "dev.json", self.evaluate(policy, number))
             policy.save(folder)
             self.learner.save(folder)

@@ -3,13 +3,12 @@
 from stepagent.evaluation import evaluate, likeness
 from stepagent.lessons import Lesson
 from stepagent.local_chat import LocalChat
-from stepagent.novice import base_model
+from stepagent.novice import base_model, model_name, open_policy
 from stepagent.policy import Policy
 from stepagent.prompting import NO_ROOM, PromptedPolicy, play
-from stepagent.run import Run, read_json, write_json
+from stepagent.run import Run, write_json
 from stepagent.settings import PromptMethod, TrainConfig
 from stepagent.tasks.base import Task
-from stepagent.trajectories import read_jsonl, read_trajectories, write_jsonl
 from stepagent.types import Trajectory
 
 
@@ -23,11 +22,11 @@ def score_on_dev(
     number: int,
 ) -> dict[str, float | None]:
     """Logs and returns how the policy does on the dev panel and how close it is to the expert."""
-    panel = read_json(run.unit_folder("data") / "panels.json")["dev"]
+    panel = run.read_json("data", "panels.json")["dev"]
     result = evaluate(
         policy, task, panel, config.evaluation, seed=config.seed, description=f"{method}: dev"
     )
-    write_jsonl(run.folder / "episodes" / f"{method}-dev-round{number}.jsonl", result.episodes)
+    run.write_records(f"episodes/{method}-dev-round{number}.jsonl", result.episodes)
     like = likeness(
         policy,
         lesson.held_out,
@@ -49,9 +48,9 @@ def best_round(run: Run, method: str) -> int:
     """The round with the highest dev score, the earliest of equals; 0 is the novice itself."""
     if method == "sft":
         return 0
-    scores = [read_json(run.unit_folder("sft-dev") / "dev.json")["score"]]
+    scores = [run.read_json("sft-dev", "dev.json")["score"]]
     while run.is_done(unit := f"{method}-round{len(scores)}"):
-        scores.append(read_json(run.unit_folder(unit) / "dev.json")["score"])
+        scores.append(run.read_json(unit, "dev.json")["score"])
     return scores.index(max(scores))
 
 
@@ -60,11 +59,10 @@ def score_on_test(config: TrainConfig, run: Run, task: Task, method: str) -> Non
     number = best_round(run, method)
     with run.unit(f"{method}-test") as folder:
         if method != "sft" and number == 0:
-            episodes = read_jsonl(run.folder / "episodes" / "sft-test.jsonl", Trajectory)
+            episodes = run.read_records("episodes/sft-test.jsonl", Trajectory)
         else:
-            unit = run.unit_folder(f"{method}-round{number}" if number else "sft")
-            policy = Policy.load(unit, config.compute)
-            panel = read_json(run.unit_folder("data") / "panels.json")["test"]
+            policy = open_policy(config, run, f"{method}-round{number}" if number else "sft")
+            panel = run.read_json("data", "panels.json")["test"]
             result = evaluate(
                 policy,
                 task,
@@ -74,7 +72,7 @@ def score_on_test(config: TrainConfig, run: Run, task: Task, method: str) -> Non
                 description=f"{method}: test",
             )
             episodes = result.episodes
-        write_jsonl(run.folder / "episodes" / f"{method}-test.jsonl", episodes)
+        run.write_records(f"episodes/{method}-test.jsonl", episodes)
         write_json(folder / "metrics.json", task.metrics(episodes))
         write_json(folder / "best_round.json", number)
 
@@ -88,16 +86,16 @@ def score_prompted(config: TrainConfig, run: Run, task: Task, method: PromptMeth
         model = base_model(config, run)
         prompted = PromptedPolicy(
             LocalChat(
-                str(config.model) if isinstance(config.model, str) else "base",
+                model_name(config.model) if isinstance(config.model, str) else "base",
                 Policy.load(model, config.compute),
                 max_tokens=config.prompting.max_tokens,
             ),
             task,
             "react",
-            demonstrations=read_trajectories(run.folder / "demonstrations.jsonl").trajectories,
+            demonstrations=run.read_records("demonstrations.jsonl", Trajectory),
             few_shot=config.prompting.few_shot if method == "react" else 0,
         )
-        panel = read_json(run.unit_folder("data") / "panels.json")["test"]
+        panel = run.read_json("data", "panels.json")["test"]
         parallel = config.evaluation.num_parallel
         found = {e.id: e for e in play(prompted, panel, num_parallel=parallel)}
         episodes = tuple(found[item] for item in panel)
@@ -105,6 +103,6 @@ def score_prompted(config: TrainConfig, run: Run, task: Task, method: PromptMeth
             if (reason := str(episode.metadata["stopped"])).startswith(NO_ROOM):
                 run.record_data(method, {"stopped": f"{episode.id}: {reason}"})
                 return
-        write_jsonl(run.folder / "episodes" / f"{method}-test.jsonl", episodes)
+        run.write_records(f"episodes/{method}-test.jsonl", episodes)
         write_json(folder / "metrics.json", task.metrics(episodes))
         write_json(folder / "best_round.json", 0)

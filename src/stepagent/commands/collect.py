@@ -7,10 +7,10 @@ from typing import Annotated
 import tyro
 
 from stepagent.commands.models import TaskChoice, open_task
+from stepagent.commands.outputs import check_file
 from stepagent.commands.parsing import (
     UsageError,
     check_at_least_one,
-    check_new_file,
     run_command,
     unknown,
 )
@@ -40,6 +40,7 @@ def collect_demonstrations(
     *,
     task: TaskChoice,
     out: Path,
+    overwrite: bool = False,
     expert: str = OWN,
     split: Split = "train",
     num_per_group: int = 36,
@@ -62,6 +63,7 @@ def collect_demonstrations(
     Args:
         task: Which task, under which protocol; its own expert has no step limit.
         out: The file; a name that ends in .gz is compressed.
+        overwrite: Replace OUT if it exists.
         expert: The task's own (task), or openai:MODEL on an OpenAI-compatible server.
         split: Which items to choose from.
         num_per_group: Items of each group (task type, kind of question); all, where the split has
@@ -75,7 +77,8 @@ def collect_demonstrations(
         raise UsageError(unknown("expert", expert, [OWN, f"{PREFIX}MODEL"]))
     check_at_least_one("--num-parallel", num_parallel)
     check_at_least_one("--num-per-group", num_per_group)
-    check_new_file(out)
+    check_file(out, inputs=prompted.files, overwrite=overwrite)
+    check_file(journal_path(out), inputs=prompted.files, overwrite=True)
     client = open_client(name, prompted) if name else None
     world = open_task(task)
     played: tuple[Trajectory, ...] = ()

@@ -6,8 +6,10 @@ from typing import Annotated
 
 import tyro
 
+from stepagent.atomic import atomic_folder
 from stepagent.commands.models import prepare
-from stepagent.commands.parsing import check_new_folder, run_command
+from stepagent.commands.outputs import check_folder
+from stepagent.commands.parsing import run_command
 from stepagent.gguf import convert
 
 
@@ -16,6 +18,7 @@ def convert_file(
     /,
     *,
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
+    overwrite: bool = False,
 ) -> None:
     """Writes the model of a GGUF file as a folder of float32 weights, which can be trained.
 
@@ -27,10 +30,12 @@ def convert_file(
     Args:
         file: The GGUF file, of an architecture that transformers reads.
         out: Folder for the model.
+        overwrite: Replace OUT if it exists.
     """
-    check_new_folder(out)
+    check_folder(out, inputs=[file], overwrite=overwrite)
     prepare()
-    convert(file, out)
+    with atomic_folder(out, replace=overwrite) as folder:
+        convert(file, folder)
     print(out)
 
 

@@ -9,7 +9,8 @@ import tyro
 from stepagent.backends.chat import ChatClient
 from stepagent.backends.device import ComputeConfig
 from stepagent.commands.models import TaskChoice, load_policy, open_task, prepare
-from stepagent.commands.parsing import UsageError, check_at_least_one, check_new_file, run_command
+from stepagent.commands.outputs import check_file
+from stepagent.commands.parsing import UsageError, check_at_least_one, run_command
 from stepagent.commands.prompted import (
     PROMPTED,
     PromptedConfig,
@@ -26,7 +27,7 @@ from stepagent.evaluation import (
     panel_hash,
     summarize,
 )
-from stepagent.journal import drop_journal
+from stepagent.journal import drop_journal, journal_path
 from stepagent.pipeline import PANEL_SEED
 from stepagent.results import interval_text
 from stepagent.tasks.base import Split
@@ -40,6 +41,7 @@ def evaluate_policy(
     policy: str,
     task: TaskChoice,
     out: Path,
+    overwrite: bool = False,
     split: Split = "test",
     num_per_group: int = 18,
     seed: int = 0,
@@ -65,6 +67,7 @@ def evaluate_policy(
             OpenAI-compatible server.
         task: Which task, under which protocol.
         out: The file for the episodes; a name that ends in .gz is compressed.
+        overwrite: Replace OUT if it exists.
         split: Which items to choose from.
         num_per_group: Items of each group (task type, kind of question); all, where the split has
             fewer.
@@ -78,7 +81,9 @@ def evaluate_policy(
         raise UsageError(f"{policy}: --decoding is only for local policies; see --temperature")
     check_at_least_one("--num-parallel", config.num_parallel)
     check_at_least_one("--num-per-group", num_per_group)
-    check_new_file(out)
+    inputs = [Path(policy), *prompted.files]
+    check_file(out, inputs=inputs, overwrite=overwrite)
+    check_file(journal_path(out), inputs=inputs, overwrite=True)
     prepare()
     agent = open_client(name, prompted) if name else load_policy(policy, compute)
     world = open_task(task)

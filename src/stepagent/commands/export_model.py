@@ -8,8 +8,10 @@ import tyro
 
 from stepagent.atomic import atomic_folder
 from stepagent.commands.models import local_model, prepare
-from stepagent.commands.parsing import UsageError, check_new_folder, run_command
+from stepagent.commands.outputs import check_folder
+from stepagent.commands.parsing import UsageError, run_command
 from stepagent.export import export_discriminator, export_policy
+from stepagent.manifest import check_policy
 
 
 def export_model(
@@ -19,6 +21,7 @@ def export_model(
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
     merged: bool = False,
     discriminator: bool = False,
+    overwrite: bool = False,
 ) -> None:
     """Writes a model of a run as a Hugging Face folder with a model card.
 
@@ -34,16 +37,18 @@ def export_model(
         out: Folder for the model.
         merged: Write a whole model where an adapter was trained.
         discriminator: The discriminator instead of the policy.
+        overwrite: Replace OUT if it exists.
     """
-    check_new_folder(out)
+    # Beside a unit it would count as one.
+    inputs = [unit.parent if unit.parent.name == "units" else unit]
+    check_folder(out, inputs=inputs, overwrite=overwrite)
     if not unit.is_dir():
         raise UsageError(f"{unit}: no such folder; expected one such as RUN/units/implicit-round1")
-    local_model(str(unit))
+    check_policy(Path(local_model(str(unit))))
     if discriminator and not (unit / "discriminator").is_dir():
         raise UsageError(f"{unit}: no discriminator; rounds of inverse reflection have one")
     prepare()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_folder(out) as folder:
+    with atomic_folder(out, replace=overwrite) as folder:
         if discriminator:
             export_discriminator(unit, folder, merged=merged)
         else:

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import tyro
 
-from stepagent.commands.parsing import UsageError, check_new_file, run_command, unknown
+from stepagent.commands.outputs import check_file
+from stepagent.commands.parsing import UsageError, run_command, unknown
 from stepagent.formats.files import WRITERS, write_foreign
 from stepagent.trajectories import printable, read_trajectories
 
@@ -17,6 +18,7 @@ def export_trajectories(
     *,
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
     format: str,
+    overwrite: bool = False,
 ) -> None:
     """Writes trajectories as another project reads them.
 
@@ -29,10 +31,11 @@ def export_trajectories(
         file: The trajectories.
         out: The file; a name that ends in .gz is compressed.
         format: messages (TRL, Hugging Face), openai, eto, agentgym or atif.
+        overwrite: Replace OUT if it exists.
     """
     if format not in WRITERS:
         raise UsageError(unknown("format", format, WRITERS))
-    check_new_file(out)
+    check_file(out, inputs=[file], overwrite=overwrite)
     trajectories = read_trajectories(file).trajectories
     write_foreign(out, trajectories, format)
     steps = sum(len(trajectory.steps) for trajectory in trajectories)

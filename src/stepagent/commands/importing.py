@@ -7,7 +7,8 @@ from typing import Annotated
 import tyro
 
 from stepagent.actions import call_of
-from stepagent.commands.parsing import UsageError, check_new_file, run_command, unknown
+from stepagent.commands.outputs import check_file
+from stepagent.commands.parsing import UsageError, run_command, unknown
 from stepagent.formats.files import READERS, Imported, read_foreign
 from stepagent.trajectories import printable, shown, write_jsonl
 from stepagent.types import Trajectory
@@ -28,6 +29,7 @@ def import_trajectories(
     format: str | None = None,
     task: str | None = None,
     skip_invalid: bool = False,
+    overwrite: bool = False,
 ) -> None:
     """Turns the records of another project into trajectories.
 
@@ -44,10 +46,11 @@ def import_trajectories(
             trajectories, our own; without it the fields of the first record tell.
         task: Task of records that name none; without it the file's name.
         skip_invalid: Leave out records that cannot be used, and list them by reason.
+        overwrite: Replace OUT if it exists.
     """
     if format is not None and format not in READERS:
         raise UsageError(unknown("format", format, READERS))
-    check_new_file(out)
+    check_file(out, inputs=[file], overwrite=overwrite)
     found = read_foreign(file, format=format, task=task, skip_invalid=skip_invalid)
     write_jsonl(out, found.trajectories)
     for line in summary(found, out):

@@ -8,7 +8,8 @@ import tyro
 
 from stepagent.backends.device import ComputeConfig
 from stepagent.commands.models import load_policy, prepare
-from stepagent.commands.parsing import check_new_file, run_command
+from stepagent.commands.outputs import check_file
+from stepagent.commands.parsing import run_command
 from stepagent.commands.reading import read_demonstrations, render_demonstrations
 from stepagent.inspection import agreement
 from stepagent.lessons import InspectionConfig, inspect_demonstrations
@@ -23,6 +24,7 @@ def inspect(
     demonstrations: Path,
     out: Path,
     skip_invalid: bool = False,
+    overwrite: bool = False,
     seed: int = 0,
     compute: ComputeConfig = DEFAULT_COMPUTE,
     config: Annotated[InspectionConfig, tyro.conf.arg(name="")] = DEFAULT,
@@ -40,11 +42,12 @@ def inspect(
         out: The file for the practised steps; a name that ends in .gz is compressed.
         skip_invalid: Leave out and list lines that are no valid trajectory, and trajectories that
             are longer than the model's context.
+        overwrite: Replace OUT if it exists.
         seed: Of the sampling.
         compute: Device, precision and memory.
         config: How the agent acts.
     """
-    check_new_file(out)
+    check_file(out, inputs=[Path(policy), demonstrations], overwrite=overwrite)
     prepare()
     trajectories = read_demonstrations(demonstrations, skip_invalid=skip_invalid)
     agent = load_policy(policy, compute)

@@ -14,6 +14,7 @@ from stepagent.backends.adapters import LoRAConfig
 from stepagent.backends.device import ComputeConfig
 from stepagent.commands.parsing import UsageError
 from stepagent.gguf import converted
+from stepagent.manifest import check_policy
 from stepagent.policy import Policy
 from stepagent.renderer import Renderer
 from stepagent.settings import TASKS, TaskConfig, make_task
@@ -68,8 +69,12 @@ def load_policy(
     *,
     seed: int = 0,
 ) -> Policy:
-    """The policy of that name; raises `UsageError` if there is none."""
+    """The policy of that name; raises `UsageError` if there is none.
+
+    Raises `RunError` if it is the folder of a unit and not as the unit wrote it.
+    """
     model = local_model(name)
+    check_policy(Path(model))
     try:
         return Policy.load(model, compute, lora, seed=seed)
     except (OSError, SafetensorError, ImportError, ValueError) as error:

@@ -2,7 +2,6 @@
 
 import difflib
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 
 import tyro
 
@@ -34,16 +33,3 @@ def check_at_least_one(option: str, number: int) -> None:
     """Raises `UsageError` for a number of nothing."""
     if number < 1:
         raise UsageError(f"{option} must be at least 1, not {number}")
-
-
-def check_new_folder(folder: Path) -> None:
-    """Raises `UsageError` unless the folder can be made."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"{folder}: exists already; expected the name of a new folder")
-
-
-def check_new_file(file: Path) -> None:
-    """Raises `UsageError` unless a file can be put there; its folder is made."""
-    if file.is_dir():
-        raise UsageError(f"{file}: a folder; expected the name of a file")
-    file.parent.mkdir(parents=True, exist_ok=True)

@@ -46,6 +46,11 @@ class PromptedConfig:
     price_out: float | None = None
     """Price of a million tokens written."""
 
+    @property
+    def files(self) -> list[Path]:
+        """What is read for the prompt."""
+        return [file for file in (self.demonstrations, self.guide) if file]
+
 
 PROMPTED = PromptedConfig()
 

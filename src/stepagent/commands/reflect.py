@@ -11,7 +11,9 @@ from stepagent.algorithms.dpo import DPOConfig
 from stepagent.atomic import file_hash
 from stepagent.backends.adapters import LoRAConfig
 from stepagent.backends.device import ComputeConfig
+from stepagent.commands.inputs import model_input
 from stepagent.commands.models import load_policy, local_model, prepare
+from stepagent.commands.outputs import check_no_input
 from stepagent.commands.parsing import CONFIG, UsageError
 from stepagent.commands.reading import read_demonstrations, render_demonstrations
 from stepagent.evaluation import likeness
@@ -85,6 +87,7 @@ def main(args: Sequence[str]) -> None:
         raise UsageError(
             "--inverse.states rollout: reflect has no environment to act in; stepagent train has"
         )
+    check_no_input(found.out, [Path(found.policy), found.demonstrations, found.held_out])
     prepare()
     model = local_model(found.policy)
     policy = load_policy(model, found.compute, found.lora, seed=found.seed)
@@ -106,19 +109,18 @@ def _rendered(policy: Policy, file: Path, args: Arguments) -> list[RenderedTraje
 
 
 def _settings(args: Arguments, model: str) -> dict[str, Any]:
-    """What has to be the same when the run is resumed, the contents of the inputs included."""
-    files = [args.demonstrations, args.held_out, *sorted(Path(model).glob("*.safetensors"))]
+    """What has to be the same when the run goes on; the inputs by content, not by place."""
     own = {name: to_json(getattr(args, name)) for name in SETTINGS}
     return {
         "recipe": f"reflect --method {args.method}",
         "seed": args.seed,
         "protocol": {},
-        "config": {
-            "rounds": args.rounds,
-            "policy": model,
-            **{name: to_json(value) for name, value in own.items()},
+        "config": {"rounds": args.rounds, **own},
+        "inputs": {
+            "policy": model_input(model),
+            "demonstrations": file_hash(args.demonstrations),
+            "held_out": file_hash(args.held_out),
         },
-        "inputs": {str(file): file_hash(file) for file in files},
     }
 
 

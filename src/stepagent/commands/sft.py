@@ -12,7 +12,8 @@ from stepagent.backends.adapters import LoRAConfig
 from stepagent.backends.device import ComputeConfig
 from stepagent.backends.training import Metrics, num_batches
 from stepagent.commands.models import load_policy, prepare
-from stepagent.commands.parsing import UsageError, check_new_folder, run_command
+from stepagent.commands.outputs import check_folder
+from stepagent.commands.parsing import UsageError, run_command
 from stepagent.commands.reading import read_demonstrations, render_demonstrations
 from stepagent.progress import track
 from stepagent.tiny import TinyConfig, build_tiny_model
@@ -29,6 +30,7 @@ def train_novice(
     compute: ComputeConfig = DEFAULT_COMPUTE,
     lora: LoRAConfig = DEFAULT_LORA,
     skip_invalid: bool = False,
+    overwrite: bool = False,
     seed: int = 0,
     config: Annotated[SFTConfig, tyro.conf.arg(name="sft")] = DEFAULT,
     tiny: TinyConfig = DEFAULT_TINY,
@@ -49,17 +51,18 @@ def train_novice(
         lora: Low-rank adapters instead of the whole model.
         skip_invalid: Leave out and list lines that are no valid trajectory, and trajectories that
             are longer than the model's context.
+        overwrite: Replace OUT if it exists.
         seed: Of the model and the data order.
         config: Settings of the training.
         tiny: Size of the model from scratch.
     """
-    check_new_folder(out)
+    inputs = [demonstrations, *([Path(model)] if model else [])]
+    check_folder(out, inputs=inputs, overwrite=overwrite)
     if lora.rank and model is None:
         raise UsageError("--lora.rank: a model made from scratch has nothing to adapt")
     prepare()
     trajectories = read_demonstrations(demonstrations, skip_invalid=skip_invalid)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_folder(out) as folder:
+    with atomic_folder(out, replace=overwrite) as folder:
         if model is None:
             build_tiny_model(trajectories, tiny, seed=seed, folder=folder)
         policy = load_policy(model or str(folder), compute, lora, seed=seed)

@@ -4,18 +4,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from inspect import getdoc
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
+from stepagent.commands.inputs import model_input
 from stepagent.commands.models import local_model, open_task, prepare
+from stepagent.commands.outputs import check_no_input
 from stepagent.commands.parsing import CONFIG, UsageError, unknown
-from stepagent.novice import check_novice, take_novice
+from stepagent.commands.report import check_page
+from stepagent.manifest import check_policy
+from stepagent.novice import check_novice, model_name, take_novice
 from stepagent.pipeline import train
 from stepagent.recipes import RECIPES
 from stepagent.report import write_report
 from stepagent.run import Run, to_json
 from stepagent.settings import TrainConfig
+from stepagent.tasks.base import Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,23 +69,39 @@ def main(args: Sequence[str]) -> None:
     if config.lora.rank and not isinstance(config.model, str):
         raise UsageError("--lora.rank: a model made from scratch has nothing to adapt")
     task = open_task(config.task)
-    settings = {
-        "recipe": recipe,
-        "seed": config.seed,
-        "protocol": to_json(task.facts()),
-        "config": to_json(config),
-    }
-    if found.novice is not None:
-        check_novice(found.novice, settings)
+    page = found.out / "report.html"
+    given = [Path(config.model)] if isinstance(config.model, str) else []
+    for model in given:
+        check_policy(model)
+    check_no_input(found.out, [*given, *([found.novice] if found.novice else [])])
     try:
+        settings = _settings(recipe, config, task)
+        if found.novice is not None:
+            check_novice(found.novice, settings)
+        if found.out.is_dir():
+            check_page([found.out], page)
         with Run(found.out, settings, resume=found.resume) as run:
             if found.novice is not None:
                 take_novice(run, found.novice)
             train(config, run, task)
-            page = found.out / "report.html"
             write_report([found.out], page)
     finally:
         task.close()
     print()
     print((found.out / "summary.md").read_text(encoding="utf-8"))
     print(f"Report: {page}")
+
+
+def _settings(recipe: str, config: TrainConfig, task: Task) -> dict[str, Any]:
+    """What has to be the same when the run goes on; a model by its content, not its place."""
+    own = to_json(config)
+    inputs = {}
+    if isinstance(config.model, str):
+        own["model"], inputs["model"] = model_name(config.model), model_input(config.model)
+    return {
+        "recipe": recipe,
+        "seed": config.seed,
+        "protocol": to_json(task.facts()),
+        "config": own,
+        "inputs": inputs,
+    }

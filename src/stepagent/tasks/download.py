@@ -5,7 +5,6 @@ one step, so that the folder is whole or not there. Its `manifest.json` says wha
 and what was written.
 """
 
-import fcntl
 import json
 import os
 import shutil
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from stepagent.atomic import atomic_folder, atomic_write, file_hash
+from stepagent.locks import Taken, lock
 from stepagent.tasks import alfworld_games, mind2web_data, qa_data, webshop
 from stepagent.tasks.base import TaskDataError
 from stepagent.tasks.data import TaskData, data_folder
@@ -107,9 +107,11 @@ def _check_is_free(task: str) -> None:
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Keeps a second download from writing to the same files."""
-    with open(folder / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise TaskDataError(f"{folder}: another process is downloading into it") from None
+    try:
+        held = lock(folder / ".lock")
+    except Taken:
+        raise TaskDataError(f"{folder}: another process is downloading into it") from None
+    try:
         yield
+    finally:
+        held.release()

@@ -1,0 +1,34 @@
+"""What a run begins with, known by its content: it may be moved before the run goes on."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from stepagent.atomic import file_hash
+from stepagent.manifest import MANIFEST, read_json
+
+TEXT = (".md", ".txt")
+"""Files of a model folder that say nothing to the model, unless they are its vocabulary."""
+
+VOCABULARY = ("merges.txt", "vocab.txt")
+
+
+def model_input(model: str) -> str:
+    """SHA-256 of a model folder, with its base if it is an adapter; else the id on the hub."""
+    folder = Path(model)
+    if not folder.is_dir():
+        return model
+    hashes = {
+        path.name: file_hash(path)
+        for path in folder.iterdir()
+        if path.is_file()
+        and not path.name.startswith(".")
+        and (path.suffix not in TEXT or path.name in VOCABULARY)
+    }
+    hashes.pop(MANIFEST, None)
+    if "adapter_config.json" in hashes:
+        config = read_json(folder / "adapter_config.json")
+        base = str(config.pop("base_model_name_or_path", ""))
+        hashes["adapter_config.json"] = json.dumps(config, sort_keys=True)
+        hashes["base"] = model_input(base)
+    return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
