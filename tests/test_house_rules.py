@@ -51,7 +51,13 @@ INSIDE = {
         ("messages",),
     ),
     "tasks": (("base", "extras"), ("data", "episode", "simulator")),
-    "backends": (("adapters", "device", "masks"), ("forward",), ("slot_cache",)),
+    "backends": (
+        ("weights",),
+        ("adapter_files",),
+        ("adapters", "device", "masks"),
+        ("forward",),
+        ("slot_cache",),
+    ),
 }
 """Lowest first within a folder; its other modules come after these and may import each other."""
 

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from stepagent.algorithms.grpo import GRPOConfig, grpo
-from stepagent.algorithms.ppo import PPOConfig, ValueHead, ppo
+from stepagent.algorithms.ppo import PPOConfig, ppo
 from stepagent.algorithms.sft import SFTConfig, sft
 from stepagent.algorithms.trajectory_dpo import TrajectoryDPOConfig, trajectory_dpo
+from stepagent.algorithms.value_head import ValueHead
 from stepagent.inspection import rollout_tree
 from stepagent.lessons import Lesson
 from stepagent.policy import Policy
@@ -132,11 +132,11 @@ class FinalPPO(Stateless):
 
     def save(self, folder: Path) -> None:
         """The value head as safetensors."""
-        save_file(self.value_head.state_dict(), folder / "value_head.safetensors")
+        self.value_head.save(folder)
 
     def load(self, folder: Path) -> None:
         """Reads it."""
-        self.value_head.load_state_dict(load_file(folder / "value_head.safetensors"))
+        self.value_head.load(folder)
 
 
 class GRPO(Stateless):

@@ -7,11 +7,17 @@ a model card that says on which data, by which recipe, and how well it did.
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from transformers import AutoModelForCausalLM
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, PreTrainedModel
 
+from stepagent.atomic import atomic_folder
+from stepagent.backends.adapter_files import AdapterError, base_of
+from stepagent.backends.adapters import Adapter
 from stepagent.backends.device import ComputeConfig
+from stepagent.backends.weights import open_model, place
 from stepagent.policy import Policy
 from stepagent.run import read_json
 from stepagent.types import METHODS
@@ -28,18 +34,31 @@ log-probability by the policy that the round began with, both summed over the ac
 the end of the turn. Above 0 the action is likelier from the expert than from the agent."""
 
 
-def export_policy(unit: Path, folder: Path, *, merged: bool) -> None:
-    """Writes a unit's policy; `merged` adds an adapter to its base instead of writing it alone."""
-    loader = _write(unit, folder, merged=merged)
-    card = model_card(unit, "an agent's policy", loader)
-    (folder / "README.md").write_text(card, encoding="utf-8")
+_PROBES = 256
+"""Most tokens on which an export is compared with its policy."""
 
 
-def export_discriminator(unit: Path, folder: Path, *, merged: bool) -> None:
-    """Writes a unit's discriminator, the model p of `algorithms/discriminator.py`."""
-    loader = _write(unit / "discriminator", folder, merged=merged)
-    card = model_card(unit, "a step reward model", loader, usage=_REWARD_USAGE)
-    (folder / "README.md").write_text(card, encoding="utf-8")
+def export_policy(unit: Path, folder: Path, *, merged: bool, replace: bool = False) -> None:
+    """Writes a unit's policy; `merged` adds an adapter to its base instead of writing it alone.
+
+    The folder is there whole or not at all; `replace` takes the place of one that is. Raises `ExportError` if it would be of no use to
+    others, or does not compute what the policy computes.
+    """
+    with atomic_folder(folder, replace=replace) as made:
+        loader = _write(unit, made, merged=merged)
+        card = model_card(unit, "an agent's policy", loader)
+        (made / "README.md").write_text(card, encoding="utf-8")
+
+
+def export_discriminator(unit: Path, folder: Path, *, merged: bool, replace: bool = False) -> None:
+    """Writes a unit's discriminator, the model p of `algorithms/discriminator.py`.
+
+    Atomic, and raises, as `export_policy`.
+    """
+    with atomic_folder(folder, replace=replace) as made:
+        loader = _write(unit / "discriminator", made, merged=merged)
+        card = model_card(unit, "a step reward model", loader, usage=_REWARD_USAGE)
+        (made / "README.md").write_text(card, encoding="utf-8")
 
 
 def _write(model: Path, folder: Path, *, merged: bool) -> str:
@@ -50,18 +69,59 @@ def _write(model: Path, folder: Path, *, merged: bool) -> str:
         policy.save(folder)
         return "AutoModelForCausalLM"
     if merged:
-        whole = AutoModelForCausalLM.from_config(policy.model.config)
-        whole.load_state_dict(adapter.merged(policy.model))
-        whole.save_pretrained(folder)
-        policy.renderer.tokenizer.save_pretrained(folder)
+        _merge(policy, adapter, model, folder)
         return "AutoModelForCausalLM"
     if Path(policy.model.name_or_path or "").is_dir():
         raise ExportError(
-            f"{model}: an adapter on a model folder of this machine, which others do not have; "
-            "--merged writes the whole model"
+            f"{place(model)}: an adapter on a model folder of this machine, which others do not "
+            "have; --merged writes the whole model"
         )
     policy.save(folder)
     return "PeftModel"
+
+
+def _merge(policy: Policy, adapter: Adapter, model: Path, folder: Path) -> None:
+    """Writes the whole model in its base's precision, if it computes what the policy computes."""
+    ids = _probes(policy)
+    expected = _logits(policy.model, ids)
+    dtype = AutoConfig.from_pretrained(base_of(str(model))).dtype or torch.float32
+    try:
+        whole = adapter.merged()
+    except AdapterError as error:
+        raise ExportError(f"{place(model)}: {error}") from None
+    _check_same(model, _logits(whole, ids), expected, torch.float32)
+    cast(nn.Module, whole).to(dtype)
+    whole.save_pretrained(folder)
+    policy.renderer.tokenizer.save_pretrained(folder)
+    del whole
+    written = open_model(str(folder), torch.float32)
+    _check_same(model, _logits(written, ids), expected, dtype)
+
+
+def _probes(policy: Policy) -> Tensor:
+    """(1, tokens) special tokens, which may have been trained alone, and some of all others."""
+    tokenizer, rows = policy.renderer.tokenizer, policy.layers.config.vocab_size
+    count = min(_PROBES, rows, policy.context)
+    special = sorted(tokenizer.added_tokens_decoder)[: count // 2]
+    spread = torch.linspace(0, rows - 1, count - len(special)).long()
+    return torch.cat([torch.tensor(special, dtype=torch.long), spread])[None]
+
+
+@torch.no_grad()
+def _logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    return cast(Tensor, model(input_ids=ids).logits)
+
+
+def _check_same(model: Path, found: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
+    """Raises `ExportError` if logits differ by more than weights of this precision explain."""
+    spread = float(expected.max() - expected.min())
+    tolerance = spread * max(1e-3, 16 * torch.finfo(dtype).eps)
+    off = float((found - expected).abs().max()) if found.shape == expected.shape else float("inf")
+    if not off <= tolerance:  # which NaN is not either
+        raise ExportError(
+            f"{place(model)}: the merged model's logits are off by {off:.2g} (at most "
+            f"{tolerance:.2g} is rounding), so it is not written; without --merged the adapter is"
+        )
 
 
 def model_card(unit: Path, kind: str, loader: str, *, usage: str = "") -> str:

@@ -4,17 +4,26 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from stepagent.backends.adapter_files import base_of, is_adapter
 from stepagent.backends.adapters import Adapter, LoRAConfig
 from stepagent.backends.device import CPU_TOKEN_BUDGET, ComputeConfig, fitting_tokens
 from stepagent.backends.forward import Layers
 from stepagent.backends.masks import layer_kinds
+from stepagent.backends.weights import (
+    UNREADABLE,
+    check_finite,
+    open_model,
+    place,
+    put,
+    reason,
+)
 from stepagent.chat_template import TemplateError
 from stepagent.prefix_tree import ROOT, Pack, PrefixTree
 from stepagent.renderer import RenderedTrajectory, Renderer
@@ -65,37 +74,37 @@ class Policy:
 
         With LoRA the model is frozen and gets a new adapter, drawn by `seed`, unless the folder is
         one already.
-        Raises `TemplateError` if the chat template cannot be taken apart, `PolicyError` if the
-        model computes its logits in an unknown way.
+        Raises `TemplateError` if the chat template cannot be taken apart, `WeightsError` or
+        `AdapterError` if not all weights are there, `PolicyError` if the model computes its logits
+        in an unknown way or has no embeddings for some tokens.
         """
-        is_adapter = (Path(name) / "adapter_config.json").is_file()
-        # The base of an adapter folder may be on the hub.
-        source: dict[str, Any] = {
-            "local_files_only": Path(name).is_dir() and not is_adapter,
-            "trust_remote_code": False,
-        }
-        adapted = lora.rank > 0 or is_adapter
-        tokenizer = AutoTokenizer.from_pretrained(str(name), **source)
-        model = cast(
-            PreTrainedModel,
-            AutoModelForCausalLM.from_pretrained(
-                str(name),
-                dtype=torch.bfloat16 if adapted and compute.is_half else torch.float32,
-                **source,
-            ),
-        ).eval()
+        source = str(name)
+        adapted = is_adapter(source)
+        base = base_of(source) if adapted else source
+        has_frozen = adapted or lora.rank > 0
+        model = open_model(
+            base, torch.bfloat16 if has_frozen and compute.is_half else torch.float32
+        )
         device, kernel = compute.torch_device, model.config._attn_implementation
         if device.type == "cuda" and model._supports_flex_attn:
             model.set_attn_implementation("flex_attention")
         adapter = None
-        if model._hf_peft_config_loaded:
-            adapter = Adapter.of(model)
+        if adapted:
+            adapter = Adapter.open(source, model)
         elif lora.rank:
-            adapter = Adapter.add(model, "default", lora, seed=seed)
+            adapter = Adapter.add(model, lora, seed=seed)
+        tokenizer = open_tokenizer(source, base)
+        rows = len(cast(nn.Embedding, model.get_input_embeddings()).weight)
+        ids = max(tokenizer.get_vocab().values())
+        if ids >= rows:
+            raise PolicyError(
+                f"{place(source)}: its tokenizer has {ids + 1} tokens, its model embeddings for "
+                f"{rows} only; expected the tokenizer that belongs to the model"
+            )
         if compute.gradient_checkpointing:
             model.activation_checkpointing_enable()
         layers = Layers(
-            cast(PreTrainedModel, model.to(device)),
+            cast(PreTrainedModel, model.to(device)),  # type: ignore[arg-type]
             token_budget=compute.token_budget or CPU_TOKEN_BUDGET,
             is_half=compute.is_half,
             adapter=adapter,
@@ -105,12 +114,12 @@ class Policy:
         policy._check_reading()
         if not layers.shares_prefixes:
             kinds = ", ".join(sorted(layer_kinds(layers.config)))
-            logger.info("%s: %s layers cannot share prefixes: slower, same results", name, kinds)
+            logger.info("%s: %s layers cannot share prefixes: slower, same results", source, kinds)
         if not policy.renderer.is_stable:
-            logger.info("%s: its chat template rewrites earlier turns; states share less", name)
+            logger.info("%s: its chat template rewrites earlier turns; states share less", source)
         if compute.token_budget is None and device.type == "cuda":
             layers.token_budget = policy._fitting_tokens()
-            logger.info("%s: %d tokens fit at once", name, layers.token_budget)
+            logger.info("%s: %d tokens fit at once", source, layers.token_budget)
         return policy
 
     @torch.no_grad()
@@ -121,13 +130,15 @@ class Policy:
         its layers and its head. Where a tree is read differently, paths get rows of their own.
         """
         if getattr(self.layers.config, "max_position_embeddings", None) is None:
-            raise PolicyError(f"{self.model.name_or_path}: its config states no longest sequence")
+            raise PolicyError(f"{self._place}: its config states no longest sequence")
+        adapter = self.layers.adapter
+        whole = self.model if adapter is None else adapter.peft
         root, left, right = list(range(1, 6)), [6, 7, 8], [9, 10, 11]
         expected = []
         for branch in (left, right):
             ids = torch.tensor([[*root, *branch]], device=self.model.device)
             with self.layers.reading():
-                logits = self.model(input_ids=ids).logits[0, len(root) - 1 : -1]
+                logits = whole(input_ids=ids).logits[0, len(root) - 1 : -1]
             chosen = torch.log_softmax(logits.to(self.layers.dtype), -1)
             expected.append(chosen.gather(1, ids[0, len(root) :, None])[:, 0])
         tree = PrefixTree()
@@ -146,8 +157,7 @@ class Policy:
         self.layers.shares_prefixes = False
         if not reads_alike():
             raise PolicyError(
-                f"{self.model.name_or_path}: its log-probabilities are not those of its layers and "
-                "its head"
+                f"{self._place}: its log-probabilities are not those of its layers and its head"
             )
 
     def _fitting_tokens(self) -> int:
@@ -172,21 +182,24 @@ class Policy:
         return type(self)(self.layers.copy(name), self.renderer)
 
     def save(self, folder: Path) -> None:
-        """Writes a Hugging Face model folder, or an adapter folder if there is an adapter."""
+        """Writes a Hugging Face model folder, or an adapter folder if there is an adapter.
+
+        Raises `WeightsError` if a weight is not finite; then nothing is written.
+        """
         if self.layers.adapter is not None:
-            self.layers.adapter.activate(self.model)
-        self.model.save_pretrained(folder)
+            self.layers.adapter.save(folder)
+        else:
+            check_finite(f"{folder}: not saved", self.model.state_dict())
+            self.model.save_pretrained(folder)
         self.renderer.tokenizer.save_pretrained(folder)
 
     def restore(self, folder: Path) -> None:
-        """Takes over the weights that `save` wrote, in place."""
+        """Takes over the weights that `save` wrote, in place; raises as `load` does."""
         if self.layers.adapter is not None:
-            self.layers.adapter.restore(self.model, folder)
+            self.layers.adapter.restore(folder)
         else:
-            saved = AutoModelForCausalLM.from_pretrained(
-                str(folder), dtype=torch.float32, local_files_only=True, trust_remote_code=False
-            )
-            self.model.load_state_dict(saved.state_dict())
+            saved = open_model(str(folder), torch.float32)
+            put(folder, self.model, saved.state_dict())
 
     def render(self, trajectory: Trajectory) -> RenderedTrajectory:
         """The trajectory as token ids.
@@ -254,6 +267,10 @@ class Policy:
         """(paths,) log-probability of each whole path, in nats."""
         return pack.sum_by_path(self.read(pack).logprobs)
 
+    @property
+    def _place(self) -> str:
+        return place(self.model.name_or_path or "model")
+
     def parameters(self) -> list[nn.Parameter]:
         """What training updates: the adapter if there is one, else the whole model."""
         return self.layers.parameters()
@@ -262,3 +279,18 @@ class Policy:
     def context(self) -> int:
         """Longest sequence that the model can see, in tokens."""
         return cast(int, self.layers.config.max_position_embeddings)
+
+
+def open_tokenizer(source: str, base: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model, or of its base if an adapter has none; raises `PolicyError`."""
+    own = Path(source)
+    if source != base and own.is_dir() and not (own / "tokenizer_config.json").is_file():
+        source = base
+    try:
+        return AutoTokenizer.from_pretrained(
+            source, local_files_only=Path(source).is_dir(), trust_remote_code=False
+        )
+    except UNREADABLE as error:
+        raise PolicyError(
+            f"{place(source)}: its tokenizer cannot be opened: {reason(error)}"
+        ) from None

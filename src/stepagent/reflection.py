@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from stepagent.algorithms.discriminator import (
@@ -26,8 +25,9 @@ from stepagent.algorithms.discriminator import (
     train_discriminator,
 )
 from stepagent.algorithms.dpo import DPOConfig, dpo, implicit_rewards
-from stepagent.algorithms.ppo import PPOConfig, ValueHead, ppo
+from stepagent.algorithms.ppo import PPOConfig, ppo
 from stepagent.algorithms.sft import SFTConfig, sft
+from stepagent.algorithms.value_head import ValueHead
 from stepagent.backends.training import Metrics
 from stepagent.inspection import (
     StepTree,
@@ -220,10 +220,10 @@ class Inverse:
     def save(self, folder: Path) -> None:
         """The discriminator as a model folder, the value head as safetensors."""
         self.discriminator.save(folder / "discriminator")
-        save_file(self.value_head.state_dict(), folder / "value_head.safetensors")
+        self.value_head.save(folder)
 
     def load(self, folder: Path) -> None:
         """A saved learner has been warmed up."""
         self.discriminator.restore(folder / "discriminator")
-        self.value_head.load_state_dict(load_file(folder / "value_head.safetensors"))
+        self.value_head.load(folder)
         self.is_warm = True

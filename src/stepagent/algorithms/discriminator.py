@@ -133,7 +133,9 @@ def train_discriminator(
     """
     trees = [p.tree for p in practised]
     per_epoch = num_batches(len(trees), config.batch_size)
-    updater = Updater(discriminator.parameters(), config.optimizer, epochs * per_epoch)
+    updater = Updater(
+        discriminator.parameters(), config.optimizer, epochs * per_epoch, stage="Discriminator"
+    )
     for epoch in range(epochs):
         for batch in shuffled_batches(
             len(trees), config.batch_size, "Discriminator", seed=seed, epoch=epoch

@@ -83,7 +83,9 @@ def dpo(
     trees = [p.tree for p in practised]
     reference = path_logprobs(policy, practised)
     per_epoch = num_batches(len(trees), config.batch_size)
-    updater = Updater(policy.parameters(), config.optimizer, config.epochs * per_epoch)
+    updater = Updater(
+        policy.parameters(), config.optimizer, config.epochs * per_epoch, stage="Step-wise DPO"
+    )
     for epoch in range(config.epochs):
         for batch in shuffled_batches(
             len(trees), config.batch_size, "Step-wise DPO", seed=seed, epoch=epoch

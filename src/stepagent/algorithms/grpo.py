@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stepagent.algorithms.ppo import PPOConfig, Targets, ValueHead, improve
+from stepagent.algorithms.ppo import PPOConfig, Targets, improve
+from stepagent.algorithms.value_head import ValueHead
 from stepagent.backends.training import Metrics, OptimizerConfig, read_trees
 from stepagent.inspection import StepTree
 from stepagent.policy import Policy
@@ -86,7 +87,8 @@ def grpo(
         batch_size=config.batch_size,
     )
     # Without a value loss the head stays at zero; it only fills the place of PPO's.
-    improve(policy, ValueHead(policy.layers), groups, targets, settings, seed=seed, log=log)
+    head = ValueHead(policy.layers)
+    improve(policy, head, groups, targets, settings, stage="GRPO", seed=seed, log=log)
     given = torch.cat(list(rewards))
     return {
         "reward_mean": float(given.mean()),

@@ -20,10 +20,10 @@ from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from stepagent.algorithms.sft import sft_loss
-from stepagent.backends.forward import Layers
+from stepagent.algorithms.value_head import ValueHead
 from stepagent.backends.training import (
     Metrics,
     OptimizerConfig,
@@ -35,7 +35,7 @@ from stepagent.backends.training import (
     shuffled_batches,
 )
 from stepagent.inspection import StepTree
-from stepagent.policy import Policy, Reading
+from stepagent.policy import Policy
 from stepagent.prefix_tree import Pack
 
 
@@ -65,21 +65,6 @@ class PPOConfig:
     """Scale the round's advantages to mean 0 and standard deviation 1."""
     batch_size: int = 8
     """Trajectories in one update."""
-
-
-class ValueHead(nn.Linear):
-    """V(s) from the policy's hidden state at the state's last token, which gets no gradient."""
-
-    def __init__(self, layers: Layers) -> None:
-        """Starts at zero everywhere."""
-        super().__init__(layers.width, 1, device=layers.model.device, dtype=layers.dtype)
-        nn.init.zeros_(self.weight)
-        nn.init.zeros_(self.bias)
-
-    def values(self, reading: Reading) -> Tensor:
-        """(paths,)."""
-        values: Tensor = self(reading.state_hidden.detach())[:, 0]
-        return values
 
 
 def gae(
@@ -170,6 +155,7 @@ def improve(
     targets: Targets,
     config: PPOConfig,
     *,
+    stage: str = "PPO",
     seed: int,
     log: Callable[[Metrics], None],
 ) -> None:
@@ -179,11 +165,12 @@ def improve(
         policy.parameters(),
         config.optimizer,
         config.epochs * per_epoch,
+        stage=stage,
         apart=value_head.parameters(),
     )
     for epoch in range(config.epochs):
         for batch in shuffled_batches(
-            len(practised), config.batch_size, "PPO", seed=seed, epoch=epoch
+            len(practised), config.batch_size, stage, seed=seed, epoch=epoch
         ):
             losses = partial(_losses, policy, value_head, practised, targets, batch, config)
             log(updater.update(policy.layers, losses))

@@ -67,7 +67,9 @@ def maximize_likelihood(
 ) -> None:
     """The likelihood of all paths of the trees, a mean over the tokens of each batch."""
     per_epoch = num_batches(len(trees), config.batch_size)
-    updater = Updater(policy.parameters(), config.optimizer, config.epochs * per_epoch)
+    updater = Updater(
+        policy.parameters(), config.optimizer, config.epochs * per_epoch, stage=description
+    )
     for epoch in range(config.epochs):
         for batch in shuffled_batches(
             len(trees), config.batch_size, description, seed=seed, epoch=epoch

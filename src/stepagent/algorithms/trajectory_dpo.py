@@ -63,7 +63,9 @@ def trajectory_dpo(
     trees = [episode for pair in pairs for episode in pair]
     reference = _logprobs(policy, trees)
     per_epoch = num_batches(len(pairs), config.batch_size)
-    updater = Updater(policy.parameters(), config.optimizer, config.epochs * per_epoch)
+    updater = Updater(
+        policy.parameters(), config.optimizer, config.epochs * per_epoch, stage="Trajectory DPO"
+    )
     for epoch in range(config.epochs):
         for batch in shuffled_batches(
             len(pairs), config.batch_size, "Trajectory DPO", seed=seed, epoch=epoch

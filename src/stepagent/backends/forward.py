@@ -73,14 +73,15 @@ class Layers:
         """What training updates."""
         if self.adapter is None:
             return list(self.model.parameters())
-        return list(self.adapter.parameters(self.model).values())
+        return self.adapter.parameters()
 
     def copy(self, name: str) -> Self:
-        """Other layers that start equal; with adapters, `name` is a new one on the same model."""
+        """Other layers that start equal; LoRA is copied as `name` on the same model."""
         if self.adapter is None:
             model, adapter = deepcopy(self.model), None
         else:
-            model, adapter = self.model, self.adapter.copy(self.model, name)
+            adapter = self.adapter.copy(name)
+            model = adapter.model
         copied = type(self)(
             model,
             token_budget=self.token_budget,
@@ -107,7 +108,7 @@ class Layers:
     def reading(self) -> Iterator[None]:
         """Forward passes inside go through the own adapter, in the precision of the device."""
         if self.adapter is not None:
-            self.adapter.activate(self.model)
+            self.adapter.activate()
         device = self.model.device.type
         with torch.autocast(device, torch.bfloat16, enabled=self.is_half):
             yield

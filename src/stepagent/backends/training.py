@@ -1,5 +1,7 @@
 """Parameter updates: one optimizer step for each batch of prefix trees, whatever the loss is."""
 
+import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -30,6 +32,17 @@ class OptimizerConfig:
     """Gradients are scaled down to this norm."""
 
 
+_LOSS = "_loss"
+"""The sum that was differentiated, among the metrics until it is checked."""
+
+MOST_SKIPPED = 3
+"""So many updates in a row that are not finite end a stage: its weights will not recover."""
+
+
+class TrainingError(RuntimeError):
+    """A stage of training cannot go on; the message is one line."""
+
+
 class Updater:
     """The optimizer and schedule of one training stage."""
 
@@ -39,13 +52,16 @@ class Updater:
         config: OptimizerConfig,
         num_updates: int,
         *,
+        stage: str = "Training",
         apart: Iterable[nn.Parameter] = (),
     ) -> None:
-        """`num_updates` is the number of optimizer steps that the schedule is made for.
+        """`num_updates` is the number of updates that the schedule is made for; `stage` names them.
 
         `apart` are parameters that share no gradient with the others: each of the two sets is
         clipped by its own norm, or a large error of one would slow the other down.
         """
+        self.stage = stage
+        self.done, self.skipped, self.skipped_in_a_row = 0, 0, 0
         self.max_grad_norm = config.max_grad_norm
         groups = [{"params": [p for p in own if p.requires_grad]} for own in (parameters, apart)]
         self.optimizer = torch.optim.AdamW(
@@ -62,6 +78,10 @@ class Updater:
 
         The metrics of the parts are summed as well, so each part has to weigh its own by its share.
         Where memory runs out the layers' token budget is halved and the step is begun again.
+
+        A loss or gradient that is not finite changes no weight: the update is skipped and counted,
+        and the learning rate goes on as planned. Raises `TrainingError` after `MOST_SKIPPED` of
+        them in a row, and if an update leaves weights that are not finite.
         """
         total = None
         while total is None:
@@ -71,20 +91,51 @@ class Updater:
             if total is None:
                 self.optimizer.zero_grad(set_to_none=True)
                 layers.halve_budget()
-        norm, _ = (
-            nn.utils.clip_grad_norm_(group["params"], self.max_grad_norm)
+        loss = total.pop(_LOSS, 0.0)
+        norms = [
+            float(nn.utils.clip_grad_norm_(group["params"], self.max_grad_norm))
             for group in self.optimizer.param_groups
-        )
-        total |= {"learning_rate": self.schedule.get_last_lr()[0], "grad_norm": float(norm)}
-        self.optimizer.step()
-        self.schedule.step()
+        ]
+        total |= {"learning_rate": self.schedule.get_last_lr()[0], "grad_norm": norms[0]}
+        self._step(all(map(math.isfinite, (loss, *norms))))
+        return total | {"skipped_updates": self.skipped}
+
+    def _step(self, is_finite: bool) -> None:
+        """One step of the optimizer, unless it is skipped, and of the schedule."""
+        self.done += 1
+        if is_finite:
+            self.optimizer.step()
+            self.skipped_in_a_row = 0
+        else:
+            self.skipped += 1
+            self.skipped_in_a_row += 1
         self.optimizer.zero_grad(set_to_none=True)
-        return total
+        with warnings.catch_warnings():
+            # PyTorch takes a first update that is skipped for a mistake in the order of calls.
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+            self.schedule.step()
+        if self.skipped_in_a_row >= MOST_SKIPPED:
+            raise TrainingError(
+                f"{self.stage}: the loss or gradient of update {self.done} was not finite, as in "
+                f"the {MOST_SKIPPED - 1} before it; a smaller learning rate, or "
+                "--compute.precision float32, may help"
+            )
+        if is_finite and not self._has_finite_weights():
+            raise TrainingError(
+                f"{self.stage}: update {self.done} left weights that are not finite; a smaller "
+                "learning rate may help"
+            )
+
+    def _has_finite_weights(self) -> bool:
+        weights = [p for group in self.optimizer.param_groups for p in group["params"]]
+        checks = [torch.isfinite(weight.detach()).all() for weight in weights]
+        return bool(torch.stack(checks).all()) if checks else True
 
     def _gradient(self, losses: Iterable[tuple[Tensor, Metrics]]) -> Metrics:
         total: Metrics = {}
         for loss, metrics in losses:
             loss.backward()  # type: ignore[no-untyped-call]
+            total[_LOSS] = total.get(_LOSS, 0.0) + float(loss.detach())
             for name, value in metrics.items():
                 total[name] = total.get(name, 0.0) + value
         return total

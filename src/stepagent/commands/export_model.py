@@ -6,7 +6,6 @@ from typing import Annotated
 
 import tyro
 
-from stepagent.atomic import atomic_folder
 from stepagent.commands.models import local_model, prepare
 from stepagent.commands.outputs import check_folder
 from stepagent.commands.parsing import UsageError, run_command
@@ -48,11 +47,8 @@ def export_model(
     if discriminator and not (unit / "discriminator").is_dir():
         raise UsageError(f"{unit}: no discriminator; rounds of inverse reflection have one")
     prepare()
-    with atomic_folder(out, replace=overwrite) as folder:
-        if discriminator:
-            export_discriminator(unit, folder, merged=merged)
-        else:
-            export_policy(unit, folder, merged=merged)
+    export = export_discriminator if discriminator else export_policy
+    export(unit, out, merged=merged, replace=overwrite)
     print(out)
 
 

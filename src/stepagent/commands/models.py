@@ -6,16 +6,17 @@ from typing import TYPE_CHECKING, Annotated, Union
 
 import torch
 import tyro
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig
 from transformers.utils import logging as transformers_logging
 
+from stepagent.backends.adapter_files import base_of, is_adapter
 from stepagent.backends.adapters import LoRAConfig
 from stepagent.backends.device import ComputeConfig
+from stepagent.backends.weights import place, reason
 from stepagent.commands.parsing import UsageError
 from stepagent.gguf import converted
 from stepagent.manifest import check_policy
-from stepagent.policy import Policy
+from stepagent.policy import Policy, open_tokenizer
 from stepagent.renderer import Renderer
 from stepagent.settings import TASKS, TaskConfig, make_task
 from stepagent.tasks.base import Task
@@ -49,15 +50,17 @@ def local_model(name: str) -> str:
     if path.suffix == ".gguf" and path.is_file():
         return str(converted(path))
     if path.is_dir():
-        model = "adapter_config.json" if (path / "adapter_config.json").is_file() else "config.json"
-        for needed in (model, "tokenizer_config.json"):
-            if not (path / needed).is_file():
-                raise UsageError(f"{path}: not a policy, it has no {needed}")
+        if not (
+            path / "adapter_config.json"
+        ).is_file():  # an adapter may leave the rest to its base
+            for needed in ("config.json", "tokenizer_config.json"):
+                if not (path / needed).is_file():
+                    raise UsageError(f"{place(path)}: not a policy, it has no {needed}")
         return str(path.resolve())  # adapters keep it as the place of their base
     if path.suffix == ".gguf" or not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name) or path.exists():
         raise UsageError(
-            f"{name}: no such folder; expected a Hugging Face model folder, a GGUF file, or the id "
-            "of a model on the hub"
+            f"{place(name)}: no such folder; expected a Hugging Face model folder, a GGUF file, or "
+            "the id of a model on the hub"
         )
     return name
 
@@ -75,25 +78,18 @@ def load_policy(
     """
     model = local_model(name)
     check_policy(Path(model))
-    try:
-        return Policy.load(model, compute, lora, seed=seed)
-    except (OSError, SafetensorError, ImportError, ValueError) as error:
-        if type(error).__module__.startswith("stepagent."):
-            raise
-        reason = str(error).strip().splitlines()[0]
-        raise UsageError(f"{name}: not a usable policy: {reason}") from None
+    return Policy.load(model, compute, lora, seed=seed)
 
 
 def open_renderer(name: str) -> tuple[Renderer, int]:
     """How a model writes and reads dialogues, and its context in tokens; opens no weights."""
     model = local_model(name)
+    base = base_of(model) if is_adapter(model) else model
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model)
-        config = AutoConfig.from_pretrained(model).get_text_config()
+        config = AutoConfig.from_pretrained(base).get_text_config()
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UsageError(f"{name}: not a usable policy: {reason}") from None
-    return Renderer(tokenizer), config.max_position_embeddings
+        raise UsageError(f"{place(name)}: not a usable policy: {reason(error)}") from None
+    return Renderer(open_tokenizer(model, base)), config.max_position_embeddings
 
 
 def open_task(config: TaskConfig) -> Task:

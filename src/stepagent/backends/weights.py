@@ -1,0 +1,145 @@
+"""Weights of a model, from files and to them: all of them, and only real numbers.
+
+Libraries that open models draw what a file lacks at random, and say so in a warning at most. Here
+a model opens with every weight that it has, or not at all.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from stepagent.trajectories import printable
+
+UNREADABLE = (
+    OSError, SafetensorError, ImportError, UnpicklingError,
+    ValueError, RuntimeError, LookupError, TypeError, AttributeError, EOFError,
+)  # fmt: skip
+"""What transformers, PEFT and their readers raise for files that they cannot make sense of."""
+
+_POINTER = b"version https://git-lfs.github.com/spec/"
+_POINTER_SIZE = 1024
+"""Git LFS never writes a larger one."""
+_NAMED = 3
+"""Names of tensors in a message; the others are counted."""
+
+
+class WeightsError(ValueError):
+    """Weights are missing, superfluous, of another shape or not finite; the message is one line."""
+
+
+def open_model(source: str, dtype: torch.dtype, **files: str) -> PreTrainedModel:
+    """A causal language model, by its folder or its id on the hub, with all its weights.
+
+    `files` are further arguments of `from_pretrained` that say where the weights are.
+    Raises `WeightsError` if the model cannot be opened or a weight is missing, superfluous, of
+    another shape or not finite.
+    """
+    refuse_pointers(source)
+    try:
+        opened: Any = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=dtype,
+            local_files_only=Path(source).is_dir(),
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # to name them below
+            **files,
+        )
+    except UNREADABLE as error:
+        raise WeightsError(f"{place(source)}: not a usable policy: {reason(error)}") from None
+    model: PreTrainedModel = opened[0]
+    found: dict[str, Any] = opened[1]
+    parts = {name for name, _ in model.named_children()}
+    superfluous = [n for n in found["unexpected_keys"] if n.split(".")[0] in parts]
+    check_complete(source, found["missing_keys"], superfluous)
+    if shapes := sorted(found["mismatched_keys"]):
+        name, given, expected = shapes[0]
+        raise WeightsError(
+            f"{place(source)}: {counted(shapes)} of another shape than its config says: "
+            f"{printable(name, 120)} is {tuple(given)}, expected {tuple(expected)}"
+        )
+    check_finite(source, model.state_dict())
+    model.eval()
+    return model
+
+
+def check_complete(source: str | Path, missing: Iterable[str], superfluous: Iterable[str]) -> None:
+    """Raises `WeightsError` that names the tensors which a file lacks, or which nothing takes."""
+    missing, superfluous = sorted(missing), sorted(superfluous)
+    if missing:
+        raise WeightsError(
+            f"{place(source)}: {counted(missing)} missing: {named(missing)}; expected a complete "
+            "model, is every file of it there?"
+        )
+    if superfluous:
+        raise WeightsError(
+            f"{place(source)}: {counted(superfluous)} too many, since the model that its config "
+            f"describes has no place for them: {named(superfluous)}"
+        )
+
+
+def check_finite(source: str | Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raises `WeightsError` that names the tensors which hold NaN or infinity."""
+    alone = {tensor.data_ptr(): name for name, tensor in reversed(tensors.items())}
+    bad = [
+        name
+        for name in reversed(alone.values())
+        if tensors[name].is_floating_point() and not torch.isfinite(tensors[name]).all()
+    ]
+    if bad:
+        raise WeightsError(
+            f"{place(source)}: {counted(bad)} not finite (NaN or infinity): {named(bad)}"
+        )
+
+
+def put(source: str | Path, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Takes weights over in place; raises `WeightsError` if they are not those of the module."""
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError as error:
+        found = " ".join(str(error).split())
+        raise WeightsError(
+            f"{place(source)}: not the weights of this model: {printable(found, 300)}"
+        ) from None
+
+
+def refuse_pointers(source: str | Path) -> None:
+    """Raises `WeightsError` if a file, or one in a folder, is a Git LFS pointer to the real one."""
+    path = Path(source)
+    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+        if file.is_file() and file.stat().st_size <= _POINTER_SIZE:
+            with open(file, "rb") as opened:
+                if opened.read(len(_POINTER)) == _POINTER:
+                    raise WeightsError(
+                        f"{place(file)}: a Git LFS pointer, not the file itself; run `git lfs "
+                        "pull` in its repository"
+                    )
+
+
+def reason(error: BaseException) -> str:
+    """The first line of another library's error, printable; its kind if it has no words."""
+    lines = str(error).strip().splitlines()
+    return printable(lines[0], 300) if lines else type(error).__name__
+
+
+def place(source: str | Path) -> str:
+    """The name of a file, folder or model, printable."""
+    return printable(str(source), 4096)
+
+
+def counted(tensors: list[Any]) -> str:
+    """How many, with the verb that follows."""
+    return "1 tensor is" if len(tensors) == 1 else f"{len(tensors)} tensors are"
+
+
+def named(tensors: list[str]) -> str:
+    """The first few."""
+    rest = len(tensors) - _NAMED
+    shown = ", ".join(printable(name, 120) for name in tensors[:_NAMED])
+    return shown + (f" and {rest} more" if rest > 0 else "")
