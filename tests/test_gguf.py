@@ -1,6 +1,11 @@
 """A GGUF file becomes a model folder that computes what the file's weights say."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import gguf
@@ -30,10 +35,12 @@ def interleaved(weight: np.ndarray, num_heads: int) -> np.ndarray:
     return halves.swapaxes(1, 2).reshape(rows, columns)
 
 
-def write_gguf(policy: Policy, file: Path) -> None:
-    """The policy's weights and tokenizer as llama.cpp would have them."""
+def write_gguf(
+    policy: Policy, file: Path, *, part_size: int = 0, without: tuple[str, ...] = ()
+) -> None:
+    """The policy's weights and tokenizer as llama.cpp has them, in parts of so many tensors."""
     config, tokenizer = policy.layers.config, policy.renderer.tokenizer
-    writer = gguf.GGUFWriter(str(file), "llama")
+    writer = gguf.GGUFWriter(str(file), "llama", split_max_tensors=part_size)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
@@ -71,6 +78,9 @@ def write_gguf(policy: Policy, file: Path) -> None:
         elif parts[0] in ("embed_tokens", "norm"):
             kept = {"embed_tokens": "token_embd", "norm": "output_norm"}[parts[0]]
             writer.add_tensor(f"{kept}.weight", array)
+    for tensors in writer.tensors:
+        for name in without:
+            tensors.pop(name, None)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -126,6 +136,154 @@ def test_a_cut_off_file_is_one_line(file: Path, tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:3000])
     with pytest.raises(GGUFError, match="cannot be read"):
         convert(file, tmp_path / "out")
+
+
+def logits(policy: Policy) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = policy.model(input_ids=torch.tensor([[5, 6, 7, 300]])).logits
+    return found
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> list[Path]:
+    write_gguf(random_policy(scale=2.0), tmp_path / "tiny.gguf", part_size=8)
+    found = sorted(tmp_path.glob("tiny-0000?-of-00003.gguf"))
+    assert len(found) == 3
+    return found
+
+
+@pytest.mark.parametrize("given", [0, 2])
+def test_a_split_model_is_read_from_all_its_parts(
+    parts: list[Path], given: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = Path(local_model(str(parts[given])))
+    torch.testing.assert_close(
+        logits(Policy.load(folder)), logits(random_policy(scale=2.0)), rtol=1e-3, atol=1e-3
+    )
+    assert [f.name for f in folder.parent.iterdir()] == [folder.name]
+    assert folder.name.startswith("tiny-") and "00001" not in folder.name
+    assert converted(parts[1]) == folder
+
+
+def test_a_part_without_the_others_is_refused_by_their_names(
+    parts: list[Path], tmp_path: Path
+) -> None:
+    parts[1].unlink()
+    with pytest.raises(GGUFError, match=r"1 of the model's 3 parts not there: tiny-00002-of-00003"):
+        convert(parts[0], tmp_path / "out")
+    alone = parts[0].rename(tmp_path / "alone.gguf")
+    with pytest.raises(GGUFError, match=r"one of the 3 parts .* expected a name that ends in"):
+        convert(alone, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_parts_that_are_mixed_up_are_refused(parts: list[Path], tmp_path: Path) -> None:
+    parts[2].write_bytes(parts[1].read_bytes())
+    with pytest.raises(GGUFError, match="says it is part 2; expected 3"):
+        convert(parts[0], tmp_path / "out")
+
+
+def test_a_file_without_some_tensors_is_refused_by_their_names(tmp_path: Path) -> None:
+    file = tmp_path / "holes.gguf"
+    write_gguf(random_policy(), file, without=("blk.0.attn_q.weight", "blk.1.ffn_up.weight"))
+    with pytest.raises(GGUFError) as error:
+        convert(file, tmp_path / "out")
+    assert str(error.value).startswith(
+        f"{file}: 2 tensors are missing: model.layers.0.self_attn.q_proj.weight, "
+        "model.layers.1.mlp.up_proj.weight; "
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_scaled_rotary_frequencies_are_refused_since_they_would_not_be_read(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = gguf.GGUFWriter.write_header_to_file
+    scale = np.ones(8, dtype=np.float32)
+
+    def with_scale(self: gguf.GGUFWriter, path: Path | None = None) -> None:
+        self.add_tensor("rope_freqs.weight", scale)
+        write(self, path)
+
+    monkeypatch.setattr(gguf.GGUFWriter, "write_header_to_file", with_scale)
+    write_gguf(random_policy(), file)
+    convert(file, tmp_path / "one")
+    scale[3] = 8
+    write_gguf(random_policy(), file)
+    with pytest.raises(GGUFError, match="scales its rotary frequencies"):
+        convert(file, tmp_path / "eight")
+
+
+def test_a_pointer_and_a_name_with_escapes_are_printable_lines(tmp_path: Path) -> None:
+    file = tmp_path / "red\x1b[31m.gguf"
+    file.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n")
+    with pytest.raises(GGUFError, match="a Git LFS pointer") as error:
+        convert(file, tmp_path / "out")
+    assert str(error.value).isprintable()
+
+
+CONVERT = """
+import sys, time
+from pathlib import Path
+from stepagent import gguf
+file, ready, go = map(Path, sys.argv[1:])
+convert = gguf.convert
+def wait(*given):
+    ready.touch()
+    while not go.exists():
+        time.sleep(0.01)
+    convert(*given)
+gguf.convert = wait
+print(gguf.converted(file))
+"""
+
+
+def test_two_processes_that_convert_a_file_at_once_both_get_it(file: Path, tmp_path: Path) -> None:
+    env = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    go, ready = tmp_path / "go", [tmp_path / "a", tmp_path / "b"]
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", CONVERT, file, one, go],
+            env=env,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for one in ready
+    ]
+    for process, one in zip(both, ready, strict=True):
+        while not one.exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+    go.touch()  # neither has begun before both have seen that there is no folder
+    said = [process.communicate(timeout=120)[0].strip() for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert said[0] == said[1]
+    assert [str(f) for f in (tmp_path / "cache" / "stepagent" / "models").iterdir()] == [said[0]]
+    assert Policy.load(said[0]).layers.width == 64
+
+
+def test_a_conversion_that_is_killed_leaves_nothing_that_is_taken_for_a_model(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    code = """
+import os, signal, sys
+from pathlib import Path
+from transformers import PreTrainedModel
+from stepagent import gguf
+save = PreTrainedModel.save_pretrained
+def killed(self, *given):
+    save(self, *given)
+    os.kill(os.getpid(), signal.SIGKILL)
+PreTrainedModel.save_pretrained = killed
+gguf.converted(Path(sys.argv[1]))
+"""
+    done = subprocess.run([sys.executable, "-c", code, file], check=False)
+    assert done.returncode == -signal.SIGKILL
+    folder = converted(file)
+    assert (folder / "tokenizer.json").is_file()
+    assert Policy.load(folder).layers.width == 64
 
 
 @pytest.mark.parametrize("name", ["no/such/folder", "./missing", "missing.gguf/", "a b"])

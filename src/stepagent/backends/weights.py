@@ -4,6 +4,7 @@ Libraries that open models draw what a file lacks at random, and say so in a war
 a model opens with every weight that it has, or not at all.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -19,6 +20,7 @@ from stepagent.trajectories import printable
 UNREADABLE = (
     OSError, SafetensorError, ImportError, UnpicklingError,
     ValueError, RuntimeError, LookupError, TypeError, AttributeError, EOFError,
+    ArithmeticError, AssertionError, MemoryError,
 )  # fmt: skip
 """What transformers, PEFT and their readers raise for files that they cannot make sense of."""
 
@@ -33,14 +35,14 @@ class WeightsError(ValueError):
     """Weights are missing, superfluous, of another shape or not finite; the message is one line."""
 
 
-def open_model(source: str, dtype: torch.dtype, **files: str) -> PreTrainedModel:
+def open_model(source: str, dtype: torch.dtype, *, gguf_file: str | None = None) -> PreTrainedModel:
     """A causal language model, by its folder or its id on the hub, with all its weights.
 
-    `files` are further arguments of `from_pretrained` that say where the weights are.
-    Raises `WeightsError` if the model cannot be opened or a weight is missing, superfluous, of
-    another shape or not finite.
+    With `gguf_file` it is that file in the folder. Raises `WeightsError` if the model cannot be
+    opened or a weight is missing, superfluous, of another shape or not finite.
     """
-    refuse_pointers(source)
+    where = Path(source) / gguf_file if gguf_file else source
+    refuse_pointers(where)
     try:
         opened: Any = AutoModelForCausalLM.from_pretrained(
             source,
@@ -49,22 +51,22 @@ def open_model(source: str, dtype: torch.dtype, **files: str) -> PreTrainedModel
             trust_remote_code=False,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # to name them below
-            **files,
+            gguf_file=gguf_file,
         )
     except UNREADABLE as error:
-        raise WeightsError(f"{place(source)}: not a usable policy: {reason(error)}") from None
+        raise WeightsError(f"{place(where)}: not a usable policy: {reason(error)}") from None
     model: PreTrainedModel = opened[0]
     found: dict[str, Any] = opened[1]
     parts = {name for name, _ in model.named_children()}
     superfluous = [n for n in found["unexpected_keys"] if n.split(".")[0] in parts]
-    check_complete(source, found["missing_keys"], superfluous)
+    check_complete(where, found["missing_keys"], superfluous)
     if shapes := sorted(found["mismatched_keys"]):
         name, given, expected = shapes[0]
         raise WeightsError(
-            f"{place(source)}: {counted(shapes)} of another shape than its config says: "
+            f"{place(where)}: {counted(shapes)} of another shape than its config says: "
             f"{printable(name, 120)} is {tuple(given)}, expected {tuple(expected)}"
         )
-    check_finite(source, model.state_dict())
+    check_finite(where, model.state_dict())
     model.eval()
     return model
 
@@ -86,10 +88,10 @@ def check_complete(source: str | Path, missing: Iterable[str], superfluous: Iter
 
 def check_finite(source: str | Path, tensors: Mapping[str, Tensor]) -> None:
     """Raises `WeightsError` that names the tensors which hold NaN or infinity."""
-    alone = {tensor.data_ptr(): name for name, tensor in reversed(tensors.items())}
+    alone = {tensor.data_ptr(): name for name, tensor in reversed(list(tensors.items()))}
     bad = [
         name
-        for name in reversed(alone.values())
+        for name in reversed(list(alone.values()))
         if tensors[name].is_floating_point() and not torch.isfinite(tensors[name]).all()
     ]
     if bad:
@@ -110,9 +112,9 @@ def put(source: str | Path, module: nn.Module, tensors: Mapping[str, Tensor]) ->
 
 
 def refuse_pointers(source: str | Path) -> None:
-    """Raises `WeightsError` if a file, or one in a folder, is a Git LFS pointer to the real one."""
+    """Raises `WeightsError` if a file, or one that a folder's model needs, is a Git LFS pointer."""
     path = Path(source)
-    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+    for file in _needed(path) if path.is_dir() else [path]:
         if file.is_file() and file.stat().st_size <= _POINTER_SIZE:
             with open(file, "rb") as opened:
                 if opened.read(len(_POINTER)) == _POINTER:
@@ -120,6 +122,14 @@ def refuse_pointers(source: str | Path) -> None:
                         f"{place(file)}: a Git LFS pointer, not the file itself; run `git lfs "
                         "pull` in its repository"
                     )
+
+
+def _needed(folder: Path) -> list[Path]:
+    """The files of a model, without copies in other formats, which may stay pointers."""
+    files = sorted(folder.iterdir())
+    weights = [f for f in files if re.fullmatch(r"(adapter_)?model.*\.safetensors", f.name)]
+    weights = weights or [f for f in files if f.suffix == ".bin"]
+    return weights + [f for f in files if f.suffix in (".json", ".model", ".txt", ".jinja")]
 
 
 def reason(error: BaseException) -> str:

@@ -28,7 +28,7 @@ def convert_file(
     For example: stepagent convert SmolLM2-135M-Instruct.Q4_1.gguf -o smollm2
 
     Args:
-        file: The GGUF file, of an architecture that transformers reads.
+        file: The GGUF file, of an architecture that transformers reads; any part of a split one.
         out: Folder for the model.
         overwrite: Replace OUT if it exists.
     """
