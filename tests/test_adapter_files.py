@@ -1,5 +1,8 @@
 """Adapter folders as PEFT writes them: of every kind that works through a model's layers."""
 
+import json
+import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +11,14 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-from transformers import AutoModelForCausalLM
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, MixtralConfig
 
 from fakes import demonstrations, practised_trees, random_policy, rendered
 from stepagent.algorithms.sft import SFTConfig, sft
+from stepagent.backends.adapter_files import AdapterError
 from stepagent.backends.training import OptimizerConfig
+from stepagent.backends.weights import WeightsError
 from stepagent.commands.export_model import export_model
 from stepagent.inspection import path_logprobs
 from stepagent.policy import Policy
@@ -139,3 +145,144 @@ def test_adapters_of_every_kind_open_train_and_merge_as_peft_has_them(
 
     export_model(tmp_path / "copied", out=tmp_path / "merged", merged=True)
     close(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "merged")), logits(policy.model))
+
+
+def test_a_resized_vocabulary_opens_and_merges(tmp_path: Path) -> None:
+    for tied in (True, False):
+        base, folder = write_base(tmp_path / f"base{tied}", tied=tied), tmp_path / f"adapter{tied}"
+        model = AutoModelForCausalLM.from_pretrained(base)
+        tokenizer = random_policy().renderer.tokenizer
+        rows = len(tokenizer) + 3
+        torch.manual_seed(0)
+        model.resize_token_embeddings(rows)
+        wrapped = peft.get_peft_model(
+            model, LoraConfig(task_type="CAUSAL_LM", target_modules=ATTENTION)
+        )
+        wrapped.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        policy = Policy.load(folder)
+        close(logits(policy.model), logits(wrapped))
+        policy.save(tmp_path / f"again{tied}")
+        close(logits(Policy.load(tmp_path / f"again{tied}").model), logits(wrapped))
+        out = tmp_path / f"merged{tied}"
+        export_model(folder, out=out, merged=True)
+        merged = AutoModelForCausalLM.from_pretrained(out)
+        assert merged.config.vocab_size == rows
+        close(logits(merged), logits(wrapped))
+
+
+def test_experts_of_a_mixture_open_and_merge(tmp_path: Path) -> None:
+    base, folder = tmp_path / "base", tmp_path / "adapter"
+    tokenizer = random_policy().renderer.tokenizer
+    torch.manual_seed(0)
+    config = MixtralConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=16, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=2, num_local_experts=4,
+        max_position_embeddings=512, initializer_range=0.3,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    expected = write_adapter(
+        base,
+        folder,
+        LoraConfig(
+            task_type="CAUSAL_LM",
+            target_modules=["q_proj"],
+            target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
+        ),
+    )
+    policy = Policy.load(folder)
+    close(logits(policy.model), expected)
+    export_model(folder, out=tmp_path / "merged", merged=True)
+    close(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "merged")), expected)
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> Path:
+    base, folder = write_base(tmp_path / "base"), tmp_path / "adapter"
+    write_adapter(base, folder, LoraConfig(task_type="CAUSAL_LM", target_modules=ATTENTION))
+    return folder
+
+
+def test_an_adapter_without_some_of_its_tensors_is_refused_by_their_names(adapter: Path) -> None:
+    file = adapter / "adapter_model.safetensors"
+    tensors = load_file(file)
+    policy = Policy.load(adapter)
+    names = sorted(tensors)
+    save_file({name: tensors[name] for name in names[1:]}, file)
+    for attempt in (lambda: Policy.load(adapter), lambda: policy.restore(adapter)):
+        with pytest.raises(WeightsError, match=r"1 tensor is missing: .*layers\.0.*lora_A"):
+            attempt()
+    save_file(
+        tensors | {"base_model.model.model.layers.9.up.lora_A.weight": torch.ones(2, 2)}, file
+    )
+    with pytest.raises(WeightsError, match=r"1 tensor is too many, .*layers\.9\.up"):
+        Policy.load(adapter)
+    save_file(tensors | {names[0]: tensors[names[0]] * float("nan")}, file)
+    with pytest.raises(WeightsError, match="1 tensor is not finite"):
+        Policy.load(adapter)
+    save_file(tensors | {names[0]: tensors[names[0]][:-1].contiguous()}, file)
+    with pytest.raises(AdapterError, match="cannot be opened: ") as error:
+        Policy.load(adapter)
+    assert "\n" not in str(error.value)
+
+
+def test_a_part_that_is_trained_whole_must_be_there(tmp_path: Path) -> None:
+    base, folder = write_base(tmp_path / "base"), tmp_path / "adapter"
+    write_adapter(base, folder, LoraConfig(
+        task_type="CAUSAL_LM", target_modules=ATTENTION, modules_to_save=["norm"],
+    ))  # fmt: skip
+    file = folder / "adapter_model.safetensors"
+    tensors = load_file(file)
+    save_file({name: value for name, value in tensors.items() if "norm" not in name}, file)
+    with pytest.raises(AdapterError, match=r"has no .*norm\.weight"):
+        Policy.load(folder)
+
+
+def test_the_base_of_an_adapter_is_found_beside_it_or_asked_for(
+    adapter: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = logits(Policy.load(adapter).model)
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    shutil.move(tmp_path / "base", moved / "base")
+    with pytest.raises(AdapterError) as error:
+        Policy.load(adapter)
+    assert str(error.value) == (
+        f"{adapter}: its base model {tmp_path / 'base'} is not there; put it there or beside the "
+        "adapter, or write its place as base_model_name_or_path into adapter_config.json"
+    )
+    shutil.move(adapter, moved / "adapter")
+    with caplog.at_level(logging.INFO, logger="stepagent"):
+        close(logits(Policy.load(moved / "adapter").model), expected)
+    assert "is taken from" in caplog.text
+
+
+@pytest.mark.parametrize("config", [
+    peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4),
+    peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4),
+    LoraConfig(task_type="CAUSAL_LM", alora_invocation_tokens=[3]),
+], ids=["prompt tuning", "prefix tuning", "aLoRA"])  # fmt: skip
+def test_what_does_not_work_through_the_layers_is_refused(
+    config: peft.PeftConfig, tmp_path: Path
+) -> None:
+    config.base_model_name_or_path = str(write_base(tmp_path / "base"))
+    config.save_pretrained(str(tmp_path / "adapter"))
+    with pytest.raises(AdapterError, match="does not work through the layers alone") as error:
+        Policy.load(tmp_path / "adapter")
+    assert "\n" not in str(error.value)
+
+
+def test_an_adapter_of_an_unknown_kind_is_one_printable_line(adapter: Path) -> None:
+    file = adapter / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"peft_type": "\x1b[31mNEW"}))
+    with pytest.raises(AdapterError, match="PEFT knows no adapters of kind") as error:
+        Policy.load(adapter)
+    assert str(error.value).isprintable()
+
+
+def test_a_pointer_in_place_of_an_adapter_is_named(adapter: Path) -> None:
+    file = adapter / "adapter_model.safetensors"
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n")
+    with pytest.raises(WeightsError, match=r"adapter_model\.safetensors: a Git LFS pointer"):
+        Policy.load(adapter)

@@ -5,17 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from fakes import demonstrations, practised_trees, random_policy, rendered
 from stepagent.algorithms.discriminator import expert_logits
 from stepagent.algorithms.sft import SFTConfig, sft
-from stepagent.backends.adapters import LoRAConfig
+from stepagent.backends.adapters import Adapter, LoRAConfig
 from stepagent.backends.training import OptimizerConfig
 from stepagent.commands.export_model import export_model
 from stepagent.commands.parsing import UsageError
-from stepagent.export import ExportError, model_card
+from stepagent.export import ExportError, export_policy, model_card
 from stepagent.inspection import path_logprobs
 from stepagent.policy import Policy
 from stepagent.run import read_json, write_json
@@ -116,6 +116,62 @@ def test_an_exported_discriminator_gives_the_same_rewards(unit: Path, tmp_path: 
     assert "log-probability by the policy that the round began with" in " ".join(
         (out / "README.md").read_text().split()
     )
+
+
+def test_a_merged_export_keeps_stop_tokens_and_precision(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    start = random_policy(scale=2.0)
+    start.model.generation_config.eos_token_id = [3, 7]
+    start.model.generation_config.repetition_penalty = 1.1
+    start.model.to(torch.bfloat16)
+    start.model.save_pretrained(base)
+    start.renderer.tokenizer.save_pretrained(base)
+    policy = Policy.load(base, lora=LoRAConfig(rank=4))
+    config = SFTConfig(optimizer=OptimizerConfig(learning_rate=1e-2), epochs=2)
+    sft(policy, rendered(policy, demonstrations()[:8]), config, seed=0, log=lambda _: None)
+    policy.save(tmp_path / "unit")
+    export_model(tmp_path / "unit", out=tmp_path / "out", merged=True)
+    opened = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert opened.dtype == torch.bfloat16
+    assert opened.generation_config.eos_token_id == [3, 7]
+    assert opened.generation_config.repetition_penalty == 1.1
+    expected = logits(policy.model)
+    torch.testing.assert_close(logits(opened).float(), expected, rtol=0.1, atol=0.5)
+
+
+def test_a_merged_export_that_computes_something_else_is_not_written(
+    unit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not (unit / "adapter_config.json").is_file():
+        pytest.skip("there is nothing to merge")
+    merged = Adapter.merged
+
+    def slightly_wrong(self: Adapter) -> PreTrainedModel:
+        whole = merged(self)
+        with torch.no_grad():
+            whole.get_input_embeddings().weight[7] *= 1.5
+        return whole
+
+    monkeypatch.setattr(Adapter, "merged", slightly_wrong)
+    with pytest.raises(ExportError, match=r"the merged model's logits are off by .* not written"):
+        export_model(unit, out=tmp_path / "out", merged=True)
+    with pytest.raises(ExportError, match="are off by"):
+        export_policy(unit, tmp_path / "out", merged=True)
+    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob(".stepagent-*"))
+
+
+def test_an_adapter_that_peft_cannot_merge_is_one_line(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    random_policy().save(base)
+    config = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], lora_bias=True)
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(
+        tmp_path / "adapter"
+    )
+    with pytest.raises(ExportError, match="PEFT cannot merge an adapter of kind LORA: ") as error:
+        export_model(tmp_path / "adapter", out=tmp_path / "out", merged=True)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_card_says_what_is_known_and_a_dash_for_the_rest(unit: Path) -> None:

@@ -57,9 +57,11 @@ def open_model(source: str, dtype: torch.dtype, *, gguf_file: str | None = None)
         raise WeightsError(f"{place(where)}: not a usable policy: {reason(error)}") from None
     model: PreTrainedModel = opened[0]
     found: dict[str, Any] = opened[1]
+    tied = model.all_tied_weights_keys
+    missing = [n for n in found["missing_keys"] if tied.get(n) not in found["missing_keys"]]
     parts = {name for name, _ in model.named_children()}
     superfluous = [n for n in found["unexpected_keys"] if n.split(".")[0] in parts]
-    check_complete(where, found["missing_keys"], superfluous)
+    check_complete(where, missing, superfluous)
     if shapes := sorted(found["mismatched_keys"]):
         name, given, expected = shapes[0]
         raise WeightsError(

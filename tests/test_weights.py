@@ -1,0 +1,124 @@
+"""Models open with all their weights, or with one line that says which are not there."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
+
+from fakes import random_policy
+from stepagent.backends.weights import WeightsError
+from stepagent.policy import Policy, PolicyError
+
+Tensors = dict[str, torch.Tensor]
+NORM = "model.norm.weight"
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n"
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    random_policy().save(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def change(model: Path, edit: Callable[[Tensors], object]) -> None:
+    tensors = load_file(model / "model.safetensors")
+    edit(tensors)
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+
+
+def without_two(tensors: Tensors) -> None:
+    del tensors["model.layers.0.mlp.up_proj.weight"], tensors["model.embed_tokens.weight"]
+
+
+EDITS: dict[str, tuple[Callable[[Tensors], object], str]] = {
+    "two tensors missing": (
+        without_two,
+        "2 tensors are missing: model.embed_tokens.weight, model.layers.0.mlp.up_proj.weight;",
+    ),
+    "a bias that the config does not know": (
+        lambda t: t.update({"model.layers.0.self_attn.q_proj.bias": torch.ones(64)}),
+        "1 tensor is too many, .*: model.layers.0.self_attn.q_proj.bias",
+    ),
+    "another shape": (
+        lambda t: t.update({NORM: torch.ones(63)}),
+        r"1 tensor is of another shape .*model.norm.weight is \(63,\), expected \(64,\)",
+    ),
+    "NaN": (lambda t: t[NORM].fill_(float("nan")), "1 tensor is not finite .*: model.norm.weight"),
+    "infinity": (lambda t: t[NORM].fill_(float("inf")), "1 tensor is not finite"),
+}
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_weights_that_are_not_all_there_are_named(name: str, model: Path) -> None:
+    edit, message = EDITS[name]
+    policy = Policy.load(model)
+    before = {n: p.detach().clone() for n, p in policy.model.named_parameters()}
+    change(model, edit)
+    for attempt in (lambda: Policy.load(model), lambda: policy.restore(model)):
+        with pytest.raises(WeightsError, match=message) as error:
+            attempt()
+        assert str(error.value).startswith(f"{model}: ")
+        assert str(error.value).isprintable()
+    assert all(torch.equal(p, before[n]) for n, p in policy.model.named_parameters())
+
+
+def test_a_head_of_another_trainer_is_no_fault(model: Path) -> None:
+    change(model, lambda t: t.update({"v_head.weight": torch.ones(1, 64)}))
+    Policy.load(model)
+
+
+def test_a_shard_that_is_missing_or_cut_off_is_one_line(model: Path) -> None:
+    (model / "model.safetensors").unlink()
+    random_policy().model.save_pretrained(model, max_shard_size="100KB")
+    shards = sorted(model.glob("model-*.safetensors"))
+    assert len(shards) > 2
+    Policy.load(model)
+    whole = shards[1].read_bytes()
+    for broken in (whole[:-100], b"", None):
+        shards[1].unlink()
+        if broken is not None:
+            shards[1].write_bytes(broken)
+        with pytest.raises(WeightsError, match="not a usable policy: ") as error:
+            Policy.load(model)
+        assert "\n" not in str(error.value)
+        shards[1].write_bytes(whole)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json"])
+def test_a_git_lfs_pointer_is_called_one(file: str, model: Path) -> None:
+    (model / file).write_text(POINTER)
+    with pytest.raises(WeightsError, match=f"{file}: a Git LFS pointer, .* `git lfs pull`"):
+        Policy.load(model)
+
+
+def test_a_pointer_to_a_copy_in_another_format_does_no_harm(model: Path) -> None:
+    (model / "pytorch_model.bin").write_text(POINTER)
+    (model / "consolidated.safetensors").write_text(POINTER)
+    Policy.load(model)
+
+
+def test_a_tokenizer_with_more_tokens_than_embeddings_is_refused(model: Path) -> None:
+    policy = random_policy()
+    rows = len(policy.renderer.tokenizer)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.add_tokens(["<one>", "<two>"])
+    tokenizer.save_pretrained(model)
+    with pytest.raises(PolicyError) as error:
+        Policy.load(model)
+    assert str(error.value) == (
+        f"{model}: its tokenizer has {rows + 2} tokens, its model embeddings for {rows} only; "
+        "expected the tokenizer that belongs to the model"
+    )
+    policy.model.resize_token_embeddings(rows + 50)
+    policy.model.save_pretrained(model)
+    Policy.load(model)  # more embeddings than tokens are usual
+
+
+def test_escapes_in_names_of_tensors_do_not_reach_the_terminal(model: Path) -> None:
+    change(model, lambda t: t.update({"model.\x1b[31mred\x1b[0m": torch.ones(1)}))
+    with pytest.raises(WeightsError, match="1 tensor is too many") as error:
+        Policy.load(model)
+    assert str(error.value).isprintable()
