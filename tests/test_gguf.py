@@ -1,17 +1,17 @@
 """A GGUF file becomes a model folder that computes what the file's weights say."""
 
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
-import time
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from fakes import demonstrations, random_policy
 from stepagent import gguf as own_gguf
@@ -19,6 +19,8 @@ from stepagent.commands.models import load_policy, local_model
 from stepagent.commands.parsing import UsageError
 from stepagent.gguf import GGUFError, convert, converted
 from stepagent.policy import Policy
+
+FORK = multiprocessing.get_context("fork")  # a new interpreter would load PyTorch first
 
 NAMES = {
     "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
@@ -223,64 +225,46 @@ def test_a_pointer_and_a_name_with_escapes_are_printable_lines(tmp_path: Path) -
     assert str(error.value).isprintable()
 
 
-CONVERT = """
-import sys, time
-from pathlib import Path
-from stepagent import gguf
-file, ready, go = map(Path, sys.argv[1:])
-convert = gguf.convert
-def wait(*given):
-    ready.touch()
-    while not go.exists():
-        time.sleep(0.01)
-    convert(*given)
-gguf.convert = wait
-print(gguf.converted(file))
-"""
+def test_two_processes_that_convert_a_file_at_once_both_get_it(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    own = FORK.Barrier(2)
+    said: SimpleQueue[Path] = FORK.SimpleQueue()
 
+    def together(*given: Path) -> None:
+        own.wait(60)  # neither begins before both have seen that there is no folder
+        convert(*given)
 
-def test_two_processes_that_convert_a_file_at_once_both_get_it(file: Path, tmp_path: Path) -> None:
-    env = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
-    go, ready = tmp_path / "go", [tmp_path / "a", tmp_path / "b"]
-    both = [
-        subprocess.Popen(
-            [sys.executable, "-c", CONVERT, file, one, go],
-            env=env,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for one in ready
-    ]
-    for process, one in zip(both, ready, strict=True):
-        while not one.exists():
-            assert process.poll() is None
-            time.sleep(0.01)
-    go.touch()  # neither has begun before both have seen that there is no folder
-    said = [process.communicate(timeout=120)[0].strip() for process in both]
-    assert [process.returncode for process in both] == [0, 0]
-    assert said[0] == said[1]
-    assert [str(f) for f in (tmp_path / "cache" / "stepagent" / "models").iterdir()] == [said[0]]
-    assert Policy.load(said[0]).layers.width == 64
+    monkeypatch.setattr(own_gguf, "convert", together)
+    both = [FORK.Process(target=lambda: said.put(converted(file))) for _ in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(120)
+    assert [process.exitcode for process in both] == [0, 0]
+    folder = said.get()
+    assert said.get() == folder
+    assert list((tmp_path / "cache" / "stepagent" / "models").iterdir()) == [folder]
+    assert Policy.load(folder).layers.width == 64
 
 
 def test_a_conversion_that_is_killed_leaves_nothing_that_is_taken_for_a_model(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    code = """
-import os, signal, sys
-from pathlib import Path
-from transformers import PreTrainedModel
-from stepagent import gguf
-save = PreTrainedModel.save_pretrained
-def killed(self, *given):
-    save(self, *given)
-    os.kill(os.getpid(), signal.SIGKILL)
-PreTrainedModel.save_pretrained = killed
-gguf.converted(Path(sys.argv[1]))
-"""
-    done = subprocess.run([sys.executable, "-c", code, file], check=False)
-    assert done.returncode == -signal.SIGKILL
+    save = PreTrainedModel.save_pretrained
+
+    def killed(self: PreTrainedModel, folder: Path) -> None:
+        save(self, folder)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PreTrainedModel, "save_pretrained", killed)
+        process = FORK.Process(target=converted, args=(file,))
+        process.start()
+        process.join(120)
+    assert process.exitcode == -signal.SIGKILL
     folder = converted(file)
     assert (folder / "tokenizer.json").is_file()
     assert Policy.load(folder).layers.width == 64

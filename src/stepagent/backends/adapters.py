@@ -123,10 +123,17 @@ class Adapter:
         """Another adapter that starts equal: on the same model if it is nothing but LoRA.
 
         Several adapters of the other kinds cannot share a model; the copy is on a copy of it.
+        Raises `AdapterError` where that is impossible.
         """
         config = self.peft.peft_config[self.name]
         if not _is_plain_lora(config):
-            return replace(self, peft=deepcopy(self.peft))
+            try:
+                return replace(self, peft=deepcopy(self.peft))
+            except RuntimeError:  # PyTorch copies no views, as tied adapters are of one another
+                raise AdapterError(
+                    f"an adapter of kind {kind_of(config)} with ensure_weight_tying cannot be "
+                    "copied, so it can have no discriminator"
+                ) from None
         copied = replace(self, name=name)
         weights = {key: value.clone() for key, value in self._weights().items()}
         self.peft.add_adapter(name, deepcopy(config))
