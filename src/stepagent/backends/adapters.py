@@ -167,7 +167,9 @@ class Adapter:
         was_tied = config.tie_word_embeddings
         _untie(self.peft)
         try:
-            whole = cast(PreTrainedModel, self.peft.merge_and_unload(safe_merge=True))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of tied embeddings, which are seen to here
+                whole = cast(PreTrainedModel, self.peft.merge_and_unload(safe_merge=True))
         except UNREADABLE as error:
             kind = kind_of(self.peft.peft_config[self.name])
             raise AdapterError(
