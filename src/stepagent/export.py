@@ -41,8 +41,8 @@ _PROBES = 256
 def export_policy(unit: Path, folder: Path, *, merged: bool, replace: bool = False) -> None:
     """Writes a unit's policy; `merged` adds an adapter to its base instead of writing it alone.
 
-    The folder is there whole or not at all; `replace` takes the place of one that is. Raises `ExportError` if it would be of no use to
-    others, or does not compute what the policy computes.
+    The folder is there whole or not at all; with `replace` an older one gives way to it. Raises
+    `ExportError` if it would be of no use to others, or not compute what the policy computes.
     """
     with atomic_folder(folder, replace=replace) as made:
         loader = _write(unit, made, merged=merged)
