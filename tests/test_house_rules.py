@@ -50,7 +50,7 @@ INSIDE = {
         ("dialogue", "chat", "dumps"),
         ("messages",),
     ),
-    "tasks": (("base", "extras"), ("data", "episode", "simulator")),
+    "tasks": (("base", "extras"), ("intake",), ("archives", "data", "episode", "simulator")),
     "backends": (("adapters", "device", "masks"), ("forward",), ("slot_cache",)),
 }
 """Lowest first within a folder; its other modules come after these and may import each other."""
