@@ -284,7 +284,7 @@ def _plain(
     return app
 
 
-def babyai() -> FastAPI:
+def babyai(worth: float = 1.0) -> FastAPI:
     """The score adds up what every step says, and the actions are listed behind the observation."""
     return _plain(
         first=lambda seen: {
@@ -292,7 +292,7 @@ def babyai() -> FastAPI:
             "reward": 0, "score": 0, "deleted": False, "done": False,
         },
         step=lambda reply: reply | {
-            "reward": 0.93 * reply["done"], "score": 0.93 * reply["done"]
+            "reward": worth * reply["done"], "score": worth * reply["done"]
         },
     )  # fmt: skip
 
@@ -328,7 +328,7 @@ def tool() -> FastAPI:
     return _plain(
         session="env_idx", item="id", made=int, wants={"id": 0},
         first=lambda seen: (
-            "Now new trial starts.\nYou should perform actions to accomplish the goal: "
+            f"Now new trial starts. {seen}\nYou should perform actions to accomplish the goal: "
             f"{GOAL}\nGive me one action."
         ),
     )  # fmt: skip

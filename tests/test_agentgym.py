@@ -10,7 +10,17 @@ from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
-from agentgym_server import APPS, GOAL, NUM_ITEMS, PLAIN, alfworld, sciworld, searchqa, webshop
+from agentgym_server import (
+    APPS,
+    GOAL,
+    NUM_ITEMS,
+    PLAIN,
+    alfworld,
+    babyai,
+    sciworld,
+    searchqa,
+    webshop,
+)
 from corridor import Corridor, explorer, running
 from stepagent.tasks.agentgym import SERVERS, AgentGymConfig, AgentGymTask, Environment
 from stepagent.tasks.base import EnvironmentLost
@@ -56,10 +66,21 @@ def test_an_episode_on_the_plainer_servers(environment: Environment) -> None:
         while not terminated:
             observation, _, terminated, truncated, info = env.step(act(observation) or "")
         assert (observation, truncated) == ("You take the treasure.", False)
-        assert info["success"] is True
-        assert info["score"] == pytest.approx(93 if environment == "babyai" else 100)
+        assert (info["score"], info["success"]) == (100, True)
         with pytest.raises(EnvironmentLost, match="list index out of range"):
             env.reset(options={"item": f"{environment}_30"})
+        task.close()
+
+
+def test_babyais_score_is_what_its_moves_left_and_its_end_is_success() -> None:
+    with running(babyai(worth=0.93)) as url:
+        task = task_on(url, "babyai")
+        env, act, terminated = task.make_env(), explorer(""), False
+        observation, info = env.reset(options={"item": "babyai_3"})
+        while not terminated:
+            observation, _, terminated, _, info = env.step(act(observation) or "")
+        assert info["score"] == pytest.approx(93)
+        assert info["success"] is True
         task.close()
 
 

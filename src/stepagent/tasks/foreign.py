@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from stepagent.tasks.base import NOTHING, ExpertFailed, Split
+from stepagent.tasks.base import NOTHING, EnvironmentLost, ExpertFailed, Split
 from stepagent.tasks.episode import EpisodeEnv, Outcome, follow
 from stepagent.tasks.said import Unusable, flag, names, number
 from stepagent.trajectories import printable
@@ -31,6 +31,10 @@ LONGEST = 10_000
 """Steps after which an episode is cut off where no step limit is given: some never end."""
 
 logger = logging.getLogger(__name__)
+
+
+class EnvironmentFailed(EnvironmentLost):
+    """An environment raised an error of its own, which is the cause; players must not see it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,7 @@ from typing import Any
 from stepagent.tasks.base import EnvironmentLost
 from stepagent.tasks.foreign import (
     Answer,
+    EnvironmentFailed,
     Expert,
     ForeignEnv,
     ForeignTask,
@@ -72,8 +73,8 @@ class GymTask(ForeignTask):
 class GymTaskEnv(ForeignEnv):
     """One environment of a `GymTask`.
 
-    What it raises is `EnvironmentLost`, after which the next episode gets another one; what cannot
-    be used, no text or no score, is `Unusable`.
+    What it raises is `EnvironmentFailed`, after which the next episode gets another one; what
+    cannot be used, no text or no score, is `Unusable`.
     """
 
     def __init__(self, task: GymTask, step_limit: int | None) -> None:
@@ -169,7 +170,7 @@ class GymTaskEnv(ForeignEnv):
             self.end()
             if isinstance(error, EnvironmentLost):
                 raise
-            raise EnvironmentLost(f"{self._item}: {what} failed: {_said(error)}") from error
+            raise EnvironmentFailed(f"{self._item}: {what} failed: {_said(error)}") from error
 
     def _text(self, value: object) -> str:
         if isinstance(value, bytes):

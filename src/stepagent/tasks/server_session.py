@@ -10,6 +10,7 @@ import gymnasium as gym
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from stepagent.tasks.base import EnvironmentLost, Split, Task, TaskDataError, TextEnv
+from stepagent.tasks.foreign import EnvironmentFailed
 from stepagent.trajectories import printable
 
 logger = logging.getLogger(__name__)
@@ -146,10 +147,12 @@ def short(message: str) -> str:
 
 def failure(error: Exception) -> str:
     """What a player may know of an error; the rest of what is not ours goes to the log."""
-    if isinstance(error, EnvironmentLost | TaskDataError | gym.error.ResetNeeded):
+    own = isinstance(error, EnvironmentLost | TaskDataError | gym.error.ResetNeeded)
+    if own and not isinstance(error, EnvironmentFailed):
         return short(str(error))
     logger.error("the environment failed", exc_info=error)
-    return f"the environment failed with {type(error).__name__}; the server's log says more"
+    cause = type(error.__cause__ or error).__name__
+    return f"the environment failed with {cause}; the server's log says more"
 
 
 def _result(info: Mapping[str, Any]) -> dict[str, Any]:
