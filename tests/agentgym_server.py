@@ -3,9 +3,9 @@
 What each route takes and gives was read in `agentenv-*/agentenv_*/{server,environment,model}.py`.
 """
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import FastAPI
+from fastapi import Body, FastAPI
 from pydantic import BaseModel
 
 from corridor import Corridor
@@ -243,3 +243,111 @@ def searchqa() -> FastAPI:
 
 
 APPS = {"webshop": webshop, "sciworld": sciworld, "alfworld": alfworld, "searchqa": searchqa}
+
+
+def _plain(
+    *,
+    first: Any,
+    session: str = "id",
+    item: str = "data_idx",
+    observation: str = "observation",
+    made: Any = lambda number: {"id": number},
+    wants: dict[str, Any] | None = None,
+    prefix: str = "",
+    step: Any = lambda reply: reply,
+) -> FastAPI:
+    """A server without oddities but those that are given; every failure is a 200 with `error`."""
+    app, sessions = FastAPI(), dict[int, Session]()
+    app.state.sessions = sessions
+
+    @app.post(f"{prefix}/create")
+    def create(body: Annotated[Any, Body()] = None) -> Any:
+        assert body == wants
+        sessions[len(sessions)] = Session()
+        return made(len(sessions) - 1)
+
+    @app.post(f"{prefix}/reset")
+    def reset(body: Annotated[dict[str, Any], Body()]) -> Any:
+        try:
+            return first(_numbered(sessions, body[session], is_reset=True).start(body[item]))
+        except (ValueError, IndexError) as error:
+            return {"error": str(error)}
+
+    @app.post(f"{prefix}/step")
+    def act(body: Annotated[dict[str, Any], Body()]) -> Any:
+        try:
+            seen, reward, is_over = _numbered(sessions, body[session]).act(body["action"])
+        except ValueError as error:
+            return {"error": str(error)}
+        return step({observation: seen, "reward": reward, "done": is_over})
+
+    return app
+
+
+def babyai(worth: float = 1.0) -> FastAPI:
+    """The score adds up what every step says, and the actions are listed behind the observation."""
+    return _plain(
+        first=lambda seen: {
+            "observation": f"Your goal: {GOAL}\n{seen}\nAvailable actions: [\"go east\"]",
+            "reward": 0, "score": 0, "deleted": False, "done": False,
+        },
+        step=lambda reply: reply | {
+            "reward": worth * reply["done"], "score": worth * reply["done"]
+        },
+    )  # fmt: skip
+
+
+def textcraft() -> FastAPI:
+    """`/create` wants a body; the goal is the last line of the recipes."""
+    return _plain(
+        wants={"commands": None, "goal": None},
+        first=lambda seen: {"id": 0, "observation": f"Crafting commands:\n{seen}\n\nGoal: {GOAL}"},
+    )
+
+
+def maze() -> FastAPI:
+    """One of two environments of a server, below a path; nothing says what to do."""
+    return _plain(prefix="/maze", item="game", first=lambda seen: {"observation": seen})
+
+
+def wordle() -> FastAPI:
+    """The other one; an item is a seed."""
+    return _plain(prefix="/wordle", item="seed", first=lambda seen: {"id": 0, "observation": seen})
+
+
+def sqlgym() -> FastAPI:
+    """Sessions are bare numbers, and the first observation comes in a list."""
+    return _plain(
+        session="env_idx", item="item_id", observation="state", made=int,
+        first=lambda seen: [seen, None],
+    )  # fmt: skip
+
+
+def tool() -> FastAPI:
+    """Movie, weather and others: the goal is in the first text."""
+    return _plain(
+        session="env_idx", item="id", made=int, wants={"id": 0},
+        first=lambda seen: (
+            f"Now new trial starts. {seen}\nYou should perform actions to accomplish the goal: "
+            f"{GOAL}\nGive me one action."
+        ),
+    )  # fmt: skip
+
+
+def webarena() -> FastAPI:
+    """The session is wrapped under its own name, and the end is called `terminated`."""
+    return _plain(
+        session="env_idx", item="idx", made=lambda number: {"env_idx": number},
+        first=lambda seen: {"observation": seen, "sites": ["shop"], "object": GOAL},
+        step=lambda reply: {
+            "observation": reply["observation"], "reward": reply["reward"],
+            "terminated": reply["done"], "truncated": False, "info": None,
+        },
+    )  # fmt: skip
+
+
+PLAIN = {
+    "babyai": babyai, "textcraft": textcraft, "maze": maze, "wordle": wordle, "sqlgym": sqlgym,
+    "webarena": webarena,
+    **dict.fromkeys(("academia", "movie", "sheet", "todo", "weather"), tool),
+}  # fmt: skip

@@ -10,7 +10,17 @@ from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
-from agentgym_server import APPS, GOAL, NUM_ITEMS, alfworld, sciworld, searchqa, webshop
+from agentgym_server import (
+    APPS,
+    GOAL,
+    NUM_ITEMS,
+    PLAIN,
+    alfworld,
+    babyai,
+    sciworld,
+    searchqa,
+    webshop,
+)
 from corridor import Corridor, explorer, running
 from stepagent.tasks.agentgym import SERVERS, AgentGymConfig, AgentGymTask, Environment
 from stepagent.tasks.base import EnvironmentLost
@@ -25,7 +35,7 @@ def task_on(url: str, environment: Environment, **options: Any) -> AgentGymTask:
 
 
 def test_every_environment_has_its_fields() -> None:
-    assert set(SERVERS) == set(get_args(Environment)) == set(APPS)
+    assert set(SERVERS) == set(get_args(Environment)) == {*APPS, *PLAIN}
 
 
 @pytest.mark.parametrize("environment", APPS)
@@ -41,6 +51,59 @@ def test_an_episode_on_every_server(environment: Environment) -> None:
         world.act(step.action)[0] for step in found.steps[:-1]
     ]
     assert (found.final_observation, found.score) == ("You take the treasure.", 100)
+
+
+@pytest.mark.parametrize("environment", PLAIN)
+def test_an_episode_on_the_plainer_servers(environment: Environment) -> None:
+    with running(PLAIN[environment]()) as url:
+        task = task_on(url, environment)
+        env, world = task.make_env(), Corridor(3)
+        first, info = env.reset(options={"item": f"{environment}_3"})
+        has_goal = environment not in ("maze", "wordle", "sqlgym")
+        assert (info["instruction"] == GOAL) == has_goal and len(info["instruction"]) > 10
+        act, observation = explorer(""), first if world.look() in first else world.look()
+        terminated = False
+        while not terminated:
+            observation, _, terminated, truncated, info = env.step(act(observation) or "")
+        assert (observation, truncated) == ("You take the treasure.", False)
+        assert (info["score"], info["success"]) == (100, True)
+        with pytest.raises(EnvironmentLost, match="list index out of range"):
+            env.reset(options={"item": f"{environment}_30"})
+        task.close()
+
+
+def test_babyais_score_is_what_its_moves_left_and_its_end_is_success() -> None:
+    with running(babyai(worth=0.93)) as url:
+        task = task_on(url, "babyai")
+        env, act, terminated = task.make_env(), explorer(""), False
+        observation, info = env.reset(options={"item": "babyai_3"})
+        while not terminated:
+            observation, _, terminated, _, info = env.step(act(observation) or "")
+        assert info["score"] == pytest.approx(93)
+        assert info["success"] is True
+        task.close()
+
+
+def test_the_path_of_an_environment_may_be_in_the_address() -> None:
+    with running(PLAIN["maze"]()) as url:
+        for address in (url, f"{url}/maze", f"{url}/maze/"):
+            task = task_on(address, "maze")
+            assert task.make_env().reset(options={"item": "maze_1"})[0]
+            task.close()
+
+
+def test_an_environment_that_nobody_knows_is_one_line() -> None:
+    with pytest.raises(ServerError, match=r"^no environment 'chess'; there are: webshop, "):
+        task_on("http://127.0.0.1:1", "chess")  # type: ignore[arg-type]
+
+
+def test_a_page_that_webarena_cannot_open_loses_the_episode() -> None:
+    replies = {"observation": "TimeoutError", "sites": "Error", "object": "Error"}
+    with (
+        running(answering(create={"env_idx": 1}, reset=replies, close=True)) as url,
+        pytest.raises(EnvironmentLost, match="the page could not be opened"),
+    ):
+        _begun(url, "webarena")
 
 
 @pytest.mark.parametrize("environment", APPS)

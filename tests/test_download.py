@@ -4,14 +4,21 @@ import fcntl
 import gzip
 import hashlib
 import json
+import socket
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from signal import SIGKILL
 
 import pytest
 
 from stepagent.cli import main
+from stepagent.tasks import fetch as fetching
 from stepagent.tasks.base import TaskDataError
 from stepagent.tasks.data import (
     Prepared,
@@ -97,6 +104,8 @@ def server() -> Iterator[Server]:
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("STEPAGENT_TASK_DATA", str(tmp_path / "data"))
+    monkeypatch.setattr(fetching, "TRIES", 1)
+    monkeypatch.setattr(fetching, "PAUSE_SECONDS", 0.0)
     return tmp_path
 
 
@@ -381,3 +390,84 @@ def test_a_missing_file_and_a_damaged_manifest_are_one_line(toy: str, tmp_path: 
         (data_folder(toy) / "manifest.json").write_text(damaged)
         with pytest.raises(TaskDataError, match="damaged; remove the folder and download webshop"):
             manifest_of(toy)
+
+
+def test_a_broken_connection_is_tried_again_from_where_it_broke(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetching, "TRIES", 2)
+    server.cut_at = 5_000_000
+    path = fetch(Source(url=server.url, file="f", sha256=SHA256), tmp_path, "webshop")
+    assert path.read_bytes() == BODY
+    assert [asked is None for asked in server.asked] == [True, False]
+    server.status = 403
+    with pytest.raises(TaskDataError, match="403"):
+        fetch(Source(url=server.url, file="g"), tmp_path, "webshop")
+    assert len(server.asked) == 3  # what is refused is not asked for again
+
+
+def test_a_server_that_sends_nearly_nothing_is_not_waited_for(
+    tmp_path: Path,
+) -> None:
+    def drip(player: socket.socket) -> None:
+        with player, suppress(OSError):
+            player.recv(65536)
+            player.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n")
+            for _ in range(100):
+                player.sendall(b"x")
+                time.sleep(0.05)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=lambda: drip(listener.accept()[0]), daemon=True).start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/f"
+        begun = time.monotonic()
+        with pytest.raises(TaskDataError, match="run the command again to go on"):
+            fetch(Source(url=url, file="f"), tmp_path, "webshop", timeout_seconds=0.5)
+        assert time.monotonic() - begun < 4
+    assert 0 < (tmp_path / "f.part").stat().st_size < 100
+
+
+def test_a_file_beyond_the_limit_is_refused(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetching, "MAX_BYTES", 1_000_000)
+    with pytest.raises(TaskDataError, match="more than 1,000,000 bytes; expected a smaller file"):
+        fetch(Source(url=server.url, file="f"), tmp_path, "webshop")
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from stepagent.tasks.data import Prepared, TaskData
+from stepagent.tasks.download import DATA, install
+
+def prepare(source, out, *, skip_invalid):
+    (out / "half").write_text("x")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+DATA["webshop"] = TaskData((), prepare)
+install("webshop", Path(sys.argv[1]))
+"""
+
+
+def test_what_a_kill_leaves_behind_is_gone_after_the_next_start(toy: str, home: Path) -> None:
+    (home / "mine").mkdir()
+    (home / "mine" / "a.bin").write_bytes(b"abc")
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", KILLED, str(home / "mine")], check=False)
+        assert done.returncode == -SIGKILL
+        left = sorted(path.name for path in (home / "data").iterdir())
+        assert left == ["webshop.download", "webshop.unfinished"]
+    install(toy, home / "mine")
+    assert [path.name for path in (home / "data").iterdir()] == ["webshop"]
+
+
+def test_a_download_that_was_killed_when_all_was_done_is_cleared_away(
+    toy: str, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    download(toy)
+    (home / "data" / f"{toy}.download").mkdir()
+    (home / "data" / f"{toy}.download" / "file.bin").write_bytes(BODY)
+    main(["download", toy])
+    assert "there already" in capsys.readouterr().out
+    assert [path.name for path in (home / "data").iterdir()] == [toy]

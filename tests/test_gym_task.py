@@ -3,13 +3,17 @@
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import pytest
 from gymnasium import spaces
 from gymnasium.wrappers import TimeLimit
 
 from corridor import CorridorEnv, OldCorridorEnv, corridor_task, explorer
-from stepagent.tasks.foreign import Scoring, Unusable
+from stepagent.tasks import foreign
+from stepagent.tasks.base import EnvironmentLost, ExpertFailed
+from stepagent.tasks.foreign import Scoring
 from stepagent.tasks.gym_task import GymTask
+from stepagent.tasks.said import Unusable
 
 SUM = Scoring(of="sum")
 
@@ -165,9 +169,9 @@ def odd(*, scoring: Scoring = SUM, **said: Any) -> GymTask:
 @pytest.mark.parametrize(
     ("first", "message"),
     [
-        ({"text": "hi"}, "^only: the observation is no text but dict$"),
-        (("hi", {}, 3), "^only: the observation is no text but tuple$"),
-        (None, "^only: the observation is no text but NoneType$"),
+        ({"text": "hi"}, "^only: the observation is no text but dict; wrap the"),
+        (("hi", {}, 3), "^only: the observation is no text but tuple; wrap"),
+        (None, "^only: the observation is no text but NoneType; wr"),
     ],
 )
 def test_a_first_observation_that_is_no_text_is_refused(first: Any, message: str) -> None:
@@ -178,9 +182,9 @@ def test_a_first_observation_that_is_no_text_is_refused(first: Any, message: str
 @pytest.mark.parametrize(
     ("then", "message"),
     [
-        (("on", 0.0, False), r"^step returned 3 values, not 4 \(gym\) or 5 \(gymnasium\)$"),
-        ((3, 0.0, False, {}), "^the observation is no text but int$"),
-        (("on", float("nan"), False, {}), "^the reward is no number: nan$"),
+        (("on", 0.0, False), r"^only: step returned 3 values, not 4 \(gym\) or 5 \(gymnasium\)$"),
+        ((3, 0.0, False, {}), "^only: the observation is no text but int; wrap the environment"),
+        (("on", float("nan"), False, {}), "^only: the reward is no number: nan$"),
     ],
 )
 def test_an_answer_that_cannot_be_used_is_refused(then: Any, message: str) -> None:
@@ -199,7 +203,9 @@ def test_an_info_without_the_score_is_refused() -> None:
     env.reset(options={"item": "only"})
     with pytest.raises(Unusable) as raised:
         env.step("go")
-    assert str(raised.value) == (r"odd: no 'score' in the info, which has: ['a\nb']; see Scoring")
+    assert str(raised.value) == (
+        r"odd: only: no 'score' in the info, which has: ['a\nb']; see Scoring"
+    )
     with pytest.raises(gym.error.ResetNeeded):
         env.step("go")
 
@@ -207,3 +213,147 @@ def test_an_info_without_the_score_is_refused() -> None:
 def test_a_step_limit_below_one_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^step_limit must be at least 1, not 0$"):
         corridor_task(step_limit=0)
+
+
+@pytest.mark.parametrize(
+    "then",
+    [
+        ("on", np.float32(0.5), np.bool_(True), np.bool_(False), None),
+        ["on", np.array(0.5), 1, 0, {}],
+        (b"on", 0.5, True, None),
+        ("on", 0.5, True, {"TimeLimit.truncated": np.bool_(False)}),
+    ],
+)
+def test_answers_of_many_kinds_are_read(then: Any) -> None:
+    env = odd(first=(np.str_("go"), None), then=then).make_env()
+    assert env.reset(options={"item": "only"})[0] == "go"
+    observation, reward, terminated, truncated, info = env.step("go")
+    assert (observation, reward, terminated, truncated) == ("on", 0.5, True, False)
+    assert info["score"] == 50
+    env.close()  # although it has no method `close`
+
+
+@pytest.mark.parametrize(
+    ("then", "message"),
+    [
+        (None, "only: step returned 1 values"),
+        (("on", "1", False, {}), "only: the reward is no number: '1'"),
+        (("on", b"1", False, {}), "only: the reward is no number"),
+        (("on", 0, "False", False, {}), "only: terminated is neither true nor false: 'False'"),
+        (("on", 0, False, np.zeros(3), {}), "only: truncated is neither true nor false"),
+        (("on", 0, False, False, "info"), "only: the info is no dict but str"),
+        ((b"\xff", 0, False, False, {}), "only: the observation is bytes that are no UTF-8"),
+        ((np.zeros(3), 0, False, {}), "only: the observation is no text but ndarray; wrap the"),
+    ],
+)
+def test_wrong_types_are_one_line(then: Any, message: str) -> None:
+    env = odd(then=then).make_env()
+    env.reset(options={"item": "only"})
+    with pytest.raises(Unusable, match=f"^{message}"):
+        env.step("go")
+
+
+class Seeded:
+    """Has its seed as a number."""
+
+    seed = 1
+
+    def reset(self) -> str:
+        return f"seed {self.seed}"
+
+    def step(self, action: str) -> Any:
+        raise KeyError("broken\x1b[31m")
+
+
+class SeededByName(Seeded):
+    def reset(self, **options: Any) -> str:  # type: ignore[override]
+        return f"options {sorted(options)}"
+
+
+class Fixed(Seeded):
+    seed = property(lambda self: 1)  # type: ignore[assignment]
+
+
+def seeded(make_env: Any, **arguments: Any) -> GymTask:
+    return GymTask(
+        "seeded", make_env, {"train": {"only": arguments}}, instruction="Go.", scoring=SUM,
+        step_limit=None,
+    )  # fmt: skip
+
+
+def test_a_seed_may_be_an_attribute() -> None:
+    for make_env, seen in ((Seeded, "seed 7"), (SeededByName, "options ['seed']")):
+        env = seeded(make_env, seed=7).make_env()
+        assert env.reset(options={"item": "only"})[0] == seen
+
+
+def test_arguments_that_reset_does_not_take_are_one_line() -> None:
+    said = r"^only: reset takes no \['options'\], which the item gives; it takes nothing$"
+    with pytest.raises(Unusable, match=said):
+        seeded(Seeded, options={"a": 1}).make_env().reset(options={"item": "only"})
+
+
+@pytest.mark.parametrize(
+    ("make_env", "said"),
+    [
+        (Fixed, r"^only: seed failed: AttributeError: "),
+        (lambda: SeededByName, r"^only: reset failed: TypeError: "),
+    ],
+)
+def test_a_reset_that_raises_loses_the_episode(make_env: Any, said: str) -> None:
+    with pytest.raises(EnvironmentLost, match=said):
+        seeded(make_env, seed=7).make_env().reset(options={"item": "only"})
+
+
+def test_a_step_that_raises_loses_the_episode_and_the_next_has_another_environment() -> None:
+    made: list[Seeded] = []
+
+    def make_env() -> Seeded:
+        made.append(Seeded())
+        return made[-1]
+
+    env = seeded(make_env).make_env()
+    for _ in range(2):
+        env.reset(options={"item": "only"})
+        with pytest.raises(EnvironmentLost, match=r"^only: step failed: KeyError: ") as lost:
+            env.step("go")
+        assert str(lost.value).isprintable()
+    assert len(made) == 2
+
+
+def test_an_environment_that_cannot_be_made_is_one_line() -> None:
+    def make_env() -> None:
+        raise ModuleNotFoundError("No module named 'babyai'")
+
+    with pytest.raises(Unusable, match=r"^only: the environment cannot be made: Module"):
+        seeded(make_env).make_env().reset(options={"item": "only"})
+
+
+def test_an_episode_that_never_ends_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(foreign, "LONGEST", 30)
+    env = odd().make_env()
+    env.reset(options={"item": "only"})
+    assert [env.step("go")[3] for _ in range(30)] == [False] * 29 + [True]
+    task = odd()
+    task._expert = lambda item: lambda observation: "go"
+    with pytest.raises(ExpertFailed, match="only: the expert's 30 actions"):
+        task.expert("only")
+
+
+def test_a_value_beyond_the_best_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    task = odd(scoring=Scoring(of="last"), then=("on", 37, False, False, {}))
+    env = task.make_env()
+    env.reset(options={"item": "only"})
+    for _ in range(3):
+        assert env.step("go")[4]["score"] == 100
+    said = "odd: a value of 37 is beyond the best, 1, and counts as 100; see Scoring"
+    assert [record.getMessage() for record in caplog.records] == [said]
+
+
+@pytest.mark.parametrize("solved", ["false", "no", np.zeros(2), 2])
+def test_a_success_that_is_no_flag_is_refused(solved: Any) -> None:
+    scoring = Scoring(of="sum", success="solved")
+    env = odd(scoring=scoring, then=("on", 0, False, False, {"solved": solved})).make_env()
+    env.reset(options={"item": "only"})
+    with pytest.raises(Unusable, match="'solved' in the info is neither true nor false"):
+        env.step("go")

@@ -50,7 +50,7 @@ INSIDE = {
         ("dialogue", "chat", "dumps"),
         ("messages",),
     ),
-    "tasks": (("base", "extras"), ("data", "episode", "simulator")),
+    "tasks": (("base", "extras"), ("intake",), ("archives", "data", "episode", "simulator")),
     "backends": (
         ("weights",),
         ("adapter_files",),

@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import shutil
+import zipfile
 from collections import OrderedDict, defaultdict
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from stepagent.tasks.mind2web import Mind2Web
 from stepagent.tasks.mind2web_data import SOURCES, prepare
 from stepagent.tasks.mind2web_page import Element, Page, PageError, read_page, shown_words
 from stepagent.tasks.mind2web_ranks import read_ranks
+from stepagent.tasks.mind2web_stepfile import single_step
 from stepagent.tasks.mind2web_steps import read_index, read_step
 
 
@@ -88,7 +90,7 @@ def test_other_names_and_an_encrypted_archive_give_the_same_steps(tmp_path: Path
 def test_an_archive_with_another_password_is_refused(tmp_path: Path) -> None:
     encrypted_zip(tmp_path / "test.zip", {"test_task_0.json": "[]"}, b"other")
     (tmp_path / "out").mkdir()
-    with pytest.raises(TaskDataError, match=r"test\.zip: cannot be read"):
+    with pytest.raises(TaskDataError, match=r"test\.zip/test_task_0\.json: cannot be read"):
         prepare(tmp_path, tmp_path / "out", skip_invalid=False)
 
 
@@ -398,6 +400,27 @@ def test_a_step_that_is_not_as_expected_is_named_or_left_out(tmp_path: Path) -> 
     (tmp_path / "out").mkdir()
     done = prepare(tmp_path, tmp_path / "out", skip_invalid=True)
     assert (done.counts, list(done.skipped.values())) == ({"train": 1}, [1])
+
+
+@pytest.mark.parametrize("run", ["Task: ", "Website: ", "Previous actions", "Available", "x", "`"])
+def test_a_prompt_is_read_in_linear_time(run: str) -> None:
+    """Once minutes for a few thousand characters that begin parts and never end them."""
+    marks = (
+        "\nTask: t\nWebsite: w\nPrevious actions:\n1\n\nAvailable candidate:\n2\n\nCurrent page:\n"
+    )
+    for text in (f"\n{run}" * 30_000, marks * 3_000, f"{marks}```html\n" + f"\n{run}" * 30_000):
+        with pytest.raises(ValueError, match="expected task, previous actions, candidates"):
+            single_step(STEP | {"input": text})
+
+
+def test_long_words_and_names_are_read_in_linear_time(tmp_path: Path) -> None:
+    words = STEP["input"].replace('class="buy"', "a" * 100_000)
+    assert single_step(STEP | {"input": words})[0].candidates == ["30", "3", "4"]
+    with zipfile.ZipFile(tmp_path / "test.zip", "w") as archive:
+        archive.writestr("mind2web" * 8_000 + ".js", "{}")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(TaskDataError, match="no steps of Mind2Web"):
+        prepare(tmp_path, tmp_path / "out", skip_invalid=False)
 
 
 def single(web_task: str, step: int) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from qa_fixtures import (
 from stepagent.tasks.base import TaskDataError
 from stepagent.tasks.data import Prepared
 from stepagent.tasks.qa_data import FILE, SOURCES, prepare
+from stepagent.tasks.qa_order import _without_brackets
 from stepagent.tasks.qa_questions import Dataset, Question, UnusableError, read_question
 from stepagent.tasks.qa_store import QuestionStore
 
@@ -403,3 +404,16 @@ def test_paragraphs_are_kept_as_they_are_but_for_spaces() -> None:
     assert first.text == "One sentence. Another one."
     whole = read_question("musique", musique(7), {}).paragraphs[1]
     assert whole.sentences == tuple(passages(7)[0][1])
+
+
+def test_titles_full_of_open_brackets_are_read_in_linear_time() -> None:
+    """And what only tells articles of one name apart is taken off as before."""
+    assert _without_brackets("(" * 200_000 + " ") == "(" * 200_000 + " "
+    assert _without_brackets("a" + " (" * 100_000 + ")") == "a"
+    for title, left in (
+        ("A (b) (c) ", "A (b)"),
+        ("(b)", "(b)"),
+        ("A (b", "A (b"),
+        ("A b)", "A b)"),
+    ):
+        assert _without_brackets(title) == left

@@ -10,7 +10,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 import qa_fixtures
-from agentgym_server import APPS
+from agentgym_server import APPS, PLAIN
 from alfworld_rooms import KINDS, ready
 from corridor import OldCorridorEnv, corridor_task, explorer, running
 from mind2web_files import prepared
@@ -49,7 +49,7 @@ def agentgym(environment: Environment) -> Case:
     """A stand-in for one of AgentGym's servers, which runs until the tests are over."""
 
     def make() -> Task:
-        url = SERVERS.enter_context(running(APPS[environment]()))
+        url = SERVERS.enter_context(running((APPS | PLAIN)[environment]()))
         config = AgentGymConfig(
             environment=environment, url=url, train=tuple(range(9)), test=(12,), step_limit=12
         )

@@ -9,7 +9,9 @@ import tyro
 from stepagent.commands.parsing import UsageError, run_command, unknown
 from stepagent.settings import TASKS
 from stepagent.tasks.data import data_folder
-from stepagent.tasks.download import DATA, download, install, manifest_of
+from stepagent.tasks.download import DATA, download, install, manifest_of, remove_leftovers
+from stepagent.tasks.fetch import TIMEOUT_SECONDS
+from stepagent.trajectories import printable
 
 
 def download_task(
@@ -18,6 +20,7 @@ def download_task(
     *,
     source: Annotated[Path | None, tyro.conf.arg(name="from", metavar="FOLDER")] = None,
     skip_invalid: bool = False,
+    timeout_seconds: float = TIMEOUT_SECONDS,
 ) -> None:
     """Gets the data of a task, from its official source or from files that are on disk already.
 
@@ -31,21 +34,25 @@ def download_task(
         task: `stepagent tasks` lists them.
         source: A folder with the official files, or the same under other names.
         skip_invalid: Leave out records that cannot be used, and count them by reason.
+        timeout_seconds: How long a server may send nothing, or nearly nothing.
     """
+    if not timeout_seconds > 0:
+        raise UsageError(f"--timeout-seconds must be above 0, not {timeout_seconds:g}")
     if task not in TASKS:
         raise UsageError(unknown("task", task, TASKS))
     if task not in DATA:
         raise UsageError(f"{task}: needs no data, it is ready to use")
     manifest = manifest_of(task)
     if manifest is not None and source is None:
+        remove_leftovers(task)
         print(f"{data_folder(task)}: there already")
     elif source is None:
-        manifest = download(task, skip_invalid=skip_invalid)
+        manifest = download(task, skip_invalid=skip_invalid, timeout_seconds=timeout_seconds)
     else:
         manifest = install(task, source, skip_invalid=skip_invalid)
     for reason, count in manifest["skipped"].items():
-        print(f"left out {count}: {reason}")
-    counts = ", ".join(f"{count} {kind}" for kind, count in manifest["counts"].items())
+        print(f"left out {count}: {printable(reason, limit=4096)}")
+    counts = ", ".join(f"{count} {printable(kind)}" for kind, count in manifest["counts"].items())
     print(f"{data_folder(task)}: {counts}")
 
 

@@ -1,10 +1,16 @@
 """`stepagent serve`: a task as an OpenEnv server, for other trainers."""
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from stepagent.commands.models import TaskChoice, open_task
-from stepagent.commands.parsing import check_at_least_one, run_command
-from stepagent.tasks.server import serve
+from stepagent.commands.parsing import UsageError, check_at_least_one, run_command
+from stepagent.tasks.intake import ordinary
+from stepagent.tasks.server import IDLE_SECONDS, Access, serve
+
+TOKEN = "STEPAGENT_TOKEN"
+MAX_TOKEN_BYTES = 4096
 
 
 def serve_task(
@@ -13,11 +19,14 @@ def serve_task(
     host: str = "127.0.0.1",
     port: int = 8000,
     max_sessions: int = 8,
+    idle_seconds: float = IDLE_SECONDS,
+    token_file: Path | None = None,
+    without_token: bool = False,
 ) -> None:
     """Serves a task the OpenEnv way until Ctrl-C, so that other trainers can play it.
 
-    Reads the task's data; writes nothing. There is no authentication: take another HOST than this
-    machine's own only in a network that you trust.
+    Reads the task's data; writes nothing. A HOST that others can reach needs a token, from a file
+    or from the environment variable STEPAGENT_TOKEN; players send it as a bearer token.
 
     For example: stepagent serve scienceworld --task-types find-plant
 
@@ -26,17 +35,41 @@ def serve_task(
         host: The address to listen on.
         port: The port; 0 takes a free one.
         max_sessions: Episodes that run at the same time.
+        idle_seconds: A session that says nothing for so long ends.
+        token_file: A file with the token that players must send.
+        without_token: Let anybody play who reaches HOST.
     """
     check_at_least_one("--max-sessions", max_sessions)
+    if not idle_seconds > 0:
+        raise UsageError(f"--idle-seconds must be above 0, not {idle_seconds:g}")
+    access = Access(_token(token_file), is_open=without_token)
     world = open_task(task)
 
     def announce(url: str) -> None:
         print(f"{world.name} at {url}, until Ctrl-C", flush=True)
 
     try:
-        serve(world, announce=announce, host=host, port=port, max_sessions=max_sessions)
+        serve(
+            world, announce=announce, host=host, port=port, max_sessions=max_sessions,
+            idle_seconds=idle_seconds, access=access,
+        )  # fmt: skip
     finally:
         world.close()
+
+
+def _token(file: Path | None) -> str | None:
+    """The token, if there is one; raises `UsageError` for one that no header can carry."""
+    if file is not None:
+        with ordinary(file) as opened:
+            found: str | None = opened.read(MAX_TOKEN_BYTES + 1).decode("latin-1").strip()
+        place = str(file)
+    else:
+        found, place = os.environ.get(TOKEN), TOKEN
+    if found is None:
+        return None
+    if not 0 < len(found) <= MAX_TOKEN_BYTES or not all("!" <= char <= "~" for char in found):
+        raise UsageError(f"{place}: expected one secret word of ASCII characters")
+    return found
 
 
 def main(args: Sequence[str]) -> None:

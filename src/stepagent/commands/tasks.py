@@ -11,6 +11,7 @@ from stepagent.settings import TASKS
 from stepagent.tasks.base import Split, Task, TaskDataError
 from stepagent.tasks.data import data_folder
 from stepagent.tasks.download import DATA, manifest_of
+from stepagent.trajectories import printable
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 
@@ -41,7 +42,9 @@ def tasks(task: Annotated[str | None, tyro.conf.arg(metavar="TASK")] = None, /) 
     width = max(map(len, [*names, "group"]))
     print(f"{'group':<{width}}" + "".join(f"{split:>7}" for split in SPLITS))
     for name in names:
-        print(f"{name:<{width}}" + "".join(f"{groups[s].count(name):>7}" for s in SPLITS))
+        print(
+            f"{printable(name):<{width}}" + "".join(f"{groups[s].count(name):>7}" for s in SPLITS)
+        )
     print(f"{'all':<{width}}" + "".join(f"{len(groups[s]):>7}" for s in SPLITS))
 
 
@@ -59,7 +62,7 @@ def _state(name: str) -> str:
     manifest = manifest_of(name)
     if manifest is None:
         return f"no data yet; get it with: stepagent download {name}"
-    counts = ", ".join(f"{count} {kind}" for kind, count in manifest["counts"].items())
+    counts = ", ".join(f"{count} {printable(kind)}" for kind, count in manifest["counts"].items())
     return f"ready: {counts} ({data_folder(name)})"
 
 

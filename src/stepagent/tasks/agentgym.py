@@ -1,17 +1,18 @@
-"""Environments on the servers of AgentGym: WebShop, ScienceWorld, ALFWorld and SearchQA over HTTP.
+"""Environments on the servers of AgentGym, over HTTP.
 
 AgentGym (Xi et al. 2024, arXiv 2406.04151; github.com/WooooDyy/AgentGym) runs one server for each
-environment. Their routes are the same, their fields are not: `SERVERS` is the table. An item is
+environment. Their routes are the same, their fields are not: see `agentgym_servers`. An item is
 `ENVIRONMENT_NUMBER` as in AgentGym's data sets, e.g. `webshop_6`. Servers have no names for splits,
-so the numbers of each are given. SearchQA's server is AgentGym-RL's.
+so the numbers of each are given.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from pydantic import JsonValue
 
+from stepagent.tasks.agentgym_servers import SERVERS, Environment, field_of
 from stepagent.tasks.base import EnvironmentLost, Split
 from stepagent.tasks.foreign import (
     Answer,
@@ -19,80 +20,9 @@ from stepagent.tasks.foreign import (
     ForeignEnv,
     ForeignTask,
     Scoring,
-    Unusable,
-    number,
-    quoted,
-    text,
 )
 from stepagent.tasks.remote import CLOSE_SECONDS, JsonServer, ServerError
-
-Get = Callable[[str], JsonValue]
-"""Asks the server for one more thing about the session, by its path."""
-
-Environment = Literal["webshop", "sciworld", "alfworld", "searchqa"]
-
-
-def _webshop_start(reply: JsonValue, get: Get) -> tuple[str, str]:
-    if not isinstance(reply, list) or not reply:
-        raise Unusable(f"expected a list with the observation, got {quoted(reply)}")
-    instruction = text(get("/instruction_text"), "the instruction")
-    return instruction.removeprefix("Instruction:").strip(), text(reply[0], "the observation")
-
-
-def _sciworld_start(reply: JsonValue, get: Get) -> tuple[str, str]:
-    return text(_field(reply, "task_description"), "the instruction"), text(
-        _field(reply, "observation"), "the observation"
-    )
-
-
-def _alfworld_start(reply: JsonValue, get: Get) -> tuple[str, str]:
-    """The first observation lists the actions, as AgentGym's own client has it."""
-    observation = text(_field(reply, "observation"), "the observation")
-    actions = _field(reply, "available_actions")
-    if not isinstance(actions, list):
-        raise Unusable(f"'available_actions' is no list: {quoted(actions)}")
-    listed = ",".join(text(action, "an action") for action in actions)
-    instruction = observation.rpartition("Your task is to: ")[2].strip()
-    return instruction, f"{observation}\nAVAILABLE ACTIONS: {listed}"
-
-
-def _searchqa_start(reply: JsonValue, get: Get) -> tuple[str, str]:
-    observation = text(reply, "the observation")
-    return observation.rpartition("Question: ")[2].strip(), observation
-
-
-@dataclass(frozen=True, kw_only=True)
-class Server:
-    """What the fields of one environment's server are called."""
-
-    start: Callable[[JsonValue, Get], tuple[str, str]]
-    """Reads instruction and first observation from the answer to `/reset`."""
-    session: str
-    """Names the session in every request."""
-    item: str
-    """Names the item's number in `/reset`."""
-    observation: str = "observation"
-    score: str = "reward"
-    best: float = 1.0
-    """The score that is worth 100."""
-    create: Mapping[str, JsonValue] = field(default_factory=dict)
-    """What `/create` wants."""
-    reset: Mapping[str, JsonValue] = field(default_factory=dict)
-    """What `/reset` wants besides session and item."""
-
-
-SERVERS: Mapping[Environment, Server] = {
-    "webshop": Server(
-        start=_webshop_start, session="env_idx", item="session_id", observation="state"
-    ),
-    "sciworld": Server(
-        start=_sciworld_start, session="id", item="data_idx", score="score", best=100.0
-    ),
-    "alfworld": Server(
-        start=_alfworld_start, session="id", item="game", reset={"world_type": "Text"}
-    ),
-    "searchqa": Server(start=_searchqa_start, session="env_idx", item="id", create={"id": 0}),
-}
+from stepagent.tasks.said import Unusable, flag, number, quoted, text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +53,10 @@ class AgentGymTask(ForeignTask):
         numbers: dict[Split, tuple[int, ...]] = {
             "train": config.train, "dev": config.dev, "test": config.test
         }  # fmt: skip
+        if config.environment not in SERVERS:
+            raise ServerError(
+                f"no environment {quoted(config.environment)}; there are: {', '.join(SERVERS)}"
+            )
         self.config = config
         self.fields = SERVERS[config.environment]
         super().__init__(
@@ -131,11 +65,17 @@ class AgentGymTask(ForeignTask):
                 split: {f"{config.environment}_{n}": {"number": n} for n in those}
                 for split, those in numbers.items()
             },
-            scoring=Scoring(of="info", key=self.fields.score, best=self.fields.best),
+            scoring=Scoring(
+                of="info",
+                key=self.fields.score,
+                best=self.fields.best,
+                success=self.fields.success,
+            ),
             step_limit=config.step_limit,
             expert=expert,
         )
-        self.server = JsonServer(config.url, timeout_seconds=config.timeout_seconds, headers={})
+        url = config.url.rstrip("/").removesuffix(self.fields.prefix) + self.fields.prefix
+        self.server = JsonServer(url, timeout_seconds=config.timeout_seconds, headers={})
 
     def build_env(self, step_limit: int | None) -> "AgentGymEnv":
         """A fresh environment."""
@@ -177,11 +117,16 @@ class AgentGymEnv(ForeignEnv):
         fields = self._fields
         try:
             reply = self._checked("/step", {fields.session: self._session, "action": action})
+            observation = text(field_of(reply, fields.observation), "the observation")
+            is_over = flag(field_of(reply, fields.done), f"{fields.done!r}")
             return Answer(
-                observation=text(_field(reply, fields.observation), "the observation"),
-                reward=number(_field(reply, "reward"), "the reward"),
-                terminated=_field(reply, "done") is True,
-                info={fields.score: number(_field(reply, fields.score), "the score")},
+                observation=observation,
+                reward=number(field_of(reply, "reward"), "the reward"),
+                terminated=is_over,
+                info={
+                    fields.done: is_over,
+                    fields.score: number(field_of(reply, fields.score), "the score"),
+                },
             )
         except Unusable as error:
             self.end()
@@ -220,13 +165,7 @@ class AgentGymEnv(ForeignEnv):
 
 def _session(reply: JsonValue) -> int:
     """The session's number, which some servers wrap."""
-    found = reply.get("id") if isinstance(reply, dict) else reply
+    found = reply.get("id", reply.get("env_idx")) if isinstance(reply, dict) else reply
     if not isinstance(found, int) or isinstance(found, bool):
         raise Unusable(f"expected the number of a session, got {quoted(reply)}")
     return found
-
-
-def _field(reply: JsonValue, name: str) -> JsonValue:
-    if not isinstance(reply, dict) or name not in reply:
-        raise Unusable(f"expected {name!r} in the answer, got {quoted(reply)}")
-    return reply[name]

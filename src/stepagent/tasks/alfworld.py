@@ -25,6 +25,7 @@ from stepagent.tasks.alfworld_games import (
     TASK_TYPES,
     Generation,
     OfficialSplit,
+    game_bytes,
     game_file,
     read_game,
     read_index,
@@ -224,8 +225,8 @@ class Alfworld:
     def _walkthrough(self, item: str) -> list[str]:
         file = self.file(item)
         try:
-            return list(read_game(file.read_bytes()).get("walkthrough") or [])
-        except (OSError, ValueError) as error:
+            return list(read_game(game_bytes(file)).get("walkthrough") or [])
+        except ValueError as error:
             raise TaskDataError(f"{file}: {error}") from None
 
     def _follow(self, item: str, choose: Callable[[str], str | None], expert: str) -> Trajectory:

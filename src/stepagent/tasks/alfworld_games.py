@@ -10,18 +10,18 @@ they are kept apart: `<generation>/json_2.1.1/...`, and all are listed in `games
 import gzip
 import hashlib
 import json
-import lzma
 import re
-import tarfile
-import zipfile
-import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
+from zipfile import ZipFile
 
+from stepagent.tasks.archives import member, tar_members, zipped
 from stepagent.tasks.base import TaskDataError
 from stepagent.tasks.data import Prepared, Source, read_records
+from stepagent.tasks.intake import content
 
 Generation = Literal["move", "put"]
 OfficialSplit = Literal["train", "valid_seen", "valid_unseen"]
@@ -50,18 +50,11 @@ SOURCES = (
 INDEX = "games.jsonl.gz"
 
 PLACE = re.compile(
-    rf"(?:^|/)({'|'.join(get_args(OfficialSplit))})/(\w[\w.+-]*)/(\w[\w.+-]*)/game\.tw-pddl$"
+    rf"(?:^|/)({'|'.join(get_args(OfficialSplit))})/(\w[\w.+-]{{0,199}})/(\w[\w.+-]{{0,199}})/"
+    r"game\.tw-pddl\Z",
+    re.ASCII,
 )
 ARCHIVES = (".zip", ".tar", ".tar.xz", ".tar.gz", ".tgz")
-ARCHIVE_ERRORS = (
-    OSError,
-    EOFError,
-    ValueError,
-    zlib.error,
-    lzma.LZMAError,
-    zipfile.BadZipFile,
-    tarfile.TarError,
-)
 GRAMMARS: dict[Generation, str] = {"put": '"put {o} in/on {r}"', "move": '"move {o} to {r}"'}
 
 
@@ -81,7 +74,7 @@ def read_game(data: bytes) -> dict[str, Any]:
     """A game file; raises `InvalidGame` if it is damaged or cannot be one of ALFWorld."""
     try:
         game = json.loads(data)
-    except ValueError as error:  # also bytes that are no UTF-8
+    except (ValueError, RecursionError) as error:  # also bytes that are no UTF-8
         raise InvalidGame(f"not JSON, is the file whole? {error}") from None
     if not isinstance(game, dict):
         raise InvalidGame(f"expected an object, got {type(game).__name__}")
@@ -108,17 +101,18 @@ def prepare(source: Path, out: Path, *, skip_invalid: bool) -> Prepared:
     """
     counts: Counter[str] = Counter()
     skipped: Counter[str] = Counter()
-    read: dict[Path, None] = {}
+    used: dict[Path, None] = {}
     hashes: dict[tuple[str, str], str] = {}
-    for archive, place, data in _files(source):
+    for archive, place, read in _files(source):
         match = PLACE.search(place)
         if match is None:
             continue
         split, task, trial = match.groups()
-        read[archive] = None
+        used[archive] = None
         if task.split("-")[0] not in TASK_TYPES or "Sliced" in task or task.count("-") != 4:
             skipped["other kind of task"] += 1
             continue
+        data = read()
         try:
             game = read_game(data)
             if not game.get("solvable"):
@@ -150,7 +144,7 @@ def prepare(source: Path, out: Path, *, skip_invalid: bool) -> Prepared:
             "archives with <train, valid_seen or valid_unseen>/<task>/<trial>/game.tw-pddl"
         )
     _write_index(out / INDEX, hashes)
-    return Prepared(counts=dict(counts), read=tuple(read), skipped=dict(skipped))
+    return Prepared(counts=dict(counts), read=tuple(used), skipped=dict(skipped))
 
 
 def game_file(generation: str, split: str, item: str) -> Path:
@@ -183,33 +177,40 @@ def _write_index(path: Path, hashes: dict[tuple[str, str], str]) -> None:
     path.write_bytes(gzip.compress("".join(lines).encode(), mtime=0))
 
 
-def _files(source: Path) -> Iterator[tuple[Path, str, bytes]]:
-    """Game files: the file on disk they are in, their name, and what is in them."""
+def _files(source: Path) -> Iterator[tuple[Path, str, Callable[[], bytes]]]:
+    """Game files: the file on disk they are in, their name, and what reads them."""
     paths = [source] if source.is_file() else sorted(source.rglob("*"))
     for path in paths:
+        if path.is_dir():
+            continue
         if path.name == "game.tw-pddl":
-            yield path, path.as_posix(), path.read_bytes()
-        elif path.name.endswith(ARCHIVES) and path.is_file():
-            try:
-                yield from _members(path)
-            except ARCHIVE_ERRORS as error:
-                raise TaskDataError(f"{path}: cannot be read, is it whole? {error}") from None
+            yield path, path.as_posix(), partial(game_bytes, path)
+        elif path.name.endswith(ARCHIVES):
+            yield from _members(path)
 
 
-def _members(path: Path) -> Iterator[tuple[Path, str, bytes]]:
+def _members(path: Path) -> Iterator[tuple[Path, str, Callable[[], bytes]]]:
     # Nothing is unpacked: names only say which game it is.
     if path.suffix == ".zip":
-        with zipfile.ZipFile(path) as archive:
+        with zipped(path) as archive:
             for name in archive.namelist():
                 if PLACE.search(name):
-                    yield path, name, archive.read(name)
+                    yield path, name, partial(_zipped_bytes, archive, path, name)
         return
-    with tarfile.open(path) as tar:
-        for member in tar:
-            if member.isfile() and PLACE.search(member.name):
-                file = tar.extractfile(member)
-                assert file is not None
-                yield path, member.name, file.read()
+    for info, opened in tar_members(path):
+        if PLACE.search(info.name):
+            yield path, info.name, lambda opened=opened: opened().all()  # type: ignore[misc]
+
+
+def game_bytes(path: Path) -> bytes:
+    """What is in a game file on disk; raises `TaskDataError`."""
+    with content(path) as found:
+        return found.all()
+
+
+def _zipped_bytes(archive: ZipFile, path: Path, name: str) -> bytes:
+    with member(archive, path, name) as found:
+        return found.all()
 
 
 def _shown(archive: Path, place: str) -> str:

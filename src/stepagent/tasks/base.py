@@ -5,6 +5,7 @@ from typing import Any, Literal, Protocol
 
 import gymnasium as gym
 
+from stepagent.trajectories import printable
 from stepagent.types import Trajectory
 
 Split = Literal["train", "dev", "test"]
@@ -24,11 +25,18 @@ NOTHING = "(nothing)"
 """Stands for an empty action or observation: neither records nor chat servers take empty text."""
 
 
-class EnvironmentLost(RuntimeError):
+class _Line(RuntimeError):
+    """An error whose message is one printable line, whatever text from outside is in it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message, limit=4096))
+
+
+class EnvironmentLost(_Line):
     """The engine died or hangs: the episode has no score and must be repeated."""
 
 
-class TaskDataError(RuntimeError):
+class TaskDataError(_Line):
     """Data of a task is missing or damaged: which file and record, and what was expected."""
 
 

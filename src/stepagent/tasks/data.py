@@ -4,10 +4,8 @@ Every task with data has a folder under the user's cache (or `STEPAGENT_TASK_DAT
 `stepagent download` fills from the task's `TaskData`.
 """
 
-import gzip
 import json
 import os
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Any, Protocol
 from pydantic import JsonValue
 
 from stepagent.tasks.base import TaskDataError
+from stepagent.tasks.intake import Content, content, damaged
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,33 +80,55 @@ def required(task: str, file: str) -> Path:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file, compressed if its name ends in .gz; `TaskDataError` if it is damaged."""
-    try:
-        data = path.read_bytes()
-        return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise TaskDataError(f"{path}: cannot be read, is it whole? {reason}") from None
+    """The text of a file, compressed if its name ends in .gz; raises `TaskDataError`."""
+    with content(path) as found:
+        try:
+            return found.all().decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise damaged(str(path), error) from None
 
 
 def read_json(path: Path) -> Any:
     """A JSON file, compressed or not."""
-    return _parsed(read_text(path), path)
+    return parsed(read_text(path), str(path))
 
 
 def read_records(path: Path) -> Iterator[tuple[str, dict[str, JsonValue]]]:
     """Objects of a JSON list or of JSON lines, each with its place for messages: `FILE:3`."""
     text = read_text(path)
     if text.lstrip()[:1] == "[":
-        for number, record in enumerate(_parsed(text, path), start=1):
+        for number, record in enumerate(parsed(text, str(path)), start=1):
             yield f"{path}: record {number}", _object(record, f"{path}: record {number}")
         return
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            yield f"{path}:{number}", _object(_parsed(line, path, number), f"{path}:{number}")
+            yield f"{path}:{number}", _object(parsed(line, str(path), number), f"{path}:{number}")
 
 
-def _parsed(text: str, path: Path, first_line: int = 1) -> Any:
+def records_of(found: Content) -> Iterator[tuple[str, Any]]:
+    """The values of a JSON list, one at a time, for files that do not fit into memory.
+
+    Each comes with its place for messages: `FILE: record 3`. Raises `TaskDataError`.
+    """
+    import ijson  # a package of the extras of those who call this
+
+    try:
+        values = ijson.items(_Records(found), "item", use_float=True)
+        for number, value in enumerate(values, start=1):
+            found.begin_record()
+            yield f"{found.name}: record {number}", value
+    except (ijson.JSONError, ValueError, RecursionError) as error:
+        raise damaged(found.name, error) from None
+
+
+class _Records:
+    """What ijson reads from."""
+
+    def __init__(self, found: Content) -> None:
+        self.read = found.of_records
+
+
+def parsed(text: str | bytes, name: str, first_line: int = 1) -> Any:
     """What the JSON says that begins at this line of the file; `TaskDataError` if it is none."""
     try:
         return json.loads(text)
@@ -115,7 +136,7 @@ def _parsed(text: str, path: Path, first_line: int = 1) -> Any:
         line, reason = first_line + error.lineno - 1, error.msg
     except (ValueError, RecursionError) as error:  # a number or a nesting beyond all limits
         line, reason = first_line, str(error)
-    raise TaskDataError(f"{path}:{line}: not JSON, is the file whole? {reason}")
+    raise TaskDataError(f"{name}:{line}: not JSON, is the file whole? {reason}")
 
 
 def _object(record: JsonValue, place: str) -> dict[str, JsonValue]:

@@ -1,15 +1,15 @@
 """Gets the data of tasks: official files over the network, or files that are on disk already.
 
 Files come into `<task>.download` beside the task's folder; what the task reads is made of them in
-one step, so that the folder is whole or not there. Its `manifest.json` says what was read, by hash,
-and what was written.
+`<task>.unfinished` and gets its name in one step, so that the folder is whole or not there. Its
+`manifest.json` says what was read, by hash, and what was written.
 """
 
 import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from stepagent.locks import Taken, lock
 from stepagent.tasks import alfworld_games, mind2web_data, qa_data, webshop
 from stepagent.tasks.base import TaskDataError
 from stepagent.tasks.data import TaskData, data_folder
-from stepagent.tasks.fetch import fetch
+from stepagent.tasks.fetch import TIMEOUT_SECONDS, fetch
 
 DATA: dict[str, TaskData] = {
     "alfworld": TaskData(alfworld_games.SOURCES, alfworld_games.prepare),
@@ -37,12 +37,15 @@ MANIFEST = "manifest.json"
 
 def install(task: str, source: Path, *, skip_invalid: bool = False) -> dict[str, Any]:
     """Makes the task's data of files anywhere below `source`; returns its manifest."""
-    target = data_folder(task)
     if not source.is_dir():
         raise TaskDataError(f"{source}: no such folder; expected one with the data of {task}")
     _check_is_free(task)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_folder(target) as out:
+    with _alone(task):
+        return _install(task, source, skip_invalid)
+
+
+def _install(task: str, source: Path, skip_invalid: bool) -> dict[str, Any]:
+    with _unfinished(task) as out:
         prepared = DATA[task].prepare(source, out, skip_invalid=skip_invalid)
         manifest = {
             "task": task,
@@ -53,6 +56,24 @@ def install(task: str, source: Path, *, skip_invalid: bool = False) -> dict[str,
         with atomic_write(out / MANIFEST) as file:
             file.write(json.dumps(manifest, indent=1).encode())
     return manifest
+
+
+@contextmanager
+def _unfinished(task: str) -> Iterator[Path]:
+    """A folder that becomes the task's when the block ends well.
+
+    It has a fixed name, so that what a kill leaves behind is gone with the next start.
+    """
+    out = data_folder(task).with_name(f"{task}.unfinished")
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    try:
+        with atomic_folder(out / "data") as inner:
+            yield inner
+        _check_is_free(task)
+        os.replace(out / "data", data_folder(task))
+    finally:
+        shutil.rmtree(out, ignore_errors=True)
 
 
 def manifest_of(task: str) -> dict[str, Any] | None:
@@ -71,19 +92,20 @@ def manifest_of(task: str) -> dict[str, Any] | None:
     return found
 
 
-def download(task: str, *, skip_invalid: bool = False) -> dict[str, Any]:
+def download(
+    task: str, *, skip_invalid: bool = False, timeout_seconds: float = TIMEOUT_SECONDS
+) -> dict[str, Any]:
     """Fetches the official files, makes the task's data of them, and removes them again.
 
     If they cannot be used, they stay, so that `skip_invalid` can be tried without fetching again.
     """
     _check_is_free(task)
-    folder = data_folder(task).with_name(f"{task}.download")
-    folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
+    folder = _fetched(task)
+    with _alone(task):
         for source in DATA[task].sources:
-            fetch(source, folder, task)
+            fetch(source, folder, task, timeout_seconds=timeout_seconds)
         try:
-            manifest = install(task, folder, skip_invalid=skip_invalid)
+            manifest = _install(task, folder, skip_invalid)
         except TaskDataError as error:
             if all(source.sha256 for source in DATA[task].sources):
                 raise
@@ -91,8 +113,20 @@ def download(task: str, *, skip_invalid: bool = False) -> dict[str, Any]:
                 f"{error}; if the download is to blame, delete {folder} and run the command again"
             ) from None
     # Without the lock: network file systems cannot remove a folder with an open file.
-    shutil.rmtree(folder)
+    shutil.rmtree(folder, ignore_errors=True)
     return manifest
+
+
+def remove_leftovers(task: str) -> None:
+    """What a kill left behind after the data was there; nothing while somebody works on it."""
+    if _fetched(task).exists() or data_folder(task).with_name(f"{task}.unfinished").exists():
+        with suppress(TaskDataError), _alone(task):
+            shutil.rmtree(data_folder(task).with_name(f"{task}.unfinished"), ignore_errors=True)
+            shutil.rmtree(_fetched(task), ignore_errors=True)
+
+
+def _fetched(task: str) -> Path:
+    return data_folder(task).with_name(f"{task}.download")
 
 
 def _check_is_free(task: str) -> None:
@@ -105,13 +139,19 @@ def _check_is_free(task: str) -> None:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keeps a second download from writing to the same files."""
+def _alone(task: str) -> Iterator[None]:
+    """Keeps a second process from working on the same task; its folder is gone if left empty."""
+    folder = _fetched(task)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / ".lock"
     try:
-        held = lock(folder / ".lock")
+        held = lock(path)
     except Taken:
         raise TaskDataError(f"{folder}: another process is downloading into it") from None
     try:
         yield
     finally:
+        path.unlink(missing_ok=True)
         held.release()
+        with suppress(OSError):
+            folder.rmdir()

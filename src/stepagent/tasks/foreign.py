@@ -5,16 +5,17 @@ is given for each item (`Items`) and how rewards become a score (`Scoring`); an 
 environment is talked to.
 """
 
+import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from pydantic import JsonValue
-
-from stepagent.tasks.base import NOTHING, ExpertFailed, Split
-from stepagent.tasks.episode import MAX_OBSERVATION_CHARS, EpisodeEnv, Outcome, follow
+from stepagent.tasks.base import NOTHING, EnvironmentLost, ExpertFailed, Split
+from stepagent.tasks.episode import EpisodeEnv, Outcome, follow
+from stepagent.tasks.said import Unusable, flag, names, number
+from stepagent.trajectories import printable
 from stepagent.types import Trajectory
 
 Items = Mapping[Split, Mapping[str, Mapping[str, Any]]]
@@ -26,8 +27,14 @@ Expert = Callable[[str], Callable[[str], str | None]]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
 
-class Unusable(ValueError):
-    """What an environment says is no text, no number, or not where it was looked for."""
+LONGEST = 10_000
+"""Steps after which an episode is cut off where no step limit is given: some never end."""
+
+logger = logging.getLogger(__name__)
+
+
+class EnvironmentFailed(EnvironmentLost):
+    """An environment raised an error of its own, which is the cause; players must not see it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,14 +62,23 @@ class Scoring:
         of = {"info": f"info {self.key!r}", "sum": "sum of rewards", "last": "last reward"}[self.of]
         return f"{of}, from {self.worst:g} (0) to {self.best:g} (100), best of the episode so far"
 
+    def value(self, total: float, reward: float, info: Mapping[str, Any]) -> float:
+        """What is looked at; raises `Unusable` if the info has no such number."""
+        if self.of != "info":
+            return total if self.of == "sum" else reward
+        if self.key not in info:
+            raise Unusable(f"no {self.key!r} in the info, which has: {names(info)}")
+        return number(info[self.key], f"{self.key!r} in the info")
+
+    def is_success(self, score: float, info: Mapping[str, Any]) -> bool:
+        """Whether the task is solved; raises `Unusable` if the info says neither yes nor no."""
+        if self.success is None:
+            return score == 100
+        return flag(info.get(self.success), f"{self.success!r} in the info")
+
     def score(self, total: float, reward: float, info: Mapping[str, Any]) -> float:
         """The value on the scale of 0 to 100; raises `Unusable` if the info has none."""
-        if self.of == "info":
-            if self.key not in info:
-                raise Unusable(f"no {self.key!r} in the info, which has: {names(info)}")
-            value = number(info[self.key], f"{self.key!r} in the info")
-        else:
-            value = total if self.of == "sum" else reward
+        value = self.value(total, reward, info)
         share = (value - self.worst) / (self.best - self.worst)
         # Ten rewards of 0.1 add up to a little less than 1, and are the best all the same. The
         # share is compared, not the value: that would be coarse on a scale far from 0.
@@ -87,7 +103,7 @@ class ForeignEnv(EpisodeEnv, ABC):
 
     def __init__(self, task: "ForeignTask", step_limit: int | None) -> None:
         """An environment of the task; it reaches for the foreign one at the first reset."""
-        super().__init__(task, step_limit)
+        super().__init__(task, LONGEST if step_limit is None else step_limit)
         self._foreign_task = task
         self._total = self._best = 0.0
 
@@ -131,18 +147,21 @@ class ForeignEnv(EpisodeEnv, ABC):
         scoring = self._foreign_task.scoring
         self._total += answer.reward
         try:
+            value = scoring.value(self._total, answer.reward, answer.info)
             score = scoring.score(self._total, answer.reward, answer.info)
+            success = scoring.is_success(score, answer.info)
         except Unusable as error:
             raise self.unscored(f"{error}; see Scoring") from None
+        if score == 100 and value > scoring.best and not math.isclose(value, scoring.best):
+            self._foreign_task.warn_of_scale(value)
         self._best = max(self._best, score)
-        named = scoring.success
         return Outcome(
             observation=answer.observation,
             score=self._best,
             reward=answer.reward,
             terminated=answer.terminated,
             truncated=answer.truncated,
-            success=bool(answer.info.get(named)) if named else score == 100,
+            success=success,
         )
 
 
@@ -171,6 +190,7 @@ class ForeignTask(ABC):
         self._given = checked_items(items)
         self._group = group
         self._expert = expert
+        self._is_warned = False
         self.open_envs: set[ForeignEnv] = set()
         """Those that were reset and not closed; one that is dropped is still closed at the end."""
 
@@ -205,13 +225,22 @@ class ForeignTask(ABC):
         return self.build_env(self.step_limit)
 
     def expert(self, item: str) -> Trajectory:
-        """What the given expert does, without a step limit.
+        """What the given expert does, without the task's step limit, but at most `LONGEST` steps.
 
         Raises `ExpertFailed` if that does not solve the item, or if the task was given no expert.
         """
         if self._expert is None:
             raise ExpertFailed(f"{item}: {self.name} was given no expert")
         return follow(self, self.build_env(None), item, self._expert(item), {})
+
+    def warn_of_scale(self, value: float) -> None:
+        """Says once that a value is better than what was said to be the best."""
+        if not self._is_warned:
+            self._is_warned = True
+            logger.warning(
+                "%s: a value of %g is beyond the best, %g, and counts as 100; see Scoring",
+                printable(self.name), value, self.scoring.best,
+            )  # fmt: skip
 
     def metrics(self, episodes: Sequence[Trajectory]) -> dict[str, float]:
         """None."""
@@ -223,7 +252,7 @@ class ForeignTask(ABC):
         return {
             "task": self.name,
             "items": {split: len(self.items(split)) for split in SPLITS},
-            "step_limit": self.step_limit,
+            "step_limit": self.step_limit or LONGEST,
             "score": str(self.scoring),
             "success": f"info {named!r}" if named else "score 100",
             "expert": "given by the user" if self._expert else None,
@@ -246,36 +275,3 @@ def checked_items(items: Items) -> Items:
                 raise ValueError(f"item {item!r} is in two splits: {seen[item]} and {split}")
             seen[item] = split
     return items
-
-
-def text(value: object, what: str) -> str:
-    """The value as an observation; `Unusable` if it is no text or has no end."""
-    if not isinstance(value, str):
-        raise Unusable(f"{what} is no text but {type(value).__name__}")
-    if len(value) > MAX_OBSERVATION_CHARS:
-        raise Unusable(f"{what} has {len(value):,} characters, over {MAX_OBSERVATION_CHARS:,}")
-    # Lone surrogates, which JSON may hold, cannot be written to a file.
-    return value.encode("utf-8", "replace").decode()
-
-
-def number(value: Any, what: str) -> float:
-    """The value as a finite number; `Unusable` if it is none."""
-    try:
-        found = float(value) if not isinstance(value, str) else math.nan
-    except (TypeError, ValueError, OverflowError):
-        found = math.nan
-    if not math.isfinite(found):
-        raise Unusable(f"{what} is no number: {quoted(value)}")
-    return found
-
-
-def quoted(value: JsonValue | object) -> str:
-    """The start of something from outside, escaped, for a message of one line."""
-    shown = ascii(value)
-    return shown if len(shown) <= 200 else f"{shown[:200]}..."
-
-
-def names(found: Iterable[Any]) -> str:
-    """Names of fields, which come from outside too, for a message."""
-    listed = sorted(str(name) for name in found)
-    return quoted(listed) if listed else "nothing"

@@ -14,31 +14,36 @@ four, is told apart by its shape.
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+from stepagent.tasks.base import EnvironmentLost
 from stepagent.tasks.foreign import (
     Answer,
+    EnvironmentFailed,
     Expert,
     ForeignEnv,
     ForeignTask,
     Items,
     Scoring,
-    Unusable,
-    number,
-    text,
 )
+from stepagent.tasks.said import Unusable, flag, names, number, quoted, text
+from stepagent.trajectories import printable
+
+logger = logging.getLogger(__name__)
 
 Instruction = str | Callable[[str, Mapping[str, Any]], str]
 """A text for all items, or what makes one of an episode's first observation and info."""
 
 
 class GymTask(ForeignTask):
-    """Environments that this process makes; what they raise is not caught.
+    """Environments that this process makes.
 
     `make_env` makes one; it is asked for once for each environment of the task, which then resets
     it for every item with the item's arguments. A `seed` goes to the environment's `seed` method
-    if its `reset` takes none, as in `gym` before 0.26.
+    if its `reset` takes none, as in `gym` before 0.26, or into its attribute `seed`.
     """
 
     def __init__(
@@ -66,22 +71,29 @@ class GymTask(ForeignTask):
 
 
 class GymTaskEnv(ForeignEnv):
-    """One environment of a `GymTask`; raises `Unusable` for no text and for no score."""
+    """One environment of a `GymTask`.
+
+    What it raises is `EnvironmentFailed`, after which the next episode gets another one; what
+    cannot be used, no text or no score, is `Unusable`.
+    """
 
     def __init__(self, task: GymTask, step_limit: int | None) -> None:
         """Makes the inner environment at the first reset."""
         super().__init__(task, step_limit)
         self._gym_task = task
         self._inner: Any = None
+        self._item = ""
 
     def start(self, item: str, arguments: Mapping[str, Any]) -> tuple[str, str]:
         """Resets the inner environment with the item's arguments."""
+        self._item = item
         if self._inner is None:
-            self._inner = self._gym_task.make_inner()
-        said = self._inner.reset(**self._without_seed(arguments))
-        has_info = isinstance(said, tuple) and len(said) == 2 and isinstance(said[1], dict)
-        observation, info = said if has_info else (said, {})
-        observation = text(observation, f"{item}: the observation")
+            self._inner = self._made()
+        taken = self._accepted(arguments)
+        with self._lost_if_it_fails("reset"):
+            said = self._inner.reset(**taken)
+        observation, info = said if isinstance(said, tuple) and len(said) == 2 else (said, None)
+        observation, info = self._text(observation), self._info(info)
         instruction = self._gym_task.instruction
         if not isinstance(instruction, str):
             instruction = instruction(observation, info)
@@ -89,31 +101,98 @@ class GymTaskEnv(ForeignEnv):
 
     def play(self, action: str) -> Answer:
         """Steps the inner environment; a time limit of the older interface truncates."""
-        said = self._inner.step(action)
-        if len(said) not in (4, 5):
-            raise Unusable(f"step returned {len(said)} values, not 4 (gym) or 5 (gymnasium)")
+        with self._lost_if_it_fails("step"):
+            said = self._inner.step(action)
+        count = len(said) if isinstance(said, tuple | list) else 1
+        if count not in (4, 5):
+            raise self._unusable(f"step returned {count} values, not 4 (gym) or 5 (gymnasium)")
         observation, reward, terminated, *truncated, info = said
-        if not truncated:
-            truncated = [bool(info.get("TimeLimit.truncated"))]
-            terminated = terminated and not truncated[0]
+        info, observation = self._info(info), self._text(observation)
+        try:
+            reward, is_over = number(reward, "the reward"), flag(terminated, "terminated")
+            if truncated:
+                is_cut = flag(truncated[0], "truncated")
+            else:
+                is_cut = flag(info.get("TimeLimit.truncated"), "'TimeLimit.truncated' in the info")
+                is_over = is_over and not is_cut
+        except Unusable as error:
+            raise self._unusable(str(error)) from None
         return Answer(
-            observation=text(observation, "the observation"),
-            reward=number(reward, "the reward"),
-            terminated=bool(terminated),
-            truncated=bool(truncated[0]),
-            info=info,
+            observation=observation, reward=reward, terminated=is_over, truncated=is_cut, info=info
         )
 
-    def end(self) -> None:
-        """Closes the inner environment."""
-        inner, self._inner = self._inner, None
-        if inner is not None:
-            inner.close()
+    def unscored(self, reason: str) -> Exception:
+        """An answer without the score, of which item."""
+        return super().unscored(f"{self._item}: {reason}")
 
-    def _without_seed(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments that `reset` takes, after the seed was set if it takes none."""
+    def end(self) -> None:
+        """Closes the inner environment, if it can be closed."""
+        inner, self._inner = self._inner, None
+        close = getattr(inner, "close", None)
+        if close is not None:
+            try:
+                close()
+            except Exception as error:
+                logger.warning("%s: close failed: %s", printable(self._gym_task.name), _said(error))
+
+    def _made(self) -> Any:
+        try:
+            return self._gym_task.make_inner()
+        except Exception as error:
+            raise self._unusable(f"the environment cannot be made: {_said(error)}") from error
+
+    def _accepted(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments that `reset` takes, after the seed was set in another way if need be."""
         left = dict(arguments)
-        takes = inspect.signature(self._inner.reset).parameters
+        try:
+            takes = inspect.signature(self._inner.reset).parameters
+        except (TypeError, ValueError):  # compiled code may have no signature
+            return left
+        if any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values()):
+            return left
         if "seed" in left and "seed" not in takes and hasattr(self._inner, "seed"):
-            self._inner.seed(left.pop("seed"))
+            with self._lost_if_it_fails("seed"):
+                if callable(self._inner.seed):
+                    self._inner.seed(left.pop("seed"))
+                else:  # a number that the environment reads when it is reset
+                    self._inner.seed = left.pop("seed")
+        if unknown := left.keys() - takes.keys():
+            raise self._unusable(
+                f"reset takes no {names(unknown)}, which the item gives; it takes {names(takes)}"
+            )
         return left
+
+    @contextmanager
+    def _lost_if_it_fails(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self.end()
+            if isinstance(error, EnvironmentLost):
+                raise
+            raise EnvironmentFailed(f"{self._item}: {what} failed: {_said(error)}") from error
+
+    def _text(self, value: object) -> str:
+        if isinstance(value, bytes):
+            try:
+                value = value.decode()
+            except UnicodeDecodeError:
+                raise self._unusable("the observation is bytes that are no UTF-8") from None
+        if not isinstance(value, str):
+            raise self._unusable(
+                f"the observation is no text but {type(value).__name__}; wrap the environment so "
+                "that it says in words what is seen"
+            )
+        return text(value, f"{self._item}: the observation")
+
+    def _info(self, info: object) -> Mapping[str, Any]:
+        if info is not None and not isinstance(info, Mapping):
+            raise self._unusable(f"the info is no dict but {type(info).__name__}")
+        return info or {}
+
+    def _unusable(self, reason: str) -> Unusable:
+        return Unusable(f"{self._item}: {reason}")
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {quoted(str(error))}"

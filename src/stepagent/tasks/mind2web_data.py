@@ -5,10 +5,7 @@ of elements in `scores_all_data.pkl`. Without an official training part, single 
 taken from step files (see `mind2web_stepfile`).
 """
 
-import json
 import re
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
@@ -18,8 +15,9 @@ from typing import TypeAlias, get_args
 
 from pydantic import ConfigDict, JsonValue
 
+from stepagent.tasks.archives import member, zipped
 from stepagent.tasks.base import TaskDataError
-from stepagent.tasks.data import Prepared, Source, read_json, read_records
+from stepagent.tasks.data import Prepared, Source, parsed, read_json, read_records
 from stepagent.tasks.mind2web_page import read_page
 from stepagent.tasks.mind2web_ranks import Ranks, read_ranks
 from stepagent.tasks.mind2web_stepfile import is_single_step, single_step
@@ -62,7 +60,8 @@ SOURCES: tuple[Source, ...] = (
 """Together 6.7 GB."""
 
 _PARTS: tuple[Part, ...] = get_args(Part)
-_NAME = re.compile(rf"(.*mind2web.*|({'|'.join(_PARTS)})(_\d+)?)\.jsonl?(\.gz)?")
+_ENDINGS = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
+_PART_FILE = re.compile(rf"({'|'.join(_PARTS)})(_\d+)?")
 _ARCHIVE = re.compile(r"test.*\.zip")
 _RANKS = re.compile(r"scores.*\.pkl")
 
@@ -111,7 +110,7 @@ def prepare(source: Path, out: Path, *, skip_invalid: bool) -> Prepared:
 
     A web task with an invalid step is invalid as a whole. Raises `TaskDataError`.
     """
-    preparation = _Preparation(sorted(p for p in source.rglob("*") if p.is_file()), skip_invalid)
+    preparation = _Preparation(sorted(p for p in source.rglob("*") if not p.is_dir()), skip_invalid)
     write_steps(out, preparation.web_tasks())
     if not preparation.counts:
         raise TaskDataError(f"{source}: no steps of Mind2Web: {LOOKED_FOR}")
@@ -234,10 +233,16 @@ def _contents(path: Path) -> Contents:
     """Everything in a JSON file, or an archive of them, that may be ours, each with its place."""
     if _ARCHIVE.fullmatch(path.name):
         yield from _archived(path)
-    elif _NAME.fullmatch(path.name) and ".jsonl" in path.name:
+    elif _may_be_ours(path.name) and ".jsonl" in path.name:
         yield from read_records(path)
-    elif _NAME.fullmatch(path.name):
+    elif _may_be_ours(path.name):
         yield from _listed(str(path), read_json(path))
+
+
+def _may_be_ours(name: str) -> bool:
+    """Whether a file's name is that of a part, or has the name of the data set in it."""
+    stem = next((name.removesuffix(end) for end in _ENDINGS if name.endswith(end)), None)
+    return stem is not None and ("mind2web" in stem or _PART_FILE.fullmatch(stem) is not None)
 
 
 def _listed(place: str, content: JsonValue) -> Contents:
@@ -249,11 +254,9 @@ def _listed(place: str, content: JsonValue) -> Contents:
 
 
 def _archived(path: Path) -> Contents:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for name in sorted(archive.namelist()):
-                if _NAME.fullmatch(Path(name).name):
-                    content = json.loads(archive.read(name, pwd=PASSWORD))
-                    yield from _listed(f"{path}: {name}", content)
-    except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, ValueError) as error:
-        raise TaskDataError(f"{path}: cannot be read, is it whole? {error}") from None
+    with zipped(path) as archive:
+        for name in sorted(set(archive.namelist())):
+            if _may_be_ours(Path(name).name):
+                with member(archive, path, name, PASSWORD) as found:
+                    text = found.all()
+                yield from _listed(f"{path}: {name}", parsed(text, f"{path}: {name}"))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from stepagent.tasks.base import TaskDataError
+from stepagent.tasks.intake import ordinary
 
 _FORMATS = {"f2": "e", "f4": "f", "f8": "d", "i2": "h", "i4": "i", "i8": "q"}
 
@@ -38,8 +39,10 @@ class Ranks:
 def read_ranks(path: Path) -> Ranks:
     """The ranks in `scores_all_data.pkl`; raises `TaskDataError`. It takes gigabytes of memory."""
     try:
-        with open(path, "rb") as file:
+        with ordinary(path) as file:
             data = _PlainUnpickler(file).load()
+    except TaskDataError:
+        raise
     except Exception as error:  # a damaged pickle can raise almost anything
         raise TaskDataError(f"{path}: cannot be read as ranks, is it whole? {error}") from None
     by_step = data.get("ranks") if isinstance(data, dict) else None

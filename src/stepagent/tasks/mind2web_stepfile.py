@@ -20,16 +20,20 @@ from stepagent.tasks.mind2web_steps import (
 )
 from stepagent.types import NonEmpty, Record
 
-_PROMPT = re.compile(
-    r".*?\nTask: (?P<task>.*?)\nWebsite: "
-    r".*?\nPrevious actions[^\n]*:\n(?P<previous>.*?)\n\n"
-    r"Available candidate[^\n]*:\n(?P<candidates>.*?)\n\n"
-    r"Current page[^\n]*:\n```html\n(?P<page>.*?)\n```\n.*",
-    re.DOTALL,
-)
+_PARTS = {
+    "task": (re.compile(r"\nTask: "), re.compile(r"\nWebsite: ")),
+    "previous": (
+        re.compile(r"\nPrevious actions[^\n]*:\n"),
+        re.compile(r"\n\nAvailable candidate[^\n]*:\n"),
+    ),
+    "candidates": (None, re.compile(r"\n\nCurrent page[^\n]*:\n```html\n")),
+    "page": (None, re.compile(r"\n```\n")),
+}
+"""What stands before and after each part of a prompt, in their order; None: the end of the last."""
+
 _PREVIOUS = re.compile(r"^  \d+\. (.*)$", re.MULTILINE)
 _CANDIDATE = re.compile(r'^  \d+\. <(\S+) bnid="([^"]+)"(.*)>$', re.MULTILINE)
-_ATTRIBUTE = re.compile(r'(\w+)="([^"]*)')
+_ATTRIBUTE = re.compile(r'\b(\w+)="([^"]*)')
 _CUT = re.compile(r"\n\.\.\. \[HTML truncated; original length \d+\] \.\.\.$")
 
 
@@ -60,9 +64,7 @@ def is_single_step(record: JsonValue) -> bool:
 def single_step(record: JsonValue) -> list[AnnotatedStep]:
     """The step, alone in a list; raises ValueError if it is not what was expected."""
     found = checked(record, _SingleStep)
-    prompt, known = _PROMPT.fullmatch(found.input), found.metadata
-    if prompt is None:
-        raise ValueError("input: expected task, previous actions, candidates and page")
+    prompt, known = _parts_of(found.input), found.metadata
     text, cuts = _CUT.subn("", prompt["page"])
     page = read_page(text, is_cut=bool(cuts))
     described = {
@@ -90,3 +92,17 @@ def single_step(record: JsonValue) -> list[AnnotatedStep]:
             candidates=[*dict.fromkeys(known.candidate_bnids)],
         )
     ]
+
+
+def _parts_of(prompt: str) -> dict[str, str]:
+    """The parts by name; each mark is looked for once, from the last one on: no going back."""
+    parts, place = {}, 0
+    for name, (before, after) in _PARTS.items():
+        begin = before.search(prompt, place) if before else None
+        if begin:
+            place = begin.end()
+        end = after.search(prompt, place)
+        if end is None or (before and begin is None):
+            raise ValueError("input: expected task, previous actions, candidates and page")
+        parts[name], place = prompt[place : end.start()], end.end()
+    return parts

@@ -23,15 +23,11 @@ from stepagent.tasks.foreign import (
     ForeignTask,
     Items,
     Scoring,
-    Unusable,
     checked_items,
-    names,
-    number,
-    quoted,
-    text,
 )
 from stepagent.tasks.openenv_session import Session
 from stepagent.tasks.remote import JsonServer, ServerError
+from stepagent.tasks.said import Unusable, flag, names, number, quoted, text
 
 SPLIT_TYPES: Mapping[str, Split] = {"train": "train", "validation": "dev", "test": "test"}
 """OpenEnv's types of splits."""
@@ -173,8 +169,8 @@ class OpenEnvTaskEnv(ForeignEnv):
             metadata = data.get("metadata")
             info = metadata if isinstance(metadata, dict) else {}
             reward = data.get("reward")
-            is_over = data.get("done") is True
-            truncated = is_over and info.get("truncated") is True
+            is_over = flag(data.get("done"), "'done'")
+            truncated = is_over and flag(info.get("truncated"), "'truncated'")
             return Answer(
                 observation=self._text(_observation(data), self._config.observation),
                 reward=0.0 if reward is None else number(reward, "the reward"),

@@ -14,7 +14,6 @@ from pydantic import JsonValue
 
 from stepagent.tasks.base import EnvironmentLost
 from stepagent.tasks.extras import needs
-from stepagent.tasks.foreign import quoted
 from stepagent.tasks.remote import (
     CLOSE_SECONDS,
     MAX_REPLY_BYTES,
@@ -22,6 +21,7 @@ from stepagent.tasks.remote import (
     is_loopback,
     parsed,
 )
+from stepagent.tasks.said import quoted
 
 if TYPE_CHECKING:
     from websockets.sync.client import ClientConnection

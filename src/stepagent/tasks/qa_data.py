@@ -158,6 +158,8 @@ def _scan(dataset: Dataset, source: Path, *, skip_invalid: bool) -> _Scan:
                 raise
             left_out[str(error)] += 1
             continue
+        if not record and _named_dataset(file, source) == dataset and _split_named(file):
+            raise TaskDataError(f"{file.name}: no JSON object comes first in it; is it whole?")
         if dataset == "2wikimultihopqa" and "Q_id" in record:
             aliases.update(_read_aliases(file))
             used.add(file.path)
@@ -221,15 +223,20 @@ def _official_split(
     record: dict[str, Any], file: RecordFile
 ) -> _Official | Literal["hidden", "unsaid"]:
     """What the file's name says; hidden are test splits without answers."""
+    named = _split_named(file)
+    if named == "test":
+        is_answered = record.get("answer") or record.get("answers_objects")
+        return "evaluation" if is_answered else "hidden"
+    return named or "unsaid"
+
+
+def _split_named(file: RecordFile) -> _Official | Literal["test"] | None:
     words = re.findall("[a-z]+", file.stem.lower())
     if any(word.startswith("train") for word in words):
         return "train"
     if any(word.startswith(("dev", "val")) for word in words):
         return "evaluation"
-    if any(word.startswith("test") for word in words):
-        is_answered = record.get("answer") or record.get("answers_objects")
-        return "evaluation" if is_answered else "hidden"
-    return "unsaid"
+    return "test" if any(word.startswith("test") for word in words) else None
 
 
 def _read_aliases(file: RecordFile) -> dict[str, tuple[str, ...]]:

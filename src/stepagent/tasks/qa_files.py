@@ -3,21 +3,28 @@
 The largest official file has 570 MB; nothing here holds more than a piece of it.
 """
 
-import gzip
 import json
-import zipfile
-import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from stepagent.tasks.archives import member, zipped
 from stepagent.tasks.base import TaskDataError
+from stepagent.tasks.data import records_of
 from stepagent.tasks.extras import needs
+from stepagent.tasks.intake import (
+    MAX_RECORD_BYTES,
+    Content,
+    content,
+    damaged,
+    ordinary,
+)
 
 _ENDINGS = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
-# A zip with a password is a RuntimeError.
-_DAMAGED = (OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError)
+_ROWS = 64
+"""Of a parquet file that are read at a time."""
 
 
 @dataclass(frozen=True, order=True)
@@ -48,36 +55,29 @@ class RecordFile:
         Raises `TaskDataError` if the file is damaged.
         """
         with needs("qa"):
-            import ijson
-        try:
-            yield from self._values()
-        except (*_DAMAGED, ijson.JSONError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise TaskDataError(f"{self.name}: cannot be read, is it whole? {reason}") from None
-
-    def _values(self) -> Iterator[tuple[str, Any]]:
-        import ijson
-
+            import ijson  # noqa: F401  # needed further on
         if self.path.suffix == ".parquet":
             for number, row in enumerate(_parquet_rows(self.path), start=1):
                 yield f"{self.name}: row {number}", row
             return
-        with self._open() as stream:
-            starts_list = stream.read(64).lstrip()[:1] == b"["
-        with self._open() as stream:
+        with self._content() as found:
+            starts_list = found.read(64).lstrip()[:1] == b"["
+        with self._content() as found:
             if starts_list:
-                values = ijson.items(stream, "item", use_float=True)
-                for number, value in enumerate(values, start=1):
-                    yield f"{self.name}: record {number}", value
+                yield from records_of(found)
                 return
-            for number, line in enumerate(stream, start=1):
+            for number, line in enumerate(found.lines(), start=1):
                 if line.strip():
                     yield f"{self.name}:{number}", _parsed(line)
 
-    def _open(self) -> IO[bytes] | gzip.GzipFile:
-        if self.path.suffix == ".zip":
-            return zipfile.ZipFile(self.path).open(self.member)
-        return gzip.open(self.path) if self.path.suffix == ".gz" else self.path.open("rb")
+    @contextmanager
+    def _content(self) -> Iterator[Content]:
+        if self.path.suffix != ".zip":
+            with content(self.path) as found:
+                yield found
+            return
+        with zipped(self.path) as archive, member(archive, self.path, self.member) as found:
+            yield found
 
 
 def record_files(source: Path) -> list[RecordFile]:
@@ -87,13 +87,15 @@ def record_files(source: Path) -> list[RecordFile]:
     paths = sorted(source.rglob("*")) if source.is_dir() else [source]
     files = []
     for path in paths:
-        if path.name.endswith((*_ENDINGS, ".parquet")) and path.is_file():
+        if path.is_dir():
+            continue
+        if path.name.endswith((*_ENDINGS, ".parquet")):
             files.append(RecordFile(path))
-        elif path.suffix == ".zip" and path.is_file():
+        elif path.suffix == ".zip":
             try:
-                with zipfile.ZipFile(path) as archive:
-                    members = sorted(archive.namelist())
-            except (OSError, zipfile.BadZipFile):
+                with zipped(path) as archive:
+                    members = sorted(set(archive.namelist()))
+            except TaskDataError:
                 files.append(RecordFile(path))  # the error comes when it is read, if ever
                 continue
             files += [
@@ -114,14 +116,19 @@ def _parsed(line: bytes) -> Any:
 
 def _parquet_rows(path: Path) -> Iterator[Any]:
     try:
-        from pyarrow import ArrowInvalid
+        from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
     except ImportError:
         raise TaskDataError(
             f"{path}: parquet files need the package pyarrow; install it: pip install pyarrow"
         ) from None
-    try:
-        for batch in ParquetFile(path).iter_batches(batch_size=256):
-            yield from batch.to_pylist()
-    except ArrowInvalid as error:
-        raise TaskDataError(f"{path}: cannot be read, is it whole? {error}") from None
+    with ordinary(path) as file:
+        try:
+            for batch in ParquetFile(file).iter_batches(batch_size=_ROWS):
+                if batch.nbytes > _ROWS * MAX_RECORD_BYTES:
+                    raise TaskDataError(
+                        f"{path}: rows have more than {MAX_RECORD_BYTES:,} bytes; expected less"
+                    )
+                yield from batch.to_pylist()
+        except (ArrowException, OSError) as error:
+            raise damaged(str(path), error) from None

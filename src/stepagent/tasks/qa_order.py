@@ -39,7 +39,12 @@ def _lateness(
 
 def _without_brackets(title: str) -> str:
     """Without what only tells articles of one name apart, as in `Titanic (1997 film)`."""
-    return re.sub(r"\s*\([^)]*\)\s*$", "", title) or title
+    stripped = title.rstrip()
+    if not stripped.endswith(")"):
+        return title
+    # A regular expression for this takes quadratic time on brackets that nobody closes.
+    start = stripped.find("(", stripped.rfind(")", 0, -1) + 1)
+    return (stripped[:start].rstrip() if start >= 0 else "") or title
 
 
 def _words(text: str) -> str:

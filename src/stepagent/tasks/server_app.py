@@ -1,20 +1,23 @@
 """The application behind `stepagent.tasks.server`: OpenEnv's routes and sessions around a task."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
 from typing import Annotated, Any, get_args
 
-from fastapi import Body, FastAPI, HTTPException, WebSocket, WebSocketDisconnect
+from fastapi import Body, FastAPI, HTTPException, Request, WebSocket, WebSocketDisconnect
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from pydantic_core import from_json
 
 from stepagent.tasks.base import Split, Task
+from stepagent.tasks.server_seats import Full, Seat, Seats
 from stepagent.tasks.server_session import (
     EpisodeState,
     FirstObservation,
-    Full,
     Refused,
     ResetRequest,
     ServedSession,
@@ -23,11 +26,15 @@ from stepagent.tasks.server_session import (
     TextObservation,
     failure,
 )
+from stepagent.trajectories import printable, shown
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 
 SPLIT_TYPES = {"train": "train", "dev": "validation", "test": "test"}
 """OpenEnv's types of our splits."""
+
+PART_SECONDS = 5.0
+"""How long a farewell may take."""
 
 WRONG_JSON, WRONG_TYPE, WRONG_MESSAGE = "INVALID_JSON", "UNKNOWN_TYPE", "VALIDATION_ERROR"
 
@@ -35,17 +42,18 @@ WRONG_JSON, WRONG_TYPE, WRONG_MESSAGE = "INVALID_JSON", "UNKNOWN_TYPE", "VALIDAT
 class TaskServer:
     """A task behind HTTP and WebSocket; sessions run at the same time, each in its own thread."""
 
-    def __init__(self, task: Task, max_sessions: int) -> None:
-        """Asks the task for nothing yet."""
+    def __init__(self, task: Task, max_sessions: int, idle_seconds: float) -> None:
+        """Asks the task for nothing yet; who is silent for `idle_seconds` loses the session."""
         self._task = task
-        self._max_sessions = max_sessions
-        self._num_sessions = 0
+        self._seats = Seats(max_sessions)
+        self._idle_seconds = idle_seconds
 
     def app(self, max_request_bytes: int) -> FastAPI:
         """The application with all its routes."""
         app = FastAPI(
             title=f"StepAgent: {self._task.name}", version="1.0.0", max_body_size=max_request_bytes
         )
+        app.add_exception_handler(RequestValidationError, _invalid)
         app.post("/reset")(self._reset)
         app.post("/step")(self._step)
         app.post("/mcp")(self._mcp)
@@ -63,26 +71,22 @@ class TaskServer:
         return app
 
     @asynccontextmanager
-    async def _session(self) -> AsyncIterator[ServedSession]:
+    async def _session(self, *, is_patient: bool) -> AsyncIterator[tuple[ServedSession, Seat]]:
         """A new session; raises `Full` if there are as many as may be."""
-        if self._num_sessions >= self._max_sessions:
-            raise Full(f"all {self._max_sessions} sessions are in use")
-        self._num_sessions += 1
-        try:
+        async with self._seats.take(is_patient=is_patient) as seat:
             session = ServedSession(self._task)
             try:
-                yield session
+                yield session, seat
             finally:
                 await session.close()
-        finally:
-            self._num_sessions -= 1
 
     # HTTP: every request has an environment of its own, as in OpenEnv.
 
     async def _reset(self, request: Annotated[ResetRequest, Body()] = ResetRequest()) -> Any:  # noqa: B008
         """The first observation of an item; the episode ends with the request."""
         try:
-            async with self._session() as session:
+            async with self._session(is_patient=False) as (session, seat):
+                seat.is_silent = False
                 return await session.reset(request)
         except Full as error:
             raise HTTPException(503, str(error)) from None
@@ -166,34 +170,44 @@ class TaskServer:
 
     def _check(self, name: str) -> None:
         if name.lower() != self._task.name.lower():
-            raise HTTPException(404, f"unknown environment {name!r}")
+            raise HTTPException(404, f"unknown environment {shown(name)}")
 
     # The WebSocket: one session as long as the connection.
 
     async def _websocket(self, socket: WebSocket) -> None:
-        if "origin" in socket.headers:
-            # Browsers let any page open WebSockets to loopback; only they send an origin.
-            await socket.close(1008)
-            return
         await socket.accept()
         with suppress(WebSocketDisconnect):  # the player may leave at any time
             try:
-                async with self._session() as session:
-                    await self._talk(socket, session)
+                async with self._session(is_patient=True) as (session, seat):
+                    await self._talk(socket, session, seat)
             except Full as error:
-                await socket.send_text(_error("CAPACITY_REACHED", str(error)))
-                await socket.close()
+                await _part(socket, _error("CAPACITY_REACHED", str(error)), 1000)
+            except TimeoutError:
+                said = "nothing was heard for too long; connect again"
+                await _part(socket, _error("SESSION_ERROR", said), 1008)
 
-    async def _talk(self, socket: WebSocket, session: ServedSession) -> None:
+    async def _talk(self, socket: WebSocket, session: ServedSession, seat: Seat) -> None:
+        """Answers until a goodbye; raises TimeoutError if nothing comes, or nothing goes out."""
         while True:
-            message = await socket.receive()
+            async with seat.within(self._idle_seconds):
+                message = await socket.receive()
             if message["type"] == "websocket.disconnect":
                 return
+            seat.is_silent = False
             reply = await _reply(session, message.get("text") or message.get("bytes") or b"")
             if reply is None:
                 await socket.close()
                 return
-            await socket.send_text(reply)
+            async with asyncio.timeout(self._idle_seconds):
+                await socket.send_text(reply)
+
+
+async def _part(socket: WebSocket, last_words: str, code: int) -> None:
+    """Ends the connection; does not wait for somebody who does not listen."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(PART_SECONDS):
+            await socket.send_text(last_words)
+            await socket.close(code)
 
 
 async def _reply(session: ServedSession, raw: str | bytes) -> str | None:
@@ -216,15 +230,34 @@ async def _reply(session: ServedSession, raw: str | bytes) -> str | None:
             case "close":
                 return None
             case _:
-                return _error(WRONG_TYPE, f"Unknown message type: {str(kind)[:100]}")
+                return _error(WRONG_TYPE, f"Unknown message type: {printable(str(kind))}")
         return _dumps({"type": "observation", "data": answer})
     except ValidationError as error:
-        errors = error.errors(include_url=False, include_context=False, include_input=False)
-        return _error(WRONG_MESSAGE, "Invalid message", errors=errors)
+        return _error(WRONG_MESSAGE, "Invalid message", errors=_problems(error.errors()))
     except Refused as error:
         return _error(WRONG_MESSAGE, str(error))
     except Exception as error:
         return _error("EXECUTION_ERROR", failure(error))
+
+
+def _problems(errors: Sequence[Any]) -> list[dict[str, Any]]:
+    """The first few of pydantic's errors without what was sent, which could be long."""
+    return [
+        {
+            "type": error["type"],
+            "loc": [part if isinstance(part, int) else printable(part) for part in error["loc"]][
+                :5
+            ],
+            "msg": printable(error["msg"], limit=200),
+        }
+        for error in errors[:3]
+    ]
+
+
+async def _invalid(_: Request, error: Exception) -> JSONResponse:
+    """FastAPI's answer to an invalid request, which would repeat the request."""
+    assert isinstance(error, RequestValidationError)
+    return JSONResponse({"detail": _problems(error.errors())}, 422)
 
 
 def _error(code: str, message: str, **more: Any) -> str:

@@ -10,6 +10,8 @@ import gymnasium as gym
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from stepagent.tasks.base import EnvironmentLost, Split, Task, TaskDataError, TextEnv
+from stepagent.tasks.foreign import EnvironmentFailed
+from stepagent.trajectories import printable
 
 logger = logging.getLogger(__name__)
 
@@ -74,10 +76,6 @@ class StepRequest(BaseModel):
     request_id: Annotated[str, Field(max_length=255)] | None = None
 
 
-class Full(RuntimeError):
-    """There are as many sessions as may be."""
-
-
 class Refused(ValueError):
     """There is no such item."""
 
@@ -123,7 +121,7 @@ class ServedSession:
             options = None if item is None else {"item": item}
             observation, info = self._env.reset(seed=request.seed, options=options)
         except ValueError as error:
-            raise Refused(str(error)) from error
+            raise Refused(short(str(error))) from error
         self.state = EpisodeState(episode_id=request.episode_id, item=info["item"])
         seen = FirstObservation(text=observation, instruction=info["instruction"])
         return _answer(seen, None, False, {"item": info["item"], **_result(info)})
@@ -142,12 +140,19 @@ class ServedSession:
             self._env.close()
 
 
+def short(message: str) -> str:
+    """A message that does not send back all that a player sent."""
+    return printable(message, limit=300)
+
+
 def failure(error: Exception) -> str:
     """What a player may know of an error; the rest of what is not ours goes to the log."""
-    if isinstance(error, EnvironmentLost | TaskDataError | gym.error.ResetNeeded):
-        return str(error)
+    own = isinstance(error, EnvironmentLost | TaskDataError | gym.error.ResetNeeded)
+    if own and not isinstance(error, EnvironmentFailed):
+        return short(str(error))
     logger.error("the environment failed", exc_info=error)
-    return f"the environment failed with {type(error).__name__}; the server's log says more"
+    cause = type(error.__cause__ or error).__name__
+    return f"the environment failed with {cause}; the server's log says more"
 
 
 def _result(info: Mapping[str, Any]) -> dict[str, Any]:

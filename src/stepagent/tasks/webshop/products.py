@@ -1,5 +1,6 @@
 """Products of the shop, as the original's loader sees them (princeton-nlp/WebShop, `engine.py`)."""
 
+import math
 import re
 from dataclasses import asdict, dataclass
 from decimal import Decimal, InvalidOperation
@@ -8,6 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
+from stepagent.trajectories import shown
 from stepagent.types import Record
 
 FACTS = "catalogue.json"
@@ -118,6 +120,6 @@ def _prices(pricing: str | None) -> list[float]:
         found = [float(Decimal(re.sub(r"[^\d.]", "", part))) for part in pricing.split("$")[1:]]
     except InvalidOperation:
         found = []
-    if not found:
-        raise ValueError(f"pricing: expected dollars like '$5.99 - $12.50', got {pricing!r}")
+    if not found or not all(map(math.isfinite, found)):
+        raise ValueError(f"pricing: expected dollars like '$5.99 - $12.50', got {shown(pricing)}")
     return found[:2]

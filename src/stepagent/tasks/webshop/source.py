@@ -7,7 +7,6 @@ are those of the authors' files, as several projects state them.
 import gzip
 import json
 import re
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -19,8 +18,9 @@ from typing import Any, TextIO, TypeVar
 from pydantic import ValidationError
 
 from stepagent.tasks.base import TaskDataError
-from stepagent.tasks.data import Prepared, Source, read_json
+from stepagent.tasks.data import Prepared, Source, read_json, records_of
 from stepagent.tasks.extras import needs
+from stepagent.tasks.intake import content
 from stepagent.tasks.webshop.goals import Instruction
 from stepagent.tasks.webshop.products import FACTS, WITHOUT_ATTRIBUTES, Product, RawProduct
 from stepagent.trajectories import problem_of
@@ -119,7 +119,7 @@ class _Files:
 
     @classmethod
     def find(cls, source: Path) -> "_Files":
-        found = sorted(path for path in source.rglob("*.json*") if path.is_file())
+        found = sorted(path for path in source.rglob("*.json*") if not path.is_dir())
         named = {
             stem: [p for p in found if re.fullmatch(rf"{stem}(_\d+)?\.json(\.gz)?", p.name)]
             for stem in ("items_shuffle", "items_ins_v2", "items_human_ins")
@@ -212,16 +212,8 @@ def _mapping(path: Path) -> dict[str, Any]:
 
 def _records(path: Path) -> Iterator[tuple[str, Any]]:
     """The values of a JSON list, one at a time: the full catalogue does not fit into memory."""
-    import ijson
-
-    opened = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opened(path, "rb") as file:
-            for number, record in enumerate(ijson.items(file, "item", use_float=True), start=1):
-                yield f"{path}: record {number}", record
-    except (OSError, EOFError, zlib.error, ijson.JSONError) as error:
-        reason = str(error).partition("\n")[0]
-        raise TaskDataError(f"{path}: cannot be read, is it whole? {reason}") from None
+    with content(path) as found:
+        yield from records_of(found)
 
 
 R = TypeVar("R", bound=Record)
@@ -230,6 +222,8 @@ R = TypeVar("R", bound=Record)
 def _checked(record: object, record_type: type[R], where: str = "") -> R:
     try:
         return record_type.model_validate(record)
+    except RecursionError:
+        raise BadRecord(f"{where}: nested too deep" if where else "nested too deep") from None
     except ValidationError as error:
         problem = problem_of(error, record_type)
         raise BadRecord(f"{where}: {problem}" if where else problem) from None
