@@ -121,7 +121,7 @@ def test_a_border_of_thought_and_action_that_cannot_be_told_is_a_loss(
     ambiguous = PLAIN.model_copy(update={"steps": steps})
     code, out = checked(tmp_path, capsys, model(tmp_path / "m", tokenizer), ambiguous)
     assert code == 1
-    assert "the action 'say\\nAction: go' is read back as 'go'" in out
+    assert "the action 'say\\nAction: go' would be read back as 'go'" in out
 
 
 def test_a_model_without_a_usable_template_is_refused(

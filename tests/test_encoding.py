@@ -42,7 +42,7 @@ def test_a_mark_in_a_text_stays_text(name: str, mark: str) -> None:
     if name == "plain":
         for text in (f"a {mark} b", mark * 3, f"{mark}x{wide}"):
             assert own.text(own.content(text)) == text
-    assert own.writes_control(mark) and not own.writes_control("a < b")
+    assert own.controls(own.markup(mark)) and not own.controls(own.markup("a < b"))
 
 
 @given(st.lists(st.sampled_from([*MARKS, "<|end|>", "<", "|end|>", "thi", "nk>", " "]), max_size=8))
@@ -71,11 +71,38 @@ def test_a_mark_that_is_a_word_of_the_vocabulary_is_cut_too() -> None:
     assert own.content("a <end> b") == [1, 0, 0, 3]
 
 
-def test_a_mark_of_one_character_cannot_be_cut() -> None:
-    made = tokenizer()
-    made.add_tokens([AddedToken("\u00a7", special=False)])
+def test_a_special_mark_of_one_character_cannot_be_cut() -> None:
+    vocabulary = {"<unk>": 0, "a": 1, "\u00a7": 2}
+    made = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    made.add_special_tokens(["<unk>", "\u00a7"])
+    own = Encoder(
+        PreTrainedTokenizerFast(tokenizer_object=made, eos_token="\u00a7", unk_token="<unk>")
+    )
     with pytest.raises(EncodingError, match="turns '\u00a7' into a control token"):
-        Encoder(made).content("a \u00a7 b")
+        own.content("a \u00a7 a")
+
+
+def test_letters_and_words_that_were_added_are_vocabulary() -> None:
+    made = tokenizer()
+    made.add_tokens([AddedToken("\u00f7", special=False), AddedToken("query", special=False)])
+    own = Encoder(made)
+    assert len(own.content("query\u00f7query")) == 3
+
+
+def test_an_end_of_text_token_that_is_called_unknown_too_is_a_control_token() -> None:
+    made = train_tokenizer(["go on"], 320)
+    made.unk_token = "<|end|>"
+    own = Renderer(made)
+    ids = own.action("go <|end|> on")
+    assert list(ids).count(own.end_id) == 1 and own.parse(ids).action == "go <|end|> on"
+
+
+def test_a_text_full_of_marks_is_encoded_in_a_few_passes() -> None:
+    own = ENCODERS["plain"]
+    text = "<think>x " * 3000
+    ids = own.content(text)
+    assert own.controls(ids) == [] and own.text(ids) == text.strip()
 
 
 def test_an_action_that_the_tokenizer_cannot_write_is_refused() -> None:

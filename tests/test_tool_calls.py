@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepagent.actions import Call, call_of, same_action, split_react, written_call
+from stepagent.actions import Call, call_of, read_call, same_action, split_react
 from stepagent.renderer import Renderer, warn_once
 from stepagent.tool_calls import CallError
 from stepagent.types import Step, Trajectory
@@ -281,21 +281,21 @@ def test_calls_with_their_arguments_in_another_order_are_the_same_action() -> No
     assert same_action(" go ", "go") and not same_action("go", "stay")
 
 
-def test_calls_are_found_in_any_markup() -> None:
+def test_a_call_is_read_however_its_json_is_spaced() -> None:
     call = Call(name="go", arguments={"to": "{room}"})
     for text in (
-        '<tool_call>\n{"name": "go", "arguments": {"to": "{room}"}}\n</tool_call>',
-        'I {think} so. {"name": "go", "parameters": {"to": "{room}"}}',
-        '{"a": 1} [{"name": "go", "arguments": {"to": "{room}"}}]',
+        call.action(),
+        '{"name": "go", "parameters": {"to": "{room}"}}\n',
+        '\n{"arguments":{"to":"{room}"},\n"name":"go"}',
     ):
-        assert written_call(text) == call
-    for text in ("go", "{", '{"name": "go"}', '{"name": 1, "arguments": {}}', '{"name": "go", '):
-        assert written_call(text) is None
+        assert read_call(text) == call
+    for text in ("go", "{", '{"name": "go"}', '{"name": 1, "arguments": {}}', f"I {call.action()}"):
+        assert read_call(text) is None
 
 
 @given(st.text(max_size=40))
 def test_any_text_is_read_without_an_error(text: str) -> None:
-    written_call(text)
+    read_call(text)
     said = split_react(text)
     assert said.action in text and said.thought in text
     assert call_of(text) is None or text.startswith('{"name"')

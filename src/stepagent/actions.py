@@ -27,6 +27,11 @@ class Call(Record):
         """The call as text."""
         return json.dumps(self.model_dump(), ensure_ascii=False, separators=(",", ":"))
 
+    def is_same(self, other: "Call") -> bool:
+        """Whether it calls the same with the same; `true` and 1 are not the same."""
+        mine, theirs = (json.dumps(call.model_dump(), sort_keys=True) for call in (self, other))
+        return mine == theirs
+
 
 def call_of(action: str) -> Call | None:
     """The call that an action is; None if it is another text, if only by a space."""
@@ -46,25 +51,20 @@ def same_action(action: str, other: str) -> bool:
     """
     if action.strip() == other.strip():
         return True
-    call = call_of(action)
-    return call is not None and call == call_of(other)
+    call, another = call_of(action), call_of(other)
+    return call is not None and another is not None and call.is_same(another)
 
 
-def written_call(text: str) -> Call | None:
-    """The first tool call that a model wrote, in whatever markup: a JSON object that names it."""
-    decoder = json.JSONDecoder()
-    for brace in re.finditer(r"\{", text):
-        try:
-            found, _ = decoder.raw_decode(text, brace.start())
-        except (json.JSONDecodeError, RecursionError):
-            continue
-        if isinstance(found, dict) and "name" in found:
-            arguments = found.get("arguments", found.get("parameters"))
-            try:
-                return Call.model_validate({"name": found["name"], "arguments": arguments})
-            except ValidationError:
-                continue
-    return None
+def read_call(text: str) -> Call | None:
+    """The call that a text is, however its JSON is spaced; None for any other text."""
+    if not text.lstrip().startswith("{"):
+        return None
+    try:
+        found = json.loads(text)
+        arguments = found.get("arguments", found.get("parameters"))
+        return Call.model_validate({"name": found.get("name"), "arguments": arguments})
+    except (ValueError, RecursionError):
+        return None
 
 
 def split_react(text: str) -> Said:

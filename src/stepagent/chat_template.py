@@ -6,6 +6,7 @@ markup. Nothing is known of any family of models.
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from itertools import takewhile
 from typing import Any, NamedTuple, cast
 
 from transformers import PreTrainedTokenizerBase
@@ -14,8 +15,10 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from stepagent.encoding import Encoder
 from stepagent.trajectories import printable
 
-USER = tuple(f"\ue000user{i}\ue000" for i in range(3))
-ASSISTANT = tuple(f"\ue000assistant{i}\ue000" for i in range(2))
+TURNS = 8
+"""User turns of the longest dialogue of marks: templates may treat later turns in another way."""
+USER = tuple(f"\ue000user{i}\ue000" for i in range(TURNS))
+ASSISTANT = tuple(f"\ue000assistant{i}\ue000" for i in range(TURNS))
 Tool = dict[Any, Any] | Callable[..., Any]
 """A function schema, with the types that transformers' signature asks for."""
 Message = dict[str, Any]
@@ -109,16 +112,16 @@ def take_apart(
     `call` is an assistant's message that calls a tool, and how the template writes the call. Given
     that, the assistant says nothing else, and later observations are answers of the tool.
     """
-    said = [call, call] if call else [({"role": "assistant", "content": t}, t) for t in ASSISTANT]
+    said = [call] * TURNS if call else [({"role": "assistant", "content": t}, t) for t in ASSISTANT]
     observed: Message = {"role": "user"}
     if call:
         observed = {"role": "tool", "tool_call_id": CALL_ID, "name": TOOL_NAME}
-    dialogue = [
-        {"role": "user", "content": USER[0]}, said[0][0],
-        observed | {"content": USER[1]}, said[1][0],
-        observed | {"content": USER[2]},
-    ]  # fmt: skip
-    contents = [USER[0], said[0][1], USER[1], said[1][1], USER[2]]
+    dialogue: list[Message] = []
+    contents: list[str] = []
+    for number, (message, text) in enumerate(said):
+        seen = observed if number else {"role": "user"}
+        dialogue += [seen | {"content": USER[number]}, message]
+        contents += [USER[number], text]
 
     def pieces(count: int, *, ask: bool) -> list[str]:
         """The text around the first `count` contents."""
@@ -137,16 +140,12 @@ def take_apart(
     _, live, end = pieces(2, ask=False)
     _, past, between, last = pieces(3, ask=True)
     suffix = last.removesuffix(ask)
-    again = pieces(5, ask=True)
-    if not last.endswith(ask) or again != [
-        before, past, between, suffix + past, between, suffix + ask,
-    ]:  # fmt: skip
+    middle = [between, suffix + past] * (TURNS - 2)
+    again = pieces(2 * TURNS - 1, ask=True)
+    if not last.endswith(ask) or again != [before, past, *middle, between, suffix + ask]:
         raise TemplateError("chat template: later turns are marked differently from the first")
     end = _end_of_turn(encoder, end, between)
-    lead = live.removeprefix(ask) if live.startswith(ask) else ""
-    if ask.startswith(live):
-        # What the template adds opens a block of thinking, which a plain answer does not have.
-        ask = live
+    ask, lead = _ask_and_lead(encoder, ask, live)
     between = between[len(end) :]
     user, later, assistant = _spaces(before), _spaces(between), _spaces(ask + lead)
     if (later != user and not call) or _spaces(past) != assistant:
@@ -164,14 +163,48 @@ def take_apart(
     )
 
 
-def _end_of_turn(encoder: Encoder, last: str, between: str) -> str:
-    """What closes the last assistant turn and earlier ones alike: up to the first control token.
+def _ask_and_lead(encoder: Encoder, ask: str, live: str) -> tuple[str, str]:
+    """What asks for an action, and what is said with it before its content.
 
-    The line break that may follow belongs to the next turn; some templates end the whole dialogue
-    with one more token.
+    `ask` is what the template adds to make the assistant speak, `live` what it writes before what
+    the assistant has said last.
     """
-    ends = [last.index(t) + len(t) for t in encoder.control.values() if t in last]
-    end = last[: min(ends)] if ends else last.rstrip("\n")
+    if live.startswith(ask):
+        return ask, live[len(ask) :]
+    if ask.startswith(live):
+        # What is added opens a block of thinking, which a plain answer does not have; but one that
+        # is closed again belongs to what the model is used to read.
+        added = len(encoder.controls(encoder.markup(ask[len(live) :])))
+        is_closed = added > 0 and added % 2 == 0
+        return (ask if is_closed else live), ""
+    marks = encoder.control.values()
+    last_mark = max((ask.rfind(mark) for mark in marks if mark in ask), default=0)
+    if live.endswith(ask[last_mark:]):  # only the user's turn before it is written otherwise
+        return ask, ""
+    # It opens a block where an answer opens or closes another one.
+    pairs = takewhile(lambda pair: pair[0] == pair[1], zip(ask, live, strict=False))
+    common = "".join(letter for letter, _ in pairs)
+    shared = max((common.rfind(mark) + len(mark) for mark in marks if mark in common), default=0)
+    if not shared or not encoder.controls(encoder.markup(ask[shared:])):
+        raise TemplateError("chat template: asks for an action in another way than it writes one")
+    return live[:shared], live[shared:]
+
+
+def _end_of_turn(encoder: Encoder, last: str, between: str) -> str:
+    """What closes assistant turns: up to the first control token behind the content.
+
+    The line break that may follow belongs to the next turn. Some templates write nothing behind the
+    last turn, or another token than behind earlier ones: then it is what those end with, if only
+    the mark of the next turn.
+    """
+    for text in (last, between):
+        marks = [(text.index(t), -len(t)) for t in encoder.control.values() if t in text]
+        if marks:
+            start, length = min(marks)
+            end = text[: start - length]
+            if between.startswith(end) and (text is last or not text[:start].strip()):
+                return end
+    end = last.rstrip("\n")
     return end if between.startswith(end) else ""
 
 

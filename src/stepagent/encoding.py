@@ -1,11 +1,13 @@
 """Text to token ids and back: markup may write control tokens, content never does.
 
-A control token is an added token of the tokenizer that marks something: every special one, every
-one that stands in the chat template, and every one that is not simply a word or blank space.
-Whether the tokenizer calls it special does not matter: `<think>` and `<tool_call>` often are not.
+A control token is an added token of the tokenizer that marks something: every special one, and
+every one that is more than a word, blank space or one character. Whether the tokenizer calls it
+special does not matter: `<think>` and `<tool_call>` often are not.
 """
 
 import re
+from collections.abc import Iterable
+from itertools import pairwise
 from typing import cast
 
 from transformers import PreTrainedTokenizerBase
@@ -24,65 +26,91 @@ class Encoder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Finds out which of the tokenizer's tokens are control tokens."""
         self.tokenizer = tokenizer
-        template = str(tokenizer.chat_template or "")
         special = {*tokenizer.all_special_ids}
         self.control = {
             number: str(token)
             for number, token in tokenizer.added_tokens_decoder.items()
-            # The unknown token is no mark: it stands for what the vocabulary lacks.
-            if str(token).strip()
-            and number != tokenizer.unk_token_id
-            and (number in special or str(token) in template or not _WORD.fullmatch(str(token)))
+            if number != _unknown(tokenizer)
+            and (number in special or (len(str(token)) > 1 and not _WORD.fullmatch(str(token))))
         }
         """Control tokens by their ids."""
         self._anchor = self._plain("\n")
 
-    def markup(self, text: str) -> list[int]:
-        """Ids of text that a chat template wrote; control tokens in it count as such."""
-        return cast(list[int], self.tokenizer(text, add_special_tokens=False)["input_ids"])
+    def markup(self, text: str, *, behind: str = "") -> list[int]:
+        """Ids of text that a chat template wrote; control tokens in it count as such.
 
-    def content(self, text: str, space: str = "") -> list[int]:
+        `behind` is markup that it stands behind: some tokenizers begin texts with a space of their
+        own.
+        """
+        before, whole = self._encode(behind), self._encode(behind + text)
+        return whole[len(before) :] if whole[: len(before)] == before else self._encode(text)
+
+    def content(self, text: str, space: str = "", head: str = "") -> list[int]:
         """Ids of somebody's text that follows markup, without any control token.
 
-        `space` is what the template puts before it. Raises `EncodingError` if the tokenizer turns
-        the text into a control token however it is cut.
+        `space` is what the template puts before it, and `head` the plain text that follows it, up
+        to the next control token: tokenizers join a full stop and a line break, for one. Raises
+        `EncodingError` if the tokenizer turns the text into a control token however it is cut.
         """
-        return self._content(space + text.strip())
+        ids: list[int] = []
+        # Lone surrogates, which environments of others can return, are no text.
+        parts = [space + text.encode("utf-8", "replace").decode().strip() + head]
+        while parts:
+            part = parts.pop()
+            found = self._behind_line_break(part)
+            if self.control.keys().isdisjoint(found):
+                ids += found
+            else:
+                # The tokenizer reads marks in the text, if only after it has normalised it. Two
+                # halves of a mark are no mark.
+                cuts = [0, *self._inside_marks(part), len(part)]
+                parts += [part[start:end] for start, end in reversed([*pairwise(cuts)])]
+        return ids
 
-    def _content(self, text: str) -> list[int]:
+    def split_head(self, markup: str) -> tuple[str, str]:
+        """Markup up to its first control token, and from there on; no head if there is none."""
+        places = [markup.index(mark) for mark in self.control.values() if mark in markup]
+        head = min(places, default=0)
+        return markup[:head], markup[head:]
+
+    def _behind_line_break(self, text: str) -> list[int]:
         # A line break never joins with what follows it; with it in front, tokenizers that begin
         # every text with a space of their own do not put one between markup and content.
         ids = self._plain("\n" + text)
         if ids[: len(self._anchor)] != self._anchor:
             raise EncodingError("the tokenizer joins a line break with the text that follows it")
-        ids = ids[len(self._anchor) :]
-        if self.control.keys().isdisjoint(ids):
-            return ids
-        # The tokenizer reads a mark in the text, if only after it has normalised it. Two halves of
-        # a mark are no mark.
-        cut = self._inside_control(text)
-        return self._content(text[:cut]) + self._content(text[cut:])
+        return ids[len(self._anchor) :]
 
-    def _inside_control(self, text: str) -> int:
-        """A place within the first mark of a text."""
-        if self.tokenizer.is_fast:
-            encoded = self.tokenizer(
-                "\n" + text,
-                add_special_tokens=False,
-                split_special_tokens=True,
-                return_offsets_mapping=True,
-            )
-            pairs = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
-            places = [place for number, place in pairs if number in self.control]
-            start, end = int(places[0][0]) - 1, int(places[0][1]) - 1
-        else:
-            found = [(text.find(t), len(t)) for t in self.control.values() if t in text]
-            start, length = min(found, default=(0, 0))
-            end = start + length
-        cut = (start + end) // 2
-        if not start < cut < end:
-            raise EncodingError(f"the tokenizer turns {text[start:end]!r} into a control token")
-        return cut
+    def _inside_marks(self, text: str) -> list[int]:
+        """A place within each mark that the tokenizer reads in a text."""
+        cuts = []
+        for start, end in sorted(set(self._marks(text))):
+            cut = (start + end) // 2
+            if not start < cut < end:
+                mark = text[max(start, 0) : end]
+                raise EncodingError(f"the tokenizer turns {mark!r} into a control token")
+            cuts.append(cut)
+        if not cuts:
+            raise EncodingError("the tokenizer turns a part of the text into a control token")
+        return cuts
+
+    def _marks(self, text: str) -> Iterable[tuple[int, int]]:
+        if not self.tokenizer.is_fast:
+            marks = sorted(map(re.escape, self.control.values()), key=len, reverse=True)
+            return [found.span() for found in re.finditer("|".join(marks), text)]
+        encoded = self.tokenizer(
+            "\n" + text,
+            add_special_tokens=False,
+            split_special_tokens=True,
+            return_offsets_mapping=True,
+        )
+        pairs = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+        return [(start - 1, end - 1) for number, (start, end) in pairs if number in self.control]
+
+    def _encode(self, text: str) -> list[int]:
+        if not text:
+            return []
+        return cast(list[int], self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _plain(self, text: str) -> list[int]:
         encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
@@ -99,6 +127,13 @@ class Encoder:
         """The control tokens among ids, in order."""
         return [i for i in ids if i in self.control]
 
-    def writes_control(self, text: str) -> bool:
-        """Whether a template that writes this text as it stands would write a control token."""
-        return bool(self.controls(self.markup(text)))
+
+def _unknown(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token that stands for what the vocabulary lacks, if texts are really written with it.
+
+    Many tokenizers only call their end-of-text token the unknown one as well.
+    """
+    model = tokenizer.backend_tokenizer.model if tokenizer.is_fast else None
+    never = model is not None and getattr(model, "unk_token", None) is None
+    unigram = type(model).__name__ == "Unigram"
+    return None if never and not unigram else cast(int | None, tokenizer.unk_token_id)

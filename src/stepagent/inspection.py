@@ -106,8 +106,7 @@ def _actions(
 def _agent_action(
     policy: Policy, demonstration: RenderedTrajectory, generated: Generated
 ) -> AgentAction:
-    renderer = policy.renderer.for_tools(demonstration.trajectory.tools)
-    said = renderer.parse(generated.token_ids)
+    said = policy.renderer.of(demonstration).parse(generated.token_ids)
     return AgentAction(
         text=said.action,
         thought=said.thought,

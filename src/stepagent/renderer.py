@@ -28,7 +28,7 @@ from functools import cache
 from pydantic import JsonValue
 from transformers import PreTrainedTokenizerBase
 
-from stepagent.actions import Said, call_of, split_react, written_call
+from stepagent.actions import Said, call_of, read_call, same_action, split_react
 from stepagent.chat_template import Markup, TemplateError, take_apart
 from stepagent.encoding import Encoder, EncodingError
 from stepagent.tool_calls import CallError, TemplateCalls, tools_as_text
@@ -92,15 +92,11 @@ class Renderer:
         markup = take_apart(self._encoder, tools)
         self._space = markup.space
         self._before = self._encoder.markup(markup.before)
-        self.ask = tuple(self._encoder.markup(markup.ask))
-        self._lead = self._encoder.markup(markup.lead)
-        self._close = self._end_of_turn(markup.end)
-        self.end_id = self._close[-1]
-        """The token that ends an action."""
-        self._next_turn = self._behind_end(markup)
-        self._past_lead = self._encoder.markup(markup.past)
-        self.is_stable = markup.past == markup.ask + markup.lead
-        """Whether each state is a prefix of the next one."""
+        head, ask = self._encoder.split_head(markup.ask)
+        if not markup.past.startswith(head):
+            head, ask = "", markup.ask
+        self._head = head
+        self.ask = tuple(self._encoder.markup(ask, behind=markup.end))
         self.marks_are_text = not self._encoder.controls(list(self.ask))
         """Whether an observation can hold what looks like the beginning of the agent's turn."""
         if self.marks_are_text:
@@ -108,6 +104,15 @@ class Renderer:
                 f"chat template: marks the agent's turn by plain text, '{printable(markup.ask)}'; "
                 "an observation that holds it looks like a turn"
             )
+        self._lead = self._encoder.markup(markup.lead, behind=markup.end)
+        self._close = self._end_of_turn(markup.end)
+        self.end_id = self._close[-1]
+        """The token that ends an action."""
+        self._next_turn = self._behind_end(markup)
+        self._later_head, self._suffix = self._behind_observation(markup)
+        self._past_lead = self._encoder.markup(markup.past.removeprefix(head), behind=markup.end)
+        self.is_stable = markup.past == markup.ask + markup.lead
+        """Whether each state is a prefix of the next one."""
         self.tools_in_prompt = ""
         """What the text form says of tools before the instruction."""
         self._with_tools: dict[str, Renderer] = {}
@@ -137,6 +142,13 @@ class Renderer:
             raise TemplateError("chat template: joins the end of a turn with the next one")
         return after[len(self._close) :]
 
+    def _behind_observation(self, markup: Markup) -> tuple[str, list[int]]:
+        """What follows a later observation up to `ask`: the plain head, and the ids behind that."""
+        head, rest = self._encoder.split_head(markup.suffix)
+        if head or self.marks_are_text or self._encoder.controls(self._encoder.markup(rest)):
+            return head, self._encoder.markup(rest + self._head, behind=markup.end)
+        return markup.suffix + self._head, []
+
     def _read_answers(
         self, user: Markup, calls: TemplateCalls, tools: Sequence[dict[str, JsonValue]]
     ) -> None:
@@ -148,23 +160,24 @@ class Renderer:
             )
         self._tool_turn = self._behind_end(tool)
         self._tool_space = tool.space.user
-        self._tool_suffix = self._encoder.markup(tool.suffix)
+        self._tool_head, self._tool_suffix = self._behind_observation(tool)
 
     def opening(self, instruction: str, observation: str) -> tuple[int, ...]:
         """Ids of the first history."""
         parts = [self.tools_in_prompt, f"{instruction}\n\n{observation}"]
         content = "\n\n".join(filter(None, parts))
-        return (*self._before, *self._encoder.content(content, self._space.user))
+        return (*self._before, *self._encoder.content(content, self._space.user, self._head))
 
     def observation(self, observation: str) -> tuple[int, ...]:
         """Ids of a later observation, which follow `past` of the action before."""
-        return (*self._next_turn, *self._encoder.content(observation, self._space.user))
+        content = self._encoder.content(observation, self._space.user, self._later_head)
+        return (*self._next_turn, *content, *self._suffix)
 
     def answer(self, observation: str) -> tuple[int, ...]:
         """Ids of what a tool returned, which follow `past` of the call."""
         if self._calls is None:
             return self.observation(observation)
-        content = self._encoder.content(observation, self._tool_space)
+        content = self._encoder.content(observation, self._tool_space, self._tool_head)
         return (*self._tool_turn, *content, *self._tool_suffix)
 
     def action(self, action: str, thought: str = "") -> tuple[int, ...]:
@@ -180,6 +193,12 @@ class Renderer:
         if (found := self._encoder.text(ids).strip()) != said.strip():
             raise TemplateError(
                 f"the tokenizer cannot write '{printable(said)}': it becomes '{printable(found)}'"
+            )
+        read = self.parse(ids)
+        if read.thought != thought.strip() or not same_action(read.action, action):
+            raise TemplateError(
+                f"the action '{printable(action)}' would be read back as '{printable(read.action)}'"
+                "; expected the thought in a field of its own, and no label within a text"
             )
         return (*self._lead, *ids, *self._close)
 
@@ -199,12 +218,12 @@ class Renderer:
             ids = ids[lead:]
         if ids[-len(self._close) :] == self._close:
             ids = ids[: -len(self._close)]
-        if self._calls and (said := self._calls.read(self._encoder.text(ids, with_control=True))):
-            return said
+        if self._calls and (call := self._calls.read(ids)):
+            return call
         text = self._encoder.text(ids).strip()
         said = split_react(text) if text.startswith("Thought:") else Said("", text)
-        if (self._calls or self.tools_in_prompt) and (call := written_call(said.action)):
-            return Said(said.thought, call.action())
+        if self.tools_in_prompt and (written := read_call(said.action)):
+            return Said(said.thought, written.action())
         return said
 
     def text(self, ids: Sequence[int]) -> str:
@@ -223,12 +242,18 @@ class Renderer:
                 self._with_tools[key] = self.in_text_form(tools, str(error))
         return self._with_tools[key]
 
-    def in_text_form(self, tools: Sequence[dict[str, JsonValue]], reason: str) -> "Renderer":
+    def in_text_form(self, tools: Sequence[dict[str, JsonValue]], reason: str = "") -> "Renderer":
         """The renderer that writes these tools and their calls as text; says why, once."""
-        warn_once(f"{reason}; tool calls are written as text")
+        if reason:
+            warn_once(f"{reason}; tool calls are written as text")
         own = copy(self)
         own.tools_in_prompt = tools_as_text(tools)
         return own
+
+    def of(self, rendered: RenderedTrajectory) -> "Renderer":
+        """The renderer that has rendered a trajectory, and reads its actions back."""
+        tools = rendered.trajectory.tools
+        return self.in_text_form(tools) if rendered.has_text_form else self.for_tools(tools)
 
     def render(self, trajectory: Trajectory) -> RenderedTrajectory:
         """The whole trajectory as ids; raises `TemplateError` if a part of it would be lost."""

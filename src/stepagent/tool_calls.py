@@ -8,7 +8,8 @@ and what a tool returns is an observation like any other.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Sequence
 from itertools import product
 
 from pydantic import JsonValue, ValidationError
@@ -65,13 +66,20 @@ class TemplateCalls:
 
     def _check_schemas(self) -> None:
         """Raises `CallError` if a schema is not in the prompt, or writes control tokens there."""
+        marked, marks = [], list[str]()
         for tool in self._tools:
-            for text in _texts(tool):
-                if self._encoder.writes_control(text):
-                    raise CallError("a tool's schema has a control token of the model in its text")
-            for text in _shown_texts(_function(tool)):
-                if not any(form in self._markup.before for form in _forms(text)):
-                    raise CallError("chat template: leaves out the tools")
+            marked.append(_marked(tool, marks))
+        before, shown = (self._before_first_turn(tools) for tools in (self._tools, marked))
+        if not all(mark in shown for mark in marks):
+            raise CallError("chat template: leaves out the tools")
+        controls = [self._encoder.controls(self._encoder.markup(text)) for text in (before, shown)]
+        if controls[0] != controls[1]:
+            raise CallError("a tool's schema has a control token of the model in its text")
+
+    def _before_first_turn(self, tools: Tools) -> str:
+        messages = [{"role": "user", "content": USER[0]}]
+        text = render_messages(self._encoder.tokenizer, messages, tools, ask=True)
+        return text.partition(USER[0])[0]
 
     def _learn(self) -> None:
         """Finds the form in which the template writes all of a call."""
@@ -81,8 +89,9 @@ class TemplateCalls:
                 self._before, self._between = _around(said)
             except (CallError, TemplateError):
                 continue
-            self._controls = self._encoder.controls(self._encoder.markup(said))
-            if self.read(said) == Said("", EXAMPLE.action()):
+            ids = self._ids(said)
+            self._controls = self._encoder.controls(ids)
+            if self.read(ids) == Said("", EXAMPLE.action()):
                 self.example: tuple[Message, str] = self._message(EXAMPLE, ""), said
                 """A call as a message, and as the template writes it."""
                 return
@@ -93,20 +102,22 @@ class TemplateCalls:
 
         Raises `CallError` if a part of it would be lost or would write a control token.
         """
-        ids = self._encoder.markup(self._said(call, thought))
+        ids = self._ids(self._said(call, thought))
         name = printable(call.name)
         if self._encoder.controls(ids) != self._controls:
             raise CallError(f"a call of '{name}' has a control token of the model in its text")
-        found = self.read(self._encoder.text(ids, with_control=True))
+        found = self.read(ids)
         if found is None or not _is_call(found.action, call):
             raise CallError(f"chat template: loses a part of a call of '{name}'")
         if found.thought != thought.strip():
             raise CallError(f"chat template: loses the thought beside a call of '{name}'")
         return ids
 
-    def read(self, text: str) -> Said | None:
-        """The thought and the call in a text with control tokens; None if there is no call."""
-        thought, mark, rest = text.partition(self._before)
+    def read(self, ids: list[int]) -> Said | None:
+        """The thought and the call in ids; None if there is no call, or only text that looks so."""
+        if not set(self._controls) <= set(ids):
+            return None
+        thought, mark, rest = self._encoder.text(ids, with_control=True).partition(self._before)
         if not mark:
             return None
         brace = max(0, rest.find("{"))
@@ -120,6 +131,9 @@ class TemplateCalls:
         except (json.JSONDecodeError, RecursionError, ValidationError):
             return None
         return Said(thought.strip(), call.action())
+
+    def _ids(self, said: str) -> list[int]:
+        return self._encoder.markup(said, behind=self._markup.end)
 
     def _message(self, call: Call, thought: str) -> Message:
         arguments = json.dumps(call.arguments, ensure_ascii=False)
@@ -157,33 +171,39 @@ def _around(said: str) -> tuple[str, str]:
 
 
 def _is_call(action: str, call: Call) -> bool:
-    return Call.model_validate_json(action) == call
+    return Call.model_validate_json(action).is_same(call)
 
 
-def _texts(value: JsonValue) -> Iterator[str]:
-    """All texts within a JSON value, names of fields included."""
+def _marked(tool: dict[str, JsonValue], marks: list[str]) -> dict[str, JsonValue]:
+    """The schema with marks for its names and descriptions, which are added to `marks`."""
+
+    def mark() -> str:
+        marks.append(f"toolpart{len(marks)}mark")
+        return marks[-1]
+
+    found = _without_markup(tool)
+    assert isinstance(found, dict)
+    function = _function(found)
+    for key in ("name", "description"):
+        if isinstance(function.get(key), str):
+            function[key] = mark()
+    parameters = function.get("parameters")
+    properties = parameters.get("properties") if isinstance(parameters, dict) else None
+    if isinstance(parameters, dict) and isinstance(properties, dict):
+        names = {name: mark() for name in properties}
+        parameters["properties"] = {names[name]: value for name, value in properties.items()}
+        if isinstance(required := parameters.get("required"), list):
+            parameters["required"] = [names.get(str(name), name) for name in required]
+    return found
+
+
+def _without_markup(value: JsonValue) -> JsonValue:
+    """A JSON value without anything in its texts that could belong to a control token."""
     match value:
         case str():
-            yield value
+            return re.sub(r"[^\w\s./-]", "x", value, flags=re.ASCII)
         case list():
-            for inner in value:
-                yield from _texts(inner)
+            return [_without_markup(inner) for inner in value]
         case dict():
-            for key, inner in value.items():
-                yield key
-                yield from _texts(inner)
-
-
-def _shown_texts(function: dict[str, JsonValue]) -> Iterator[str]:
-    """What a prompt must show of a schema: names and what they mean."""
-    yield from (v for k in ("name", "description") if isinstance(v := function.get(k), str))
-    match function.get("parameters"):
-        case {"properties": dict(properties)}:
-            yield from properties
-
-
-def _forms(text: str) -> Iterator[str]:
-    """How a template may write a text: as it stands, trimmed, or within JSON."""
-    yield text.strip()
-    for ascii_only in (False, True):
-        yield json.dumps(text, ensure_ascii=ascii_only)[1:-1]
+            return {key: _without_markup(inner) for key, inner in value.items()}
+    return value

@@ -110,7 +110,7 @@ def _examined(
 def _losses(renderer: Renderer, rendered: RenderedTrajectory) -> Iterator[str]:
     """What of a trajectory is not found again in its ids."""
     trajectory = rendered.trajectory
-    own = renderer.for_tools(trajectory.tools)
+    own = renderer.of(rendered)
     for number, (step, seen, ids) in enumerate(
         zip(trajectory.steps, rendered.additions, rendered.actions, strict=True)
     ):
