@@ -1,0 +1,112 @@
+"""Fuzz cases of what takes texts apart: thoughts and actions, calls, answers, replies of models."""
+
+import json
+import random
+from pathlib import Path
+
+from fuzz_inputs import CONTROL, LABELS, MARK, ODD, WORDS, Loss, call, check_found, text
+from stepagent.actions import call_of, split_react, written_call
+from stepagent.prompts import Prompt
+from stepagent.tasks.mind2web_answers import operation_words, read_answer, written_answer
+from stepagent.types import Step
+
+
+def parse(rng: random.Random, folder: Path) -> None:
+    """One text through one parser; those that are long are there to find slow expressions."""
+    rng.choice((anything, anything, replies, labelled, calls, answers))(rng)
+
+
+def anything(rng: random.Random) -> None:
+    """Text of any kind, repeated to great length now and then."""
+    said = text(rng, 12)
+    if rng.random() < 0.3:
+        piece = rng.choice(rng.choice((LABELS, CONTROL, ODD, WORDS, ("\t", " *", "\n ", "{[", '{"'))))
+        said += piece * rng.choice((10, 1000, 20_000)) + rng.choice(("", "x", '"name"'))
+    found = split_react(said)
+    check_found(said, found.thought + found.action, "split_react")
+    if not found.action.strip():
+        raise Loss(f"split_react: no action in {said[:200]!r}")
+    written_call(said)
+    call_of(said)
+    read_answer(said)
+    for form in ("action", "react"):
+        thought, action = Prompt(form).read(said)
+        if "\n" in action:
+            raise Loss(f"{form}: an action of several lines: {action!r}")
+        if "zq" not in thought + action and MARK.search(said.partition("Observation:")[0]):
+            raise Loss(f"{form}: nothing is left of {said[:200]!r}")
+
+
+def replies(rng: random.Random) -> None:
+    """What a step is told as, is read as the same step."""
+    step = Step(observation="", action=words(rng), thought=rng.choice(("", words(rng))))
+    for form in ("action", "react"):
+        prompt = Prompt(form)
+        thought, action = prompt.read(prompt.answer(step).content)
+        if action != step.action or (form == "react" and thought != step.thought):
+            raise Loss(f"{form}: {step.thought!r}, {step.action!r} as {thought!r}, {action!r}")
+
+
+def labelled(rng: random.Random) -> None:
+    """The usual ways of models to write a thought and an action."""
+    thought, action = words(rng), words(rng)
+    said = rng.choice(SPOKEN).format(thought=thought, action=action)
+    found_thought, found_action = Prompt("react").read(said)
+    if found_action != action or thought not in found_thought:
+        raise Loss(f"react: {said!r} as {found_thought!r}, {found_action!r}")
+    bare = rng.choice(("{action}", "Action: {action}", "ACTION: {action}", "Action：{action}"))
+    said = rng.choice(("", "<think>{thought}</think>\n")) + bare
+    said = said.format(thought=thought, action=action)
+    _, found_action = Prompt("action").read(said)
+    if found_action != action:
+        raise Loss(f"action: {said!r} as {found_action!r}")
+
+
+SPOKEN = (
+    "Thought: {thought}\nAction: {action}",
+    "Thought: {thought}\n\nAction: {action}\n\nObservation: made up",
+    "THOUGHT: {thought}\nACTION: {action}",
+    "Thought: {thought}\n  Action: {action}",
+    "Thought 1: {thought}\nAction 1: {action}",
+    "Thought：{thought}\nAction：{action}",
+    "**Thought:** {thought}\n**Action:** {action}",
+    "<think>{thought}</think>\nAction: {action}",
+    "<think>\n{thought}\n</think>\n\nThought: So.\nAction: {action}",
+)
+
+
+def calls(rng: random.Random) -> None:
+    """A call is found in whatever markup it is written."""
+    wanted = call(rng)
+    found = written_call(rng.choice(MARKUP).format(call=wanted, thought=words(rng)))
+    if found is None or found.model_dump() != json.loads(wanted):
+        raise Loss(f"written_call: {wanted!r} as {found}")
+    own = call_of(wanted)
+    if own is None or own.action() != wanted:
+        raise Loss(f"call_of: {wanted!r} as {own}")
+
+
+MARKUP = (
+    "{call}",
+    "{thought}\n<tool_call>\n{call}\n</tool_call>",
+    "[TOOL_CALLS][{call}]",
+    "```json\n{call}\n```",
+    "{thought} {{not json}} {call} <|im_end|>",
+)
+
+
+def answers(rng: random.Random) -> None:
+    """Answers of Mind2Web come back as they were written."""
+    letter, operation = rng.choice("BCDEF"), rng.choice(("CLICK", "SELECT", "TYPE"))
+    value = words(rng)
+    found = read_answer(written_answer(letter, operation, value))
+    if found is None or (found.letter, found.operation) != (
+        letter,
+        operation_words(operation, value),
+    ):
+        raise Loss(f"mind2web: {letter} {operation} {value!r} as {found}")
+
+
+def words(rng: random.Random) -> str:
+    """An ordinary line of text."""
+    return text(rng, 5, hostile=False).strip()
