@@ -29,6 +29,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
 
+import fuzz_data
 import fuzz_parsers
 import fuzz_readers
 import fuzz_renderer
@@ -37,12 +38,13 @@ import fuzz_servers
 from fuzz_inputs import Loss
 
 KINDS: dict[str, tuple[int, Callable[[random.Random, Path], None]]] = {
-    "read": (16, fuzz_readers.read),
+    "read": (12, fuzz_readers.read),
     "import": (20, fuzz_readers.imported),
     "roundtrip": (10, fuzz_readers.roundtrip),
     "render": (18, fuzz_renderer.render),
     "render-tools": (8, fuzz_renderer.render_tools),
     "parse": (14, fuzz_parsers.parse),
+    "data": (4, fuzz_data.data),
     "report": (1, fuzz_report.report),
     "serve": (4, fuzz_servers.serve),
     "openenv": (3, fuzz_servers.openenv),
@@ -192,10 +194,7 @@ def main() -> None:
             *(f"\n  {failure}" for failure in tally.failures[: args.shown]),
             sep="",
         )
-    sums = {
-        name: sum(getattr(tally, name) for tally in tallies.values())
-        for name in COUNTS
-    }
+    sums = {name: sum(getattr(tally, name) for tally in tallies.values()) for name in COUNTS}
     took = round(time.monotonic() - begun, 1)
     print(json.dumps({"seed": args.seed, **sums, "seconds": took}))
     sys.exit(any(sums[name] for name in ("crashes", "hangs", "losses")))

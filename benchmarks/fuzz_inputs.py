@@ -175,7 +175,14 @@ def damaged(rng: random.Random, whole: bytes) -> bytes:
                 deep = rng.choice((b"[", b'{"a":', b'[{"":'))
                 found[at:at] = deep * rng.choice((50, 300, 5000))
             case 6:
-                odd = (b"NaN", b"1e999", b"-Infinity", b"9" * 5000, b"1" + b"0" * 400, b"\xed\xa0\x80")
+                odd = (
+                    b"NaN",
+                    b"1e999",
+                    b"-Infinity",
+                    b"9" * 5000,
+                    b"1" + b"0" * 400,
+                    b"\xed\xa0\x80",
+                )
                 found[at:at] = rng.choice(odd)
             case _:
                 odd = (b"\\ud800", b"\xff\xfe", b"\r", b"\n", b"\xef\xbb\xbf", b"\x00", b'"', b"\\")

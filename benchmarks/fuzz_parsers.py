@@ -20,7 +20,9 @@ def anything(rng: random.Random) -> None:
     """Text of any kind, repeated to great length now and then."""
     said = text(rng, 12)
     if rng.random() < 0.3:
-        piece = rng.choice(rng.choice((LABELS, CONTROL, ODD, WORDS, ("\t", " *", "\n ", "{[", '{"'))))
+        piece = rng.choice(
+            rng.choice((LABELS, CONTROL, ODD, WORDS, ("\t", " *", "\n ", "{[", '{"')))
+        )
         said += piece * rng.choice((10, 1000, 20_000)) + rng.choice(("", "x", '"name"'))
     found = split_react(said)
     check_found(said, found.thought + found.action, "split_react")

@@ -212,7 +212,12 @@ def sharegpt(rng: random.Random) -> tuple[str, list[dict[str, Any]]]:
         ]
         for _ in range(rng.randint(1, 3)):
             form = rng.choice(
-                ("Thought: {0}\nAction: {1}", "THOUGHT: {0}\n ACTION: {1}", "{0}{1}", "Action: {1}{0}")
+                (
+                    "Thought: {0}\nAction: {1}",
+                    "THOUGHT: {0}\n ACTION: {1}",
+                    "{0}{1}",
+                    "Action: {1}{0}",
+                )
             )
             said.append({"from": "human", "value": text(rng)})
             said.append({"from": "gpt", "value": form.format(text(rng), text(rng))})

@@ -140,7 +140,10 @@ def disarmed(said: Trajectory) -> Trajectory:
 
     def tool(schema: dict[str, Any]) -> dict[str, Any]:
         function = schema["function"]
-        parameters = {"type": "object", "properties": harmless(function["parameters"]["properties"])}
+        parameters = {
+            "type": "object",
+            "properties": harmless(function["parameters"]["properties"]),
+        }
         known = {"name": "ok", "description": "ok", "parameters": parameters}
         return {"type": "function", "function": known}
 

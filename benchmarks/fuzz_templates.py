@@ -47,7 +47,14 @@ FAMILIES = (
 )  # fmt: skip
 TOKENIZERS = ("bytes", "spaces", "words")
 NORMALIZERS = ("none", "none", "none", "NFKC", "NFC", "Lowercase", "Strip")
-EXTRA = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
+EXTRA = (
+    "<think>",
+    "</think>",
+    "<tool_call>",
+    "</tool_call>",
+    "<tool_response>",
+    "</tool_response>",
+)
 TEXTS = [
     "open the red box go on search[cup] click[1] A. Thought: Action: Observation: null true false",
     'system user assistant tool {"name": "search", "arguments": {"query": 1}} Tools: ### ',
@@ -66,7 +73,11 @@ def _trained(kind: str) -> str:
         alphabet = pre_tokenizers.ByteLevel.alphabet()
     elif kind == "spaces":
         own.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
-        parts = [decoders.Metaspace(prepend_scheme="first"), decoders.ByteFallback(), decoders.Fuse()]
+        parts = [
+            decoders.Metaspace(prepend_scheme="first"),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+        ]
         own.decoder = decoders.Sequence(parts)
         alphabet = ["\n"]
     else:  # no bytes to fall back on: what it does not know is lost
@@ -121,7 +132,7 @@ TEXT_MACRO = (
 )
 CALLS = (
     "",  # many templates do not write them
-    "{% for c in m.tool_calls or [] %}{{ '<tool_call>\\n{\"name\": \"' + c.function.name + "
+    '{% for c in m.tool_calls or [] %}{{ \'<tool_call>\\n{"name": "\' + c.function.name + '
     "'\", \"arguments\": ' + c.function.arguments|tojson + '}\\n</tool_call>' }}{% endfor %}",
     "{% for c in m.tool_calls or [] %}{{ '[TOOL_CALLS]' + c.function|tojson }}{% endfor %}",
     "{% for c in m.tool_calls or [] %}{{ 'call ' + c.function.name }}{% endfor %}",
