@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fuzz_inputs import damaged, mark, mutated, text
+
 from stepagent.tasks.base import TaskDataError
 from stepagent.tasks.data import read_json, read_records
 from stepagent.tasks.mind2web_page import read_page

@@ -5,6 +5,7 @@ import random
 from pathlib import Path
 
 from fuzz_inputs import CONTROL, LABELS, MARK, ODD, WORDS, Loss, call, check_found, text
+
 from stepagent.actions import call_of, split_react, written_call
 from stepagent.prompts import Prompt
 from stepagent.tasks.mind2web_answers import operation_words, read_answer, written_answer

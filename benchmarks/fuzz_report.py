@@ -10,6 +10,7 @@ from unittest.mock import patch
 
 from fuzz_inputs import Loss, damaged, mark, mutated, text
 from matplotlib.figure import Figure
+
 from stepagent.report import write_report
 from stepagent.types import AgentAction, PracticedStep, Step, Trajectory
 
@@ -58,7 +59,7 @@ def report(rng: random.Random, folder: Path) -> None:
         (run / name).write_bytes(whole)
     (run / "summary.md").write_text(hostile(rng))
     # Drawing takes a hundred times as long as all the rest, so most pages have empty pictures.
-    drawn = Figure.savefig if rng.random() < 0.05 else lambda self, file, **_: file.write(b"<svg/>")
+    drawn = Figure.savefig if rng.random() < 0.05 else lambda self, file, **_: file.write("<svg/>")
     with patch.object(Figure, "savefig", drawn):
         write_report([run], folder / "report.html")
     page = (folder / "report.html").read_text(encoding="utf-8")

@@ -19,17 +19,17 @@ from typing import Any
 import httpx2
 import openai  # noqa: F401 -- loaded once, before the clock runs
 from fuzz_inputs import MARK, Loss, damaged, mark, mutated, text, value
+from websockets.exceptions import ConnectionClosedOK
 
 from stepagent.backends.chat import ChatClient, ChatConfig, Message
 from stepagent.tasks.agentgym import AgentGymConfig, AgentGymTask
 from stepagent.tasks.openenv import OpenEnvConfig, OpenEnvTask
 from stepagent.tasks.server import MAX_REQUEST_BYTES
 from stepagent.tasks.server_app import TaskServer
-from websockets.exceptions import ConnectionClosedOK
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-from corridor import corridor_task  # noqa: E402
+from corridor import corridor_task
 
 KEY = "zk-secret"
 os.environ["OPENAI_API_KEY"] = KEY

@@ -5,6 +5,7 @@ import random
 from dataclasses import dataclass
 from functools import cache
 
+from fuzz_inputs import damaged_text
 from tokenizers import (
     AddedToken,
     Tokenizer,
@@ -15,8 +16,6 @@ from tokenizers import (
     trainers,
 )
 from transformers import PreTrainedTokenizerFast
-
-from fuzz_inputs import damaged_text
 
 
 @dataclass(frozen=True)
