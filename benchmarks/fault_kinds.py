@@ -54,8 +54,8 @@ class Lab:
 class Change:
     """Does something at the n-th change of the disk: Python tells of each before it is made."""
 
-    def __init__(self, number: int, act: Callable[[str], None]) -> None:
-        """Counts from 1; `act` is told what is about to happen."""
+    def __init__(self, number: int, act: Callable[[str, str], None]) -> None:
+        """Counts from 1; `act` is told what is about to happen, and to what."""
         self.number, self.act, self.count = number, act, 0
 
     def __call__(self) -> None:
@@ -65,6 +65,8 @@ class Change:
         def hear(event: str, args: tuple[Any, ...]) -> None:
             if event == "open":
                 path, mode, flags = args
+                if isinstance(path, int):
+                    return
                 changes = isinstance(mode, str) and set(mode) & set("wxa+")
                 changes = changes or (mode is None and flags & (os.O_WRONLY | os.O_RDWR))
             else:
@@ -75,12 +77,12 @@ class Change:
                 return
             self.count += 1
             if self.count >= self.number:
-                self.act(event)
+                self.act(event, str(path))
 
         sys.addaudithook(hear)
 
 
-def die(_: str) -> None:
+def die(event: str, path: str) -> None:
     """As if the power went."""
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -172,9 +174,9 @@ def no_space(rng: random.Random, lab: Lab, folder: Path) -> Verdict:
     name = rng.choice(("train", "train", "evaluate", "collect", "reflect"))
     whole = lab.commands[name]
 
-    def full(event: str) -> None:
+    def full(event: str, path: str) -> None:
         if event in ("open", "os.mkdir"):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "disk")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
 
     def small_files() -> None:
         limit = rng.choice((0, 100, 1000, 10_000, 40_000))
@@ -200,8 +202,8 @@ def read_only(rng: random.Random, lab: Lab, folder: Path) -> Verdict:
     name = rng.choice(("train", "train", "evaluate", "collect", "reflect"))
     whole, number = lab.commands[name], rng.choice((errno.EROFS, errno.EACCES, errno.EIO))
 
-    def refuse(event: str) -> None:
-        raise OSError(number, os.strerror(number), "disk")
+    def refuse(event: str, path: str) -> None:
+        raise OSError(number, os.strerror(number), path)
 
     outcome = run(whole.line, folder, Change(rng.randint(1, whole.changes), refuse))
     return stopped_by_disk(lab, folder, name, outcome)

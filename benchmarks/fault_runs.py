@@ -1,8 +1,8 @@
 """Commands of the fault test: real ones, in a world that takes no time, in processes of their own.
 
 Each command runs in a child that is forked from a process which has torch loaded already, so that
-hundreds of kills take minutes. In the child nothing is different from `python -m stepagent`, but for
-one recipe more, `boxes`, and for the world of boxes in place of every task.
+hundreds of kills take minutes. In the child all is as with `python -m stepagent`, but for a recipe,
+`boxes`, the world of boxes in place of every task, and pictures that are not drawn.
 """
 
 import atexit
@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.patches import StepPatch
 
 from fakes import BoxWorld
 from stepagent import cli
@@ -50,7 +51,11 @@ torch.set_num_threads(1)
 def _sketch(figure: Figure, file: Any, **_: Any) -> None:
     """What a picture shows, as numbers: drawing takes twice as long as all the rest of a run."""
     lines = [line.get_xydata().tolist() for axes in figure.axes for line in axes.lines]
-    bars = [bar.get_bbox().bounds for axes in figure.axes for bar in axes.patches]
+    bars = [
+        str(bar.get_data()) if isinstance(bar, StepPatch) else str(bar)
+        for axes in figure.axes
+        for bar in axes.patches
+    ]
     file.write(f"<svg><!-- {lines} {bars} --></svg>")
 
 

@@ -62,7 +62,7 @@ def make_lab(folder: Path) -> kinds.Lab:
         own = folder / "unbroken" / name
         own.mkdir(parents=True)
         line = line.format(inputs=folder / "unbroken" / "train" / "run")
-        counted = kinds.Change(10**9, lambda event: None)
+        counted = kinds.Change(10**9, lambda event, path: None)
         told = own.with_name(f"{name}.changes")
 
         def count(counted: kinds.Change = counted, told: Path = told) -> None:

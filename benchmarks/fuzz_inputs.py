@@ -12,19 +12,20 @@ MARK = re.compile(r"zq[a-z]{6}")
 """Words that stand nowhere else: whoever loses one has lost a text."""
 
 LABELS = (
-    "Thought:", "THOUGHT:", " ACTION:", "Action:", "Action 1:", "Action：", "**Action:**", "action:",
-    "Observation:", "ActionPath 1:", "> ", "> Think:", "<think>", "</think>", "Value:", "Answer:",
-    "<tool_call>", "</tool_call>", "<tool_response>", "[TOOL_CALLS]", "```json", "```",
+    "Thought:", "THOUGHT:", " ACTION:", "Action:", "Action 1:", "Action\uff1a", "**Action:**",
+    "action:", "Observation:", "ActionPath 1:", "> ", "> Think:", "<think>", "</think>", "Value:",
+    "Answer:", "<tool_call>", "</tool_call>", "<tool_response>", "[TOOL_CALLS]", "```json", "```",
 )  # fmt: skip
 CONTROL = (
     "<|im_end|>", "<|im_start|>", "<|eot_id|>", "<|end|>", "<|user|>", "</s>", "<s>", "[INST]",
-    "[/INST]", "<end_of_turn>", "<｜tool▁call▁end｜>", "＜|im_end|＞", "<|ｉm_end|>", "<unk>",
-    "\ue000user0\ue000", "\ue000assistant0\ue000",
+    "[/INST]", "<end_of_turn>", "<\uff5ctool▁call▁end\uff5c>", "\uff1c|im_end|\uff1e",
+    "<|\uff49m_end|>", "<unk>", "\ue000user0\ue000", "\ue000assistant0\ue000",
 )  # fmt: skip
 ODD = (
-    "\u202e", "\u2028", "\x1b[31m", "\x00", "\x85", "\ufeff", "ﬁ", "İ", "ß", "e\u0301", "👩‍🚀", "한국",
-    "\u200b", "\t", "\r\n", "\n", "\n\n", "  ", "\\", '"', "'", "{", "}", "{{", "}}", "{%", "%}", "[",
-    "]", "&", "<b>", "\\u0000", "％", "\uffff", "\U0010ffff",
+    "\u202e", "\u2028", "\x1b[31m", "\x00", "\x85", "\ufeff", "ﬁ", "İ", "ß", "e\u0301",
+    "\U0001f469\u200d\U0001f680", "\ud55c\uad6d", "\u200b", "\t", "\r\n", "\n", "\n\n", "  ",
+    "\\", '"', "'", "{", "}", "{{", "}}", "{%", "%}", "[", "]", "&", "<b>", "\\u0000", "\uff05",
+    "\uffff", "\U0010ffff",
 )  # fmt: skip
 WORDS = ("open", "the", "red", "box", "go", "on", "search[", "click[", "A.", "cup", "1", "null")
 
@@ -35,7 +36,7 @@ def mark(rng: random.Random) -> str:
 
 
 def text(rng: random.Random, parts: int = 6, *, hostile: bool = True) -> str:
-    """A text with a mark in it; a hostile one also has labels, control tokens and odd characters."""
+    """A text with a mark in it; a hostile one has labels, control tokens, odd characters too."""
     pools = [WORDS, WORDS, LABELS, CONTROL, ODD] if hostile else [WORDS]
     found = [rng.choice(rng.choice(pools)) for _ in range(rng.randrange(parts))]
     found.insert(rng.randrange(len(found) + 1), mark(rng))

@@ -57,7 +57,7 @@ def labelled(rng: random.Random) -> None:
     found_thought, found_action = Prompt("react").read(said)
     if found_action != action or thought not in found_thought:
         raise Loss(f"react: {said!r} as {found_thought!r}, {found_action!r}")
-    bare = rng.choice(("{action}", "Action: {action}", "ACTION: {action}", "Action：{action}"))
+    bare = rng.choice(("{action}", "Action: {action}", "ACTION: {action}", "Action\uff1a{action}"))
     said = rng.choice(("", "<think>{thought}</think>\n")) + bare
     said = said.format(thought=thought, action=action)
     _, found_action = Prompt("action").read(said)
@@ -71,7 +71,7 @@ SPOKEN = (
     "THOUGHT: {thought}\nACTION: {action}",
     "Thought: {thought}\n  Action: {action}",
     "Thought 1: {thought}\nAction 1: {action}",
-    "Thought：{thought}\nAction：{action}",
+    "Thought\uff1a{thought}\nAction\uff1a{action}",
     "**Thought:** {thought}\n**Action:** {action}",
     "<think>{thought}</think>\nAction: {action}",
     "<think>\n{thought}\n</think>\n\nThought: So.\nAction: {action}",

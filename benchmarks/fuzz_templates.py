@@ -145,8 +145,8 @@ CALLS = (
 TOOLS = (
     "",
     "{% if tools %}{{ 'Tools: ' + tools|tojson + '\\n' }}{% endif %}",
-    "{% for t in tools or [] %}{{ t.function.name + ': ' + (t.function.description or '') + '\\n' }}"
-    "{% endfor %}",
+    "{% for t in tools or [] %}{{ t.function.name + ': ' + (t.function.description or '') }}"
+    "{{ '\\n' }}{% endfor %}",
 )
 ASKS = ("", "", "", "<think>\\n", "<think>\\n\\n</think>\\n\\n")
 
