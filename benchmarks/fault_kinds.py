@@ -71,13 +71,11 @@ class Change:
                 changes = changes or (mode is None and flags & (os.O_WRONLY | os.O_RDWR))
             else:
                 path, changes = (args or ("",))[0], event in WRITES
-            if not changes or not str(path).startswith(
-                (here, "run", "./", "demo", "episodes", ".")
-            ):
+            if not changes or not os.path.abspath(os.fsdecode(path)).startswith(here):
                 return
             self.count += 1
             if self.count >= self.number:
-                self.act(event, str(path))
+                self.act(event, os.fsdecode(path))
 
         sys.addaudithook(hear)
 

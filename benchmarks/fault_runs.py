@@ -28,6 +28,7 @@ from matplotlib.patches import StepPatch
 from fakes import BoxWorld
 from stepagent import cli
 from stepagent.algorithms.discriminator import DiscriminatorConfig
+from stepagent.atomic import TEMPORARY
 from stepagent.commands import collect, evaluate, models, reflect, report, train  # noqa: F401
 from stepagent.recipes import RECIPES
 from stepagent.reflection import InverseConfig
@@ -90,7 +91,8 @@ class Outcome:
     @property
     def is_refusal(self) -> bool:
         """Whether it said in one line what is wrong."""
-        return self.code == 2 and len(self.own_lines) == 1 and not self.has_traceback
+        is_one_line = len(self.own_lines) == 1 and not self.has_traceback
+        return self.code == 2 and is_one_line and not self.hung
 
     @property
     def has_traceback(self) -> bool:
@@ -175,28 +177,27 @@ def run(line: str, folder: Path, fault: Fault | None = None, **options: Any) -> 
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """All that a command left, by name, without what only tells the time."""
+    """All that a command left, by name, without what only tells the time (or is a hash of that)."""
     found = {}
     for path in sorted(folder.rglob("*")):
         if not path.is_file() or path.name == "report.html" or path.suffix == ".lock":
             continue
         whole = path.read_bytes()
         if path.name == "config.json" and path.parent.name == "run":
-            whole = without(whole, "created")
+            whole = without(whole, "created", "sha256")
         elif path.name == "metrics.jsonl":
             rows = [without(row, "seconds") for row in whole.splitlines()]
             whole = b"\n".join(sorted(rows))
         found[str(path.relative_to(folder))] = whole
     found.pop("run/.lock", None)
-    return found
+    # Beside a file of the user's, nobody can tell a temporary file that was left from one in use.
+    return {n: whole for n, whole in found.items() if "/" in n or not Path(n).match(TEMPORARY)}
 
 
-def without(whole: bytes, name: str) -> bytes:
-    """JSON without one of its fields; what is no JSON stays as it is."""
+def without(whole: bytes, *names: str) -> bytes:
+    """JSON without some of its fields; what is no JSON stays as it is."""
     try:
-        value = json.loads(whole)
-        value.pop(name, None)
-        return json.dumps(value).encode()
+        return json.dumps({k: v for k, v in json.loads(whole).items() if k not in names}).encode()
     except (ValueError, AttributeError):
         return whole
 

@@ -50,7 +50,9 @@ KINDS: dict[str, tuple[int, Callable[[random.Random, kinds.Lab, Path], kinds.Ver
 }
 """How many cases of each kind there are, and what makes one."""
 
-SHORT = 3
+SHORT = {"kill": 3, "flip": 3, "signal": 2, "lines": 2, "files": 2}
+"""Cases of a short run; one of each other kind."""
+
 SHOWN = 6
 VERDICTS = ("survived", "refused", "lost")
 
@@ -122,7 +124,7 @@ def main() -> None:
         print(f"{'kind':<16}{'injected':>9}" + "".join(f"{verdict:>10}" for verdict in VERDICTS))
         with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("fork")) as pool:
             for kind in chosen:
-                count = args.count or (SHORT if args.short else KINDS[kind][0])
+                count = args.count or (SHORT.get(kind, 1) if args.short else KINDS[kind][0])
                 row = done.get((kind, count)) or table_row(pool, kind, args.seed, count, lab)
                 if args.jsonl and (kind, count) not in done:
                     with open(args.jsonl, "a") as file:
