@@ -36,7 +36,9 @@ def anything(rng: random.Random) -> None:
         thought, action = Prompt(form).read(said)
         if "\n" in action:
             raise Loss(f"{form}: an action of several lines: {action!r}")
-        if "zq" not in thought + action and MARK.search(said.partition("Observation:")[0]):
+        # One line is an action; what a model writes behind it is not kept.
+        first = next((line for line in said.splitlines() if MARK.search(line)), "")
+        if said.startswith(first) and first and not (thought + action).strip():
             raise Loss(f"{form}: nothing is left of {said[:200]!r}")
 
 

@@ -9,12 +9,12 @@ import json
 import os
 import random
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import httpx2
 import openai  # noqa: F401 -- loaded once, before the clock runs
@@ -184,7 +184,7 @@ def agentgym(rng: random.Random, folder: Path) -> None:
             return httpx2.Response(200, content=b'"Instruction: Go."')
         return httpx2.Response(status, content=body.get(request.url.path, b"null"))
 
-    with answering(httpx2.HTTPTransport, answer):
+    with answering(answer):
         check_seen(_agentgym_task(kind).make_env(), f"{kind}_1", seen, is_good and status == 200)
 
 
@@ -218,15 +218,18 @@ def sabotaged(rng: random.Random, answers: list[dict[str, Any]]) -> tuple[bool, 
 
 
 @contextmanager
-def answering(transport: Any, answer: Callable[[Any], Any]) -> Any:
+def answering(answer: Callable[[Any], Any]) -> Iterator[None]:
     """While it lasts, every request is answered by the function, and pauses take no time."""
-    before, sleep = transport.handle_request, time.sleep
-    transport.handle_request = lambda self, request: answer(request)
-    time.sleep = lambda seconds: None
-    try:
+
+    async def answer_later(self: Any, request: Any) -> Any:
+        return answer(request)
+
+    with (
+        patch.object(httpx2.HTTPTransport, "handle_request", lambda self, request: answer(request)),
+        patch.object(httpx2.AsyncHTTPTransport, "handle_async_request", answer_later),
+        patch("time.sleep", lambda seconds: None),
+    ):
         yield
-    finally:
-        transport.handle_request, time.sleep = before, sleep
 
 
 def chat(rng: random.Random, folder: Path) -> None:
@@ -250,7 +253,7 @@ def chat(rng: random.Random, folder: Path) -> None:
     def answer(request: Any) -> Any:
         return httpx2.Response(status, content=raw[0], headers={"content-type": kind})
 
-    with answering(httpx2.HTTPTransport, answer):
+    with answering(answer):
         try:
             reply = _chat_client().reply([Message("user", "Go.")])
         except RuntimeError as error:
