@@ -24,8 +24,7 @@ from websockets.exceptions import ConnectionClosedOK
 from stepagent.backends.chat import ChatClient, ChatConfig, Message
 from stepagent.tasks.agentgym import AgentGymConfig, AgentGymTask
 from stepagent.tasks.openenv import OpenEnvConfig, OpenEnvTask
-from stepagent.tasks.server import MAX_REQUEST_BYTES
-from stepagent.tasks.server_app import TaskServer
+from stepagent.tasks.server import serving
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
@@ -38,9 +37,22 @@ MAX_REPLY = 20_000
 """Characters that an answer to a wrong request may have."""
 
 
+class Made(Exception):
+    """The application, taken before it is served."""
+
+
 @cache
 def _application() -> Any:
-    return TaskServer(corridor_task(step_limit=5), 4).app(MAX_REQUEST_BYTES)
+    """What `serving` would put on the network."""
+
+    def take(config: Any) -> None:
+        raise Made(config.app)
+
+    try:
+        with patch("uvicorn.Server", take), serving(corridor_task(step_limit=5)):
+            raise RuntimeError("serving makes no server of uvicorn's any more")
+    except Made as made:
+        return made.args[0]
 
 
 def serve(rng: random.Random, folder: Path) -> None:
@@ -105,7 +117,8 @@ async def talk(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
         sent.append(message)
 
     scope = {
-        "type": "websocket", "path": "/ws", "raw_path": b"/ws", "query_string": b"", "headers": [],
+        "type": "websocket", "path": "/ws", "raw_path": b"/ws", "query_string": b"",
+        "headers": [(b"host", b"127.0.0.1:2")],
         "root_path": "", "scheme": "ws", "subprotocols": [], "asgi": {"version": "3.0"},
         "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 2), "state": {},
     }  # fmt: skip
@@ -251,7 +264,8 @@ def chat(rng: random.Random, folder: Path) -> None:
     kind = rng.choice(("application/json", "application/json", "text/html", "text/event-stream"))
 
     def answer(request: Any) -> Any:
-        return httpx2.Response(status, content=raw[0], headers={"content-type": kind})
+        whole = httpx2.ByteStream(raw[0])
+        return httpx2.Response(status, stream=whole, headers={"content-type": kind})
 
     with answering(answer):
         try:
