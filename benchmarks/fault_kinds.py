@@ -10,7 +10,6 @@ import math
 import os
 import random
 import resource
-import shutil
 import signal
 import sys
 import time
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import fault_runs
-from fault_runs import COLLECT, EVALUATE, REFLECT, REPORT, TRAIN, Command, Outcome, difference, run
+from fault_runs import COLLECT, EVALUATE, REFLECT, TRAIN, Command, Outcome, difference, run
 
 Verdict = tuple[str, str]
 """`survived`, `refused` or `lost`, and why it is lost."""
@@ -264,108 +263,6 @@ def not_finite(folder: Path) -> str | None:
         if not all(bool(tensor.isfinite().all()) for tensor in load_file(path).values()):
             return str(path.relative_to(folder))
     return None
-
-
-def damage(
-    rng: random.Random, lab: Lab, folder: Path, do: Callable[[random.Random, Path], str | None]
-) -> Verdict:
-    """Something is done to one file of a finished run; then the run goes on, and is reported."""
-    whole = lab.commands["train"]
-    shutil.copytree(whole.folder / "run", folder / "run", dirs_exist_ok=True)
-    every = [p for p in sorted((folder / "run").rglob("*")) if p.is_file() and p.stat().st_size]
-    every = [p for p in every if p.name not in (".lock", "report.html")]
-    path = rng.choice(every)
-    if do is edit_lines:
-        path = rng.choice([p for p in every if p.suffix == ".jsonl"])
-    done = do(rng, path)
-    if done is None:
-        return "survived", ""
-    what = f"{done} {path.relative_to(folder / 'run')}"
-    names = [path.name, path.parent.name] if path.parent.name != "run" else [path.name]
-    verdicts = []
-    page = run(REPORT, folder)
-    if page.code == 0:
-        same = (folder / "run" / "report.html").read_text() == lab.page
-        verdicts.append(("survived", "") if same else ("lost", f"{what}: reported all the same"))
-    else:
-        verdicts.append(said(page, names, f"{what}: report"))
-    outcome = run(TRAIN, folder)
-    if outcome.code == 0:
-        changed = difference(folder, whole.expected)
-        verdicts.append(("lost", f"{what}: goes on, {changed}") if changed else ("survived", ""))
-    else:
-        verdicts.append(said(outcome, names, f"{what}: going on"))
-    return min(verdicts, key=lambda verdict: ("lost", "refused", "survived").index(verdict[0]))
-
-
-def said(outcome: Outcome, names: list[str], what: str) -> Verdict:
-    """Whether an error names the file."""
-    if outcome.is_refusal and fault_runs.named(names, outcome):
-        return "refused", ""
-    return "lost", f"{what}: {outcome}"
-
-
-def flip(rng: random.Random, path: Path) -> str | None:
-    """Flips a bit."""
-    whole = bytearray(path.read_bytes())
-    at = rng.randrange(len(whole))
-    whole[at] ^= 1 << rng.randrange(8)
-    path.write_bytes(bytes(whole))
-    return f"flipped byte {at} of"
-
-
-def edit_lines(rng: random.Random, path: Path) -> str | None:
-    """Takes a line out, doubles one, or exchanges two."""
-    lines = path.read_bytes().splitlines(keepends=True)
-    before, at = list(lines), rng.randrange(len(lines))
-    match rng.randrange(3):
-        case 0:
-            done = "a line removed from"
-            del lines[at]
-        case 1:
-            done = "a line doubled in"
-            lines.insert(at, lines[at])
-        case _:
-            done = "two lines exchanged in"
-            lines[at], lines[0] = lines[0], lines[at]
-    path.write_bytes(b"".join(lines))
-    return None if before == lines else done
-
-
-def spoil(rng: random.Random, path: Path) -> str | None:
-    """Deletes a file, cuts it, empties it, or puts another in its place."""
-    match rng.randrange(4):
-        case 0:
-            path.unlink()
-            return "deleted"
-        case 1:
-            os.truncate(path, rng.randrange(path.stat().st_size))
-            return "cut"
-        case 2:
-            path.write_bytes(b"")
-            return "emptied"
-    others = [p for p in path.parent.parent.rglob(f"*{path.suffix}") if p.is_file() and p != path]
-    others = [p for p in others if p.read_bytes() != path.read_bytes()]
-    if not others:
-        return None
-    other = rng.choice(sorted(others))
-    shutil.copyfile(other, path)
-    return f"{other.parent.name}/{other.name} put in the place of"
-
-
-def flipped_bits(rng: random.Random, lab: Lab, folder: Path) -> Verdict:
-    """A flipped bit in a file of a finished run."""
-    return damage(rng, lab, folder, flip)
-
-
-def changed_lines(rng: random.Random, lab: Lab, folder: Path) -> Verdict:
-    """Lines of JSON that are missing, doubled or exchanged in a finished run."""
-    return damage(rng, lab, folder, edit_lines)
-
-
-def spoilt_files(rng: random.Random, lab: Lab, folder: Path) -> Verdict:
-    """Files of a finished run that are missing, cut, empty or others."""
-    return damage(rng, lab, folder, spoil)
 
 
 LINES = {"train": TRAIN, "evaluate": EVALUATE, "collect": COLLECT, "reflect": REFLECT}

@@ -27,9 +27,10 @@ from tempfile import TemporaryDirectory
 os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
+import fault_damage
 import fault_jvm
 import fault_kinds as kinds
-from fault_runs import files, run
+from fault_runs import REPORT, files, run
 
 KINDS: dict[str, tuple[int, Callable[[random.Random, kinds.Lab, Path], kinds.Verdict]]] = {
     "kill": (100, kinds.kill),
@@ -42,9 +43,9 @@ KINDS: dict[str, tuple[int, Callable[[random.Random, kinds.Lab, Path], kinds.Ver
     "full-disk": (30, kinds.full_disk),
     "read-only": (40, kinds.read_only),
     "not-finite": (24, kinds.not_a_number),
-    "flip": (120, kinds.flipped_bits),
-    "lines": (60, kinds.changed_lines),
-    "files": (100, kinds.spoilt_files),
+    "flip": (120, fault_damage.flipped_bits),
+    "lines": (60, fault_damage.changed_lines),
+    "files": (100, fault_damage.spoilt_files),
     "jvm-start": (6, fault_jvm.start),
     "jvm-steps": (6, fault_jvm.steps),
 }
@@ -85,7 +86,7 @@ def make_lab(folder: Path) -> kinds.Lab:
         changes = int(told.read_text())
         commands[name] = kinds.Unbroken(line, own, files(own), seconds, changes)
     page = folder / "unbroken" / "train"
-    if (outcome := run(kinds.REPORT, page)).code:
+    if (outcome := run(REPORT, page)).code:
         sys.exit(f"report: fails undisturbed: {outcome.errors}")
     return kinds.Lab(folder, commands, (page / "run" / "report.html").read_text())
 

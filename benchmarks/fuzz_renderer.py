@@ -16,6 +16,7 @@ from typing import Any
 from fuzz_inputs import Loss, check_found, trajectory
 from fuzz_templates import FAMILIES, template, tokenizer
 
+from stepagent.chat_template import USER
 from stepagent.renderer import RenderedTrajectory, Renderer
 from stepagent.types import Step, Trajectory
 
@@ -102,8 +103,19 @@ def check_states(own: Any, found: RenderedTrajectory) -> None:
 
 
 def check_control(own: Any, found: RenderedTrajectory) -> None:
-    """No text writes control tokens: a harmless trajectory of the same form has the same ones."""
-    harmless = Renderer(own).render(disarmed(found.trajectory))
+    """No text writes control tokens: a harmless trajectory of the same form has the same ones.
+
+    Calls whose texts a template would confuse with its marks are written as text. There is
+    another harmless trajectory to compare those with: one that has to be written so as well.
+    """
+    try:
+        _compare_control(own, found, "ok")
+    except Loss:
+        _compare_control(own, found, USER[0])
+
+
+def _compare_control(own: Any, found: RenderedTrajectory, description: str) -> None:
+    harmless = Renderer(own).render(disarmed(found.trajectory, description))
     control = {
         number
         for token, number in own.added_tokens_encoder.items()
@@ -123,7 +135,7 @@ def check_control(own: Any, found: RenderedTrajectory) -> None:
                 )
 
 
-def disarmed(said: Trajectory) -> Trajectory:
+def disarmed(said: Trajectory, description: str) -> Trajectory:
     """The trajectory with harmless texts in place of all that are not empty."""
 
     def harmless(value: Any, number: int = 0) -> Any:
@@ -145,7 +157,7 @@ def disarmed(said: Trajectory) -> Trajectory:
             "type": "object",
             "properties": harmless(function["parameters"]["properties"]),
         }
-        known = {"name": "ok", "description": "ok", "parameters": parameters}
+        known = {"name": "ok", "description": description, "parameters": parameters}
         return {"type": "function", "function": known}
 
     steps = tuple(
@@ -165,7 +177,8 @@ def disarmed(said: Trajectory) -> Trajectory:
 def check_history(own: Any, found: RenderedTrajectory) -> None:
     """Each history begins the dialogue as the template writes it, but for white space."""
     said = found.trajectory
-    if not all(is_known(own, text) for text in texts_of(said)):
+    # Of what a template cuts out of a text, such as thinking, nothing is cut by the renderer.
+    if any(not is_known(own, text) or "</think>" in text for text in texts_of(said)):
         return
     history: list[int] = []
     messages: list[dict[str, str]] = []

@@ -114,7 +114,8 @@ def tokenizer(rng: random.Random, family: Marks, template: str) -> PreTrainedTok
         added = AddedToken(token, special=token not in plain, normalized=False, **strips)
         (own.add_tokens if token in plain else own.add_special_tokens)([added])
     if rng.random() < 0.1:
-        own.add_tokens(["  ", "\n\n"])
+        # Normalised ones make `tokenizers` itself panic where its normaliser strips.
+        own.add_tokens([AddedToken(white, normalized=False) for white in ("  ", "\n\n")])
     return PreTrainedTokenizerFast(
         tokenizer_object=own,
         unk_token="<unk>",

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
+import fault_damage
 import fault_kinds
 import faults
 import pytest
@@ -89,9 +90,9 @@ def test_one_line_is_a_refusal_and_a_traceback_is_loss(
 
 def test_a_refusal_has_to_name_the_file() -> None:
     names = ["config.json", "sft"]
-    assert fault_kinds.said(Outcome(2, LINE), names, "")[0] == "refused"
-    assert fault_kinds.said(Outcome(2, LINE), ["panels.json"], "")[0] == "lost"
-    assert fault_kinds.said(Outcome(2, LINE, hung=True), names, "")[0] == "lost"
+    assert fault_damage.said(Outcome(2, LINE), names, "")[0] == "refused"
+    assert fault_damage.said(Outcome(2, LINE), ["panels.json"], "")[0] == "lost"
+    assert fault_damage.said(Outcome(2, LINE, hung=True), names, "")[0] == "lost"
 
 
 def test_a_signal_that_nobody_minds_is_loss(
@@ -139,7 +140,7 @@ def test_what_only_tells_the_time_is_not_compared(tmp_path: Path) -> None:
     assert difference(tmp_path, before) == "run/metrics.jsonl is changed"
 
 
-@pytest.mark.parametrize("do", [fault_kinds.flip, fault_kinds.edit_lines, fault_kinds.spoil])
+@pytest.mark.parametrize("do", [fault_damage.flip, fault_damage.edit_lines, fault_damage.spoil])
 def test_damage_is_done_and_told(tmp_path: Path, do: Callable[[Random, Path], str | None]) -> None:
     for seed in range(12):
         folder = tmp_path / str(seed) / "units"
