@@ -124,19 +124,23 @@ def imported(rng: random.Random, folder: Path) -> None:
     taken = [r for number, r in enumerate(records, start=1) if number not in left_out]
     for record, made in zip(taken, found.trajectories, strict=True):
         kept = set(MARK.findall(json.dumps(made.model_dump(mode="json"))))
-        missing = sorted(set(MARK.findall(json.dumps(nameless(record)))) - kept)
+        missing = sorted(set(MARK.findall(json.dumps(kept_fields(record)))) - kept)
         if missing:
             raise Loss(f"{form}: {missing[0]} is lost; {json.dumps(record, ensure_ascii=False)}")
 
 
-def nameless(record: dict[str, Any]) -> dict[str, Any]:
-    """The record without names of who speaks, which are dropped (docs/formats.md)."""
-    copy: dict[str, Any] = json.loads(json.dumps(record))
-    for turns in (copy.get("messages"), copy.get("conversations")):
-        for turn in turns if isinstance(turns, list) else ():
-            if isinstance(turn, dict):
-                turn.pop("name", None)
-    return copy
+def kept_fields(value: Any) -> Any:
+    """A record without what is dropped by design (docs/formats.md): fields without a value, names
+    of who speaks, ids of calls, which are numbered anew.
+    """
+    if isinstance(value, list):
+        return [kept_fields(inner) for inner in value]
+    if not isinstance(value, dict):
+        return value
+    is_turn = bool({"role", "from", "function"} & value.keys())
+    dropped = {"name", "id", "tool_call_id"} if is_turn else {"tool_call_id", "source_call_id"}
+    fields = {name: kept_fields(inner) for name, inner in value.items() if name not in dropped}
+    return {name: inner for name, inner in fields.items() if inner not in (None, "", [], {})}
 
 
 def labelled(rng: random.Random, folder: Path) -> None:
