@@ -27,7 +27,9 @@ def anything(rng: random.Random) -> None:
         said += piece * rng.choice((10, 1000, 20_000)) + rng.choice(("", "x", '"name"'))
     found = split_react(said)
     check_found(said, found.thought + found.action, "split_react")
-    is_thinking = "<think>" in said and "</think>" not in said
+    # Thinking that does not end, or that nothing follows, is no action.
+    is_thinking = "<think>" in said and not said.rpartition("</think>")[2].strip()
+    is_thinking |= "<think>" in said and "</think>" not in said
     if not found.action.strip() and not is_thinking:
         raise Loss(f"split_react: no action in {said[:200]!r}")
     written_call(said)
