@@ -130,8 +130,10 @@ def imported(rng: random.Random, folder: Path) -> None:
 
 
 def kept_fields(value: Any) -> Any:
-    """A record without what is dropped by design (docs/formats.md): fields without a value, names
-    of who speaks, ids of calls, which are numbered anew.
+    """A record without what is dropped by design.
+
+    That is, as docs/formats.md says, fields without a value, names of who speaks, and ids of calls,
+    which are numbered anew.
     """
     if isinstance(value, list):
         return [kept_fields(inner) for inner in value]
