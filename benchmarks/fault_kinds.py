@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import fault_runs
@@ -204,6 +205,16 @@ def read_only(rng: random.Random, lab: Lab, folder: Path) -> Verdict:
 
     outcome = run(whole.line, folder, Change(rng.randint(1, whole.changes), refuse))
     return stopped_by_disk(lab, folder, name, outcome)
+
+
+def can_mount() -> bool:
+    """Whether file systems can be mounted here, as root can outside of most containers."""
+    with TemporaryDirectory() as folder:
+        try:
+            with mounted(Path(folder), "size=4k"):
+                return True
+        except PermissionError:
+            return False
 
 
 class mounted:

@@ -114,6 +114,9 @@ def main() -> None:
     parser.add_argument("--case", type=int, default=0, help="... with this number")
     args = parser.parse_args()
     chosen = [kind for kind in args.kinds if not (args.short and kind.startswith("jvm"))]
+    if "full-disk" in chosen and not kinds.can_mount():
+        print("full-disk: left out, since it mounts a file system, which is not allowed here")
+        chosen.remove("full-disk")
     done = read_done(args.jsonl, args.seed)
     folder = TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None)
     with folder as name:
