@@ -83,6 +83,7 @@ class TemplateCalls:
 
     def _learn(self) -> None:
         """Finds the form in which the template writes all of a call."""
+        end = self._encoder.controls(self._encoder.markup(self._markup.end))
         for self._as_text, self._silent in product((False, True), SILENT):
             try:
                 said = self._said(EXAMPLE, "")
@@ -91,6 +92,9 @@ class TemplateCalls:
                 continue
             ids = self._ids(said)
             self._controls = self._encoder.controls(ids)
+            # A call that holds the end of a turn in itself would be cut there.
+            if set(end) & set(ids):
+                continue
             if self.read(ids) == Said("", EXAMPLE.action()):
                 self.example: tuple[Message, str] = self._message(EXAMPLE, ""), said
                 """A call as a message, and as the template writes it."""
