@@ -8,6 +8,7 @@ import pytest
 
 from stepagent.formats.files import READERS, WRITERS, Imported, read_foreign
 from stepagent.formats.records import FormatError, Notes
+from stepagent.formats.sharegpt import read_sharegpt
 from test_import import error_of, lines, read
 
 PEEK = {"name": "peek", "description": "Looks.", "parameters": {"type": "object", "properties": {}}}
@@ -372,3 +373,48 @@ def test_a_name_that_is_no_text_gives_its_ids_another(tmp_path: Path) -> None:
     path = Path(str(tmp_path), "caf\udce9.jsonl")
     path.write_text(lines({"conversations": DIALOGUE}))
     assert read_foreign(path).trajectories[0].id == "caf\ufffd/1"
+
+
+TAGGED_TOOLS = [{"type": "function", "function": {"name": "peek", "parameters": {}}}]
+TAGGED_CALL = '<tool_call>\n{"name": "peek", "arguments": {"at": "wall"}}\n</tool_call>'
+
+
+def tagged(said: str, **columns: Any) -> dict[str, Any]:
+    """A record as Hermes writes it: calls and their results between tags."""
+    return {
+        "conversations": [
+            {"from": "human", "value": "Look."},
+            {"from": "gpt", "value": said},
+            {"from": "tool", "value": "<tool_response>\na red wall\n</tool_response>"},
+            {"from": "gpt", "value": "Done."},
+        ],
+        **columns,
+    }
+
+
+def test_calls_between_tags_are_calls_where_the_record_has_tools() -> None:
+    found = read_sharegpt(tagged(f"I look. {TAGGED_CALL}", tools=TAGGED_TOOLS), "a", "t")
+    first, second = found.steps
+    assert first.action == '{"name":"peek","arguments":{"at":"wall"}}'
+    assert first.thought == "I look."
+    assert second.observation == "a red wall"
+
+
+@pytest.mark.parametrize(
+    ("said", "tools"),
+    [
+        (TAGGED_CALL, []),
+        (f"{TAGGED_CALL} and more", TAGGED_TOOLS),
+        ("<tool_call>{'name': 'peek'}</tool_call>", TAGGED_TOOLS),
+        ("<tool_call>", TAGGED_TOOLS),
+    ],
+    ids=["no tools", "text behind it", "no JSON", "not closed"],
+)
+def test_other_tags_in_a_text_stay_text(said: str, tools: list[Any]) -> None:
+    found = read_sharegpt(tagged(said, tools=tools), "a", "t")
+    assert found.steps[0].action == said
+
+
+def test_tags_are_read_in_linear_time() -> None:
+    for said in ("<tool_call>" * 50_000, f"{TAGGED_CALL} " * 20_000 + "x", "<" * 200_000):
+        read_sharegpt(tagged(said, tools=TAGGED_TOOLS), "a", "t")

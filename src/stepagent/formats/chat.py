@@ -113,8 +113,13 @@ def system_turn(columns: dict[str, JsonValue], turns: Sequence[Turn], notes: Not
     return said
 
 
-def read_turns(messages: Sequence[Message], where: str, notes: Notes) -> list[Turn]:
-    """The turns of messages, which stand in the field `where` of their record."""
+def read_turns(
+    messages: Sequence[Message], where: str, notes: Notes, *, has_tools: bool = False
+) -> list[Turn]:
+    """The turns of messages, which stand in the field `where` of their record.
+
+    Where the record `has_tools`, a call may be written in the text between tags, as Hermes does.
+    """
     turns: list[Turn] = []
     called = False
     call_id: str | None = None
@@ -124,6 +129,8 @@ def read_turns(messages: Sequence[Message], where: str, notes: Notes) -> list[Tu
         place = f"{where}[{index}]"
         role = _role(message, place)
         content = _content(message, role, place, notes)
+        if has_tools:
+            _take_tags(content, role, notes)
         if role in ("agent", "call"):
             called, call_id = bool(content.calls), next(iter(content.call_ids), None)
             learnt = message.loss is True or (not marked and message.loss is None)
@@ -170,6 +177,23 @@ def _agent_turn(content: Content, place: str) -> Turn:
         raise FormatError(f"{place}: expected text or a tool call, got neither")
     call = content.calls[0] if content.calls else None
     return Turn(role="agent", text=content.text, reasoning=content.reasoning, call=call)
+
+
+def _take_tags(content: Content, role: str, notes: Notes) -> None:
+    """Takes calls and their results out of the tags in a text; what is no JSON stays text."""
+    if role == "agent" and not content.calls and (tagged := _CALLS.fullmatch(content.text)):
+        try:
+            calls = [checked(from_text(t), ToolCall) for t in _CALL.findall(tagged["calls"])]
+        except FormatError:
+            return
+        content.text = tagged["before"].rstrip()
+        for call in calls:
+            function = call.function
+            content.calls.append(call_of_fields(function.name, function.arguments, "<tool_call>"))
+        notes.renamed["<tool_call> in a text to tool_calls"] += len(calls)
+    elif role in ("tool", "answer") and (answer := _ANSWER.fullmatch(content.text)):
+        content.text = answer["text"]
+        notes.renamed["<tool_response> around a text to a tool's answer"] += 1
 
 
 def _note_role(name: str, role: str, notes: Notes) -> None:
@@ -226,6 +250,13 @@ def _call_content(content: JsonValue, place: str) -> Content:
         found.calls.append(call_of_fields(said.name, said.arguments, f"{place}.arguments"))
     return found
 
+
+_CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
+_CALLS = re.compile(
+    r"(?P<before>(?:(?!<tool_call>).)*)(?P<calls>(?:<tool_call>(?:(?!</?tool_call>).)*</tool_call>\s*)+)",
+    re.DOTALL,
+)
+_ANSWER = re.compile(r"\s*<tool_response>\s*(?P<text>.*?)\s*</tool_response>\s*", re.DOTALL)
 
 _ARGUMENTS = ("arguments", "args", "parameters", "input")
 

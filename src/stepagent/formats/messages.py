@@ -57,7 +57,7 @@ def read_messages(
     if not tools and isinstance(columns.get("functions"), list):
         tools = columns.pop("functions")
         notes.renamed["functions to tools"] += 1
-    turns = read_turns(found.messages, "messages", notes)
+    turns = read_turns(found.messages, "messages", notes, has_tools=bool(tools))
     turns = [*system_turn(columns, turns, notes), *turns]
     header = Header(
         id=id_of(found.id, "id") or name,

@@ -67,7 +67,7 @@ def read_sharegpt(
     found = checked(record, ShareGPTRecord, notes)
     columns = dict(found.model_extra or {})
     flagged = any(turn.loss is not None for turn in found.conversations)
-    turns = read_turns(found.conversations, "conversations", notes)
+    turns = read_turns(found.conversations, "conversations", notes, has_tools=bool(found.tools))
     turns = [*system_turn(columns, turns, notes), *turns]
     if not flagged:
         turns = _with_reply(turns)
