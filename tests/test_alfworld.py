@@ -33,7 +33,7 @@ from stepagent.tasks.alfworld_games import (
     prepare,
     read_index,
 )
-from stepagent.tasks.base import EnvironmentLost, ExpertFailed, TaskDataError
+from stepagent.tasks.base import EngineLimits, EnvironmentLost, ExpertFailed, TaskDataError
 from stepagent.types import Step, Trajectory
 
 DATA = Path(os.environ.get("STEPAGENT_DATA") or Path(__file__).parents[2] / "shared" / "data")
@@ -489,7 +489,7 @@ def test_a_dead_and_a_silent_process_are_lost_and_replaced(folder: Path) -> None
         assert beside.reset(options={"item": HEAT}) == first
         assert env._game and beside._game and env._game.worker is beside._game.worker
         process = env._game.worker.process
-        env._game.worker.timeout_seconds = 0.5
+        env._game.worker.limits = EngineLimits(timeout_seconds=0.5)
         os.kill(process.pid, sent)
         with pytest.raises(EnvironmentLost, match=reason):
             env.step("look")
@@ -511,7 +511,8 @@ def test_a_process_that_computes_ends_when_its_parent_is_killed(tmp_path: Path) 
 import sys
 from pathlib import Path
 from stepagent.tasks.alfworld_workers import Workers
-game = Workers(Path(sys.argv[1]), 1, 100.0).take()
+from stepagent.tasks.base import EngineLimits
+game = Workers(Path(sys.argv[1]), 1, EngineLimits()).take()
 game.begin(Path(sys.argv[2]))
 print(game.worker.process.pid, flush=True)
 game.step("inventory")
