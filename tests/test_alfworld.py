@@ -555,6 +555,16 @@ def test_what_is_printed_and_lies_around_does_not_disturb_the_process(
     task.close()
 
 
+def test_a_process_that_does_not_start_in_time_is_lost(folder: Path) -> None:
+    limits = EngineLimits(timeout_seconds=0.05, start_timeout_seconds=0.05)
+    task = Alfworld(AlfworldConfig(workers=1, engine=limits), folder=folder)
+    env = task.make_env()
+    with pytest.raises(EnvironmentLost, match=r"gave no answer in 0\.1 seconds"):
+        env.reset(options={"item": HEAT})
+    assert env._game is not None and not env._game.worker.alive
+    task.close()
+
+
 def test_an_answer_that_is_none_means_that_the_process_is_lost(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -562,7 +572,7 @@ def test_an_answer_that_is_none_means_that_the_process_is_lost(
     env = task.make_env()
     env.reset(options={"item": HEAT})
     assert env._game
-    monkeypatch.setattr(env._game.worker, "_line", lambda: b"Segmentation fault")
+    monkeypatch.setattr(env._game.worker._lines, "next", lambda _: b"Segmentation fault")
     with pytest.raises(EnvironmentLost, match="died"):
         env.step("look")
     assert not env._game.worker.alive
