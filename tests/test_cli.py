@@ -295,23 +295,13 @@ def test_what_is_no_bug_is_one_line_that_steers_no_terminal(
     assert line.startswith(f"stepagent: {told}") and line.count("\n") == 1
 
 
-def output_of(args: str, **environment: str) -> "subprocess.CompletedProcess[bytes]":
-    """What a shell makes of a command line of ours."""
-    line = f"{shlex.quote(sys.executable)} -m stepagent {args}"
-    return subprocess.run(
-        ["sh", "-c", line], capture_output=True, env={**os.environ, **environment}, timeout=100
-    )
-
-
 def test_a_full_disk_behind_the_output_is_one_line() -> None:
-    found = output_of("--help > /dev/full")
+    line = f"{shlex.quote(sys.executable)} -m stepagent --help > /dev/full"
+    found = subprocess.run(["sh", "-c", line], capture_output=True)
     assert (found.returncode, found.stderr) == (2, b"stepagent: No space left on device\n")
 
 
 def test_a_terminal_without_all_letters_is_no_error() -> None:
-    found = output_of("tasks \u00fc\u6f22", PYTHONIOENCODING="ascii", PYTHONUTF8="1")
-    assert found.returncode == 2
-    assert found.stderr.startswith(b"stepagent: ") and found.stderr.count(b"\n") == 1
     code = (
         "import sys; from stepagent import cli; cli._call = lambda _: print('\u00fc'); cli.main()"
     )
