@@ -46,7 +46,7 @@ TOLERANCE = 2e-3
 
 def prepare(folder: Path, num_trajectories: int) -> None:
     """Writes model, trajectories and practised steps."""
-    task = ScienceWorld(TASK_TYPES)
+    task = ScienceWorld(TASK_TYPES, step_limit=100)
     chosen: list[Trajectory] = []
     for item in (i for pair in zip(*_by_type(task), strict=False) for i in pair):
         chosen += [t for t in collect(task, [item]).trajectories if 12 <= len(t.steps) <= 15]

@@ -25,11 +25,14 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from stepagent.algorithms.sft import SFTConfig, sft
 from stepagent.backends import forward
 from stepagent.backends.forward import Layers
+from stepagent.backends.generation import Decoding
 from stepagent.backends.training import Metrics, OptimizerConfig
 from stepagent.inspection import StepTree, step_trees
 from stepagent.policy import Policy
 from stepagent.renderer import RenderedTrajectory
+from stepagent.rollout import rollout
 from stepagent.tasks.base import EnvironmentLost, ExpertFailed, Split, Task, TextEnv
+from stepagent.tasks.tries import Lost
 from stepagent.tiny import TinyConfig, build_tiny_model
 from stepagent.types import AgentAction, PracticedStep, Step, Trajectory
 
@@ -244,6 +247,23 @@ def with_budget(policy: Policy, token_budget: int) -> Policy:
 def rendered(policy: Policy, trajectories: Sequence[Trajectory]) -> list[RenderedTrajectory]:
     """The trajectories as the policy's token ids."""
     return [policy.renderer.render(t) for t in trajectories]
+
+
+def rolled_out(
+    policy: Policy,
+    task: Task,
+    items: Sequence[str],
+    decoding: Decoding,
+    *,
+    seed: int,
+    num_parallel: int = 8,
+) -> list[RenderedTrajectory]:
+    """A rollout's episodes in the order of the items; none may be lost."""
+    found = {}
+    for outcome in rollout(policy, task, items, decoding, seed=seed, num_parallel=num_parallel):
+        assert not isinstance(outcome, Lost)
+        found[outcome.trajectory.id] = outcome
+    return [found[item] for item in items]
 
 
 def practised_with(

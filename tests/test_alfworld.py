@@ -33,7 +33,7 @@ from stepagent.tasks.alfworld_games import (
     prepare,
     read_index,
 )
-from stepagent.tasks.base import EnvironmentLost, ExpertFailed, TaskDataError
+from stepagent.tasks.base import EngineLimits, EnvironmentLost, ExpertFailed, TaskDataError
 from stepagent.types import Step, Trajectory
 
 DATA = Path(os.environ.get("STEPAGENT_DATA") or Path(__file__).parents[2] / "shared" / "data")
@@ -489,7 +489,7 @@ def test_a_dead_and_a_silent_process_are_lost_and_replaced(folder: Path) -> None
         assert beside.reset(options={"item": HEAT}) == first
         assert env._game and beside._game and env._game.worker is beside._game.worker
         process = env._game.worker.process
-        env._game.worker.timeout_seconds = 0.5
+        env._game.worker.limits = EngineLimits(timeout_seconds=0.5)
         os.kill(process.pid, sent)
         with pytest.raises(EnvironmentLost, match=reason):
             env.step("look")
@@ -511,7 +511,8 @@ def test_a_process_that_computes_ends_when_its_parent_is_killed(tmp_path: Path) 
 import sys
 from pathlib import Path
 from stepagent.tasks.alfworld_workers import Workers
-game = Workers(Path(sys.argv[1]), 1, 100.0).take()
+from stepagent.tasks.base import EngineLimits
+game = Workers(Path(sys.argv[1]), 1, EngineLimits()).take()
 game.begin(Path(sys.argv[2]))
 print(game.worker.process.pid, flush=True)
 game.step("inventory")
@@ -554,6 +555,16 @@ def test_what_is_printed_and_lies_around_does_not_disturb_the_process(
     task.close()
 
 
+def test_a_process_that_does_not_start_in_time_is_lost(folder: Path) -> None:
+    limits = EngineLimits(timeout_seconds=0.05, start_timeout_seconds=0.05)
+    task = Alfworld(AlfworldConfig(workers=1, engine=limits), folder=folder)
+    env = task.make_env()
+    with pytest.raises(EnvironmentLost, match=r"gave no answer in 0\.1 seconds"):
+        env.reset(options={"item": HEAT})
+    assert env._game is not None and not env._game.worker.alive
+    task.close()
+
+
 def test_an_answer_that_is_none_means_that_the_process_is_lost(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -561,7 +572,7 @@ def test_an_answer_that_is_none_means_that_the_process_is_lost(
     env = task.make_env()
     env.reset(options={"item": HEAT})
     assert env._game
-    monkeypatch.setattr(env._game.worker, "_line", lambda: b"Segmentation fault")
+    monkeypatch.setattr(env._game.worker._lines, "next", lambda _: b"Segmentation fault")
     with pytest.raises(EnvironmentLost, match="died"):
         env.step("look")
     assert not env._game.worker.alive

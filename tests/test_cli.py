@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,11 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from fakes import BoxWorld, demonstrations, hear_ctrl_c
 from stepagent import cli
 from stepagent.commands import train as train_command
 from stepagent.commands.models import load_policy
+from stepagent.commands.parsing import UsageError
 from stepagent.recipes import RECIPES
 from stepagent.run import read_json
 from stepagent.settings import TASKS, make_task
@@ -268,6 +271,47 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, work: Path) 
     monkeypatch.setattr("stepagent.commands.report.write_report", lambda *_: int("x"))
     with pytest.raises(ValueError, match="invalid literal"):
         call("report", work)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (MemoryError(), "out of memory"),
+        (RecursionError("maximum recursion depth exceeded"), "a value is nested too deeply; "),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried\nto"), "out of memory: CUDA out of mem"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you"), "out of memory: Default"),
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (UsageError("bad\x1b[2J\n\u202ename"), "bad\\x1b[2J \\u202ename"),
+    ],
+)
+def test_what_is_no_bug_is_one_line_that_steers_no_terminal(
+    error: Exception, told: str, monkeypatch: pytest.MonkeyPatch, work: Path, fails: Fails
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("stepagent.commands.report.write_report", fail)
+    line = fails("report", work)
+    assert line.startswith(f"stepagent: {told}") and line.count("\n") == 1
+
+
+def test_a_full_disk_behind_the_output_is_one_line() -> None:
+    line = f"{shlex.quote(sys.executable)} -m stepagent --help > /dev/full"
+    found = subprocess.run(["sh", "-c", line], capture_output=True)
+    assert (found.returncode, found.stderr) == (2, b"stepagent: No space left on device\n")
+
+
+def test_a_terminal_without_all_letters_is_no_error() -> None:
+    code = (
+        "import sys; from stepagent import cli; cli._call = lambda _: print('\u00fc'); cli.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        check=True,
+    )
+    assert done.stdout == b"\\xfc\n"
 
 
 def test_ctrl_c_ends_with_130_and_says_how_to_go_on(

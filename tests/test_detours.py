@@ -201,17 +201,29 @@ def test_what_the_agent_really_does_is_repeated_without_its_mistakes() -> None:
         assert not steps
 
 
-@pytest.mark.parametrize("times", [MAX_TRIES - 1, MAX_TRIES])
+@pytest.mark.parametrize("times", [MAX_TRIES - 1, MAX_TRIES, 2 * MAX_TRIES - 1])
 def test_a_lost_environment_is_tried_again(times: int, monkeypatch: pytest.MonkeyPatch) -> None:
     policy, expert = random_policy(), demonstrations()[:1]
     says(monkeypatch, ["dance"])
     world = BoxWorld(lost={(expert[0].id, 1): times})
-    if times == MAX_TRIES:
-        with pytest.raises(EnvironmentLost):
-            detour(policy, world, expert)
-    else:
-        assert detour(policy, world, expert).taken == len(expert[0].steps)
+    assert detour(policy, world, expert).taken == len(expert[0].steps)
     assert all(env.is_closed for env in world.envs)
+
+
+def test_a_demonstration_whose_environment_is_always_lost_stays_without_mistakes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    policy, expert = random_policy(), demonstrations()[:3]
+    says(monkeypatch, ["dance"], ["dance"])
+    world = BoxWorld(lost={(expert[1].id, 1): 1000})
+    found = detour(policy, world, expert, in_a_row=2)
+    assert (found.lost, found.not_repeated) == (1, 0)
+    assert found.demonstrations[1] == rendered(policy, expert)[1]
+    assert found.taken == 2 * (len(expert[0].steps) + len(expert[2].steps))
+    says(monkeypatch, ["dance"])
+    lost = {(t.id, 1): 1000 for t in expert}
+    with pytest.raises(EnvironmentLost, match=r"^all 3 environments were lost; the first: "):
+        detour(policy, BoxWorld(lost=lost), expert)
 
 
 def silent(*_: object) -> None:

@@ -1,7 +1,8 @@
 """Practice and rollouts give what plain calls on the whole history would, whatever runs beside."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,16 +20,18 @@ from fakes import (
     plain_logprobs,
     random_policy,
     rendered,
+    rolled_out,
     states_of,
     with_budget,
 )
-from stepagent import rollout as rollout_module
+from stepagent.backends.forward import OutOfMemory
 from stepagent.backends.generation import Decoding, RunningEpisodes, choose, random_numbers
 from stepagent.inspection import agreement, practise
 from stepagent.policy import Policy
 from stepagent.renderer import RenderedTrajectory
 from stepagent.rollout import rollout
-from stepagent.tasks.base import EnvironmentLost
+from stepagent.tasks.base import MAX_TRIES
+from stepagent.tasks.tries import Lost
 from stepagent.types import Step
 
 OWN = [*demonstrations()[:3], *demonstrations()[40:43]]
@@ -234,7 +237,7 @@ def test_greedy_rollouts_equal_a_loop_that_feeds_the_whole_history_each_time(
     assert len({len(e.actions) for e in expected}) > (1 if max_new_tokens == 6 else 0)
     for num_parallel in (1, 3, 20):
         world = BoxWorld()
-        found = rollout(policy, world, ITEMS, decoding, seed=0, num_parallel=num_parallel)
+        found = rolled_out(policy, world, ITEMS, decoding, seed=0, num_parallel=num_parallel)
         for episode, wanted in zip(found, expected, strict=True):
             assert episode == wanted
         assert len(world.envs) == min(num_parallel, len(ITEMS))
@@ -243,16 +246,16 @@ def test_greedy_rollouts_equal_a_loop_that_feeds_the_whole_history_each_time(
 
 def test_sampled_rollouts_do_not_depend_on_what_runs_beside_them() -> None:
     policy, decoding = actor(), Decoding(max_new_tokens=6, temperature=1.2)
-    first = rollout(policy, BoxWorld(), ITEMS, decoding, seed=3, num_parallel=2)
+    first = rolled_out(policy, BoxWorld(), ITEMS, decoding, seed=3, num_parallel=2)
     for items, num_parallel in ((ITEMS, 8), (ITEMS[::-1], 3), (ITEMS[2:5], 1)):
-        found = rollout(policy, BoxWorld(), items, decoding, seed=3, num_parallel=num_parallel)
+        found = rolled_out(policy, BoxWorld(), items, decoding, seed=3, num_parallel=num_parallel)
         assert found == [first[ITEMS.index(item)] for item in items]
-    assert rollout(policy, BoxWorld(), ITEMS, decoding, seed=4) != first
+    assert rolled_out(policy, BoxWorld(), ITEMS, decoding, seed=4) != first
 
 
 def test_the_ids_of_an_episode_are_what_its_actions_were_sampled_from() -> None:
     policy = actor()
-    for episode in rollout(policy, BoxWorld(), ITEMS, GREEDY, seed=0, num_parallel=3):
+    for episode in rolled_out(policy, BoxWorld(), ITEMS, GREEDY, seed=0, num_parallel=3):
         assert all(ids[-1] == policy.renderer.end_id for ids in episode.actions)
         for history, action in zip(episode.states, episode.actions, strict=True):
             with torch.no_grad():
@@ -274,49 +277,90 @@ def test_a_lost_environment_has_its_episode_repeated_with_the_same_result(
     step: int, times: int
 ) -> None:
     policy, decoding = actor(), Decoding(max_new_tokens=6, temperature=1.2)
-    expected = rollout(policy, BoxWorld(), ITEMS, decoding, seed=5, num_parallel=3)
+    expected = rolled_out(policy, BoxWorld(), ITEMS, decoding, seed=5, num_parallel=3)
     item = longest(expected).trajectory.id
     assert len(longest(expected).actions) > 3
     world = BoxWorld(lost={(item, step): times})
-    assert rollout(policy, world, ITEMS, decoding, seed=5, num_parallel=3) == expected
+    assert rolled_out(policy, world, ITEMS, decoding, seed=5, num_parallel=3) == expected
     assert world.lost[item, step] < 0
 
 
 def test_several_environments_lost_at_once_are_repeated() -> None:
     policy = actor()
-    expected = rollout(policy, BoxWorld(), ITEMS, GREEDY, seed=0, num_parallel=4)
+    expected = rolled_out(policy, BoxWorld(), ITEMS, GREEDY, seed=0, num_parallel=4)
     lost = {(item, 0 if n % 2 else 1): 1 for n, item in enumerate(ITEMS)}
     world = BoxWorld(lost=lost)
-    assert rollout(policy, world, ITEMS, GREEDY, seed=0, num_parallel=4) == expected
+    assert rolled_out(policy, world, ITEMS, GREEDY, seed=0, num_parallel=4) == expected
 
 
+@pytest.mark.parametrize("num_parallel", [1, 2])
 @pytest.mark.parametrize("step", [0, 1])
-def test_an_environment_that_is_always_lost_ends_the_rollout(step: int) -> None:
+def test_an_environment_that_is_always_lost_costs_its_own_episode_only(
+    step: int, num_parallel: int
+) -> None:
     policy = actor()
+    expected = rolled_out(policy, BoxWorld(), ITEMS, GREEDY, seed=0)
     world = BoxWorld(lost={(ITEMS[2], step): 100})
-    with pytest.raises(EnvironmentLost, match=ITEMS[2]):
-        rollout(policy, world, ITEMS, GREEDY, seed=0, num_parallel=2)
-    assert world.lost[ITEMS[2], step] == 100 - rollout_module.MAX_TRIES
+    outcomes = rollout(policy, world, ITEMS, GREEDY, seed=0, num_parallel=num_parallel)
+    found = {o.item if isinstance(o, Lost) else o.trajectory.id: o for o in outcomes}
+    assert found.pop(ITEMS[2]) == Lost(ITEMS[2], f"{ITEMS[2]}: lost at step {step}")
+    assert [found[e.trajectory.id] for e in expected if e.trajectory.id != ITEMS[2]] == [
+        e for e in expected if e.trajectory.id != ITEMS[2]
+    ]
+    # Beside others first, and once more alone.
+    assert world.lost[ITEMS[2], step] == 100 - MAX_TRIES * num_parallel
     assert all(env.is_closed for env in world.envs)
+
+
+def test_where_memory_runs_out_fewer_episodes_run_at_once_to_the_same_result(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    policy, decoding = actor(), Decoding(max_new_tokens=6, temperature=1.2)
+    expected = rolled_out(policy, BoxWorld(), ITEMS, decoding, seed=5)
+    act, sizes = RunningEpisodes.act, list[int]()
+
+    def small(self: RunningEpisodes, states: Sequence[Sequence[int]], *more: Any) -> Any:
+        sizes.append(len(states))
+        if len(states) > limit:
+            raise torch.OutOfMemoryError
+        return act(self, states, *more)
+
+    monkeypatch.setattr(RunningEpisodes, "act", small)
+    limit = 2
+    world = BoxWorld()
+    assert rolled_out(policy, world, ITEMS, decoding, seed=5, num_parallel=6) == expected
+    assert sizes[:3] == [6, 3, 2]
+    assert all(env.is_closed for env in world.envs)
+    limit = 0
+    with pytest.raises(OutOfMemory, match="out of memory with a single episode"):
+        rolled_out(policy, BoxWorld(), ITEMS, decoding, seed=5, num_parallel=6)
+
+
+def test_a_rollout_that_is_closed_early_closes_its_environments() -> None:
+    world = BoxWorld()
+    outcomes = rollout(actor(), world, ITEMS, GREEDY, seed=0, num_parallel=2)
+    next(outcomes)
+    outcomes.close()
+    assert len(world.envs) == 2 and all(env.is_closed for env in world.envs)
 
 
 def test_an_episode_that_outgrows_the_context_ends_truncated() -> None:
     policy = actor()
-    whole = longest(rollout(policy, BoxWorld(), ITEMS, GREEDY, seed=0))
+    whole = longest(rolled_out(policy, BoxWorld(), ITEMS, GREEDY, seed=0))
     item = whole.trajectory.id
     # The third action and the end of its turn still fit behind the third state.
     enough = len(list(whole.states)[2]) + GREEDY.max_new_tokens + 1
     for context, num_steps in ((enough, 3), (enough - 1, 2)):
         narrow = copy_of(policy)
         narrow.model.config.max_position_embeddings = context
-        (cut,) = rollout(narrow, BoxWorld(), [item], GREEDY, seed=0)
+        (cut,) = rolled_out(narrow, BoxWorld(), [item], GREEDY, seed=0)
         assert cut.actions == whole.actions[:num_steps]
         assert cut.trajectory.steps == whole.trajectory.steps[:num_steps]
         assert cut.trajectory.truncated
 
 
 def test_no_items_give_no_episodes() -> None:
-    assert rollout(actor(), BoxWorld(), [], GREEDY, seed=0) == []
+    assert rolled_out(actor(), BoxWorld(), [], GREEDY, seed=0) == []
 
 
 def test_agreement_counts_equal_actions() -> None:

@@ -10,7 +10,8 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "src" / "stepagent"
 
 LAYERS = (
-    ("atomic", "lines"),
+    ("atomic", "children", "lines"),
+    ("signals",),
     ("types", "statistics", "progress", "encoding"),
     ("actions", "copying"),
     ("trajectories", "prefix_tree", "tiny"),
@@ -50,7 +51,12 @@ INSIDE = {
         ("dialogue", "chat", "dumps"),
         ("messages",),
     ),
-    "tasks": (("base", "extras"), ("intake",), ("archives", "data", "episode", "simulator")),
+    "tasks": (
+        ("base", "extras"),
+        ("intake",),
+        ("archives", "data", "episode", "java", "tries"),
+        ("simulator",),
+    ),
     "backends": (
         ("weights",),
         ("adapter_files",),

@@ -19,10 +19,10 @@ from stepagent.algorithms.pretraining import PretrainConfig
 from stepagent.algorithms.sft import SFTConfig
 from stepagent.backends.generation import Decoding
 from stepagent.backends.training import OptimizerConfig
-from stepagent.evaluation import EvaluationConfig
+from stepagent.evaluation import EvaluationConfig, choose_items
 from stepagent.lessons import InspectionConfig
 from stepagent.novice import check_novice, take_novice
-from stepagent.pipeline import train
+from stepagent.pipeline import PANEL_SEED, train
 from stepagent.policy import Policy
 from stepagent.reflection import Inverse, InverseConfig
 from stepagent.renderer import RenderedTrajectory
@@ -276,3 +276,27 @@ def test_a_discriminator_at_chance_stops_its_method_and_nothing_else(
     assert {m for m, _ in means} == {"sft", "sft_more", "implicit", "inverse"}
     summary = (folder / "summary.md").read_text()
     assert "Inverse reflection was stopped: no better than chance." in summary
+
+
+def test_lost_environments_cost_their_own_items_and_are_counted_everywhere(tmp_path: Path) -> None:
+    config = replace(CONFIG, methods=("rft",), rounds=1)
+    world = BoxWorld()
+    items, dev, test = (
+        choose_items(world, split, number, seed=PANEL_SEED)
+        for split, number in (("train", 6), ("dev", 2), ("test", 3))
+    )
+    lost = {(item, 0): 10_000 for item in (items[0], dev[1], test[2])}
+    with open_run(tmp_path / "run", config) as run:
+        train(config, run, BoxWorld(lost=lost))
+        data = run.config["data"]
+    assert data["demonstrations.jsonl"]["lost"] == [f"{items[0]}: lost at step 0"]
+    assert data["demonstrations.jsonl"]["trajectories"] == len(items) - 1
+    assert data["sft-test, lost"] == {"lost": [f"{test[2]}: lost at step 0"], "of": 6}
+    assert data["rft-test, lost"] == data["sft-test, lost"]
+    assert data["rft-dev-round1, lost"] == {"lost": [f"{dev[1]}: lost at step 0"], "of": 4}
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    assert [row["lost"] for row in rows if row["phase"] == "dev"] == [1, 1]
+    summary = (tmp_path / "run" / "summary.md").read_text()
+    assert "SFT (start): 1 of 6 test episodes lost, see config.json." in summary
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert {row["n"] for row in results} == {5}

@@ -28,6 +28,7 @@ from fakes import (
     practised_trees,
     random_policy,
     rendered,
+    rolled_out,
     states_of,
 )
 from stepagent import policy as policy_module
@@ -36,7 +37,6 @@ from stepagent.backends.forward import Layers
 from stepagent.backends.generation import Decoding
 from stepagent.inspection import practise
 from stepagent.policy import Policy, PolicyError
-from stepagent.rollout import rollout
 
 SIZE = {
     "vocab_size": 400,
@@ -149,7 +149,7 @@ def test_greedy_rollouts_are_what_generate_says_to_their_states(
     family: str, tmp_path: Path
 ) -> None:
     policy = policy_of(FAMILIES[family], tmp_path)
-    episodes = rollout(policy, BoxWorld(), ["far/0", "near/0", "far/1"], GREEDY, seed=0)
+    episodes = rolled_out(policy, BoxWorld(), ["far/0", "near/0", "far/1"], GREEDY, seed=0)
     for episode in episodes:
         for state, action in zip(episode.states, episode.actions, strict=True):
             assert action == generate(policy, tuple(state))

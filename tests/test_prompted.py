@@ -162,13 +162,17 @@ def test_a_lost_environment_loses_no_other_episode(
 ) -> None:
     out, item = tmp_path / "out.jsonl", panel("test")[1]
     with ChatServer() as server:
-        lost = BoxWorld(lost={(item, 1): 9})
+        lost = BoxWorld(lost={(item, 1): 99})
         monkeypatch.setattr(evaluate_command, "open_task", lambda _: lost)
-        error = fails(capsys, arguments("evaluate", server, out))
-        assert item in error
-        assert error.endswith("; 5 of 6 episodes are finished and kept, the same command goes on")
+        call("evaluate", server, out)
+        said = capsys.readouterr().out
+        assert f"lost: {item}: lost at step 1\nlost: 1 of 6 episodes; the same command" in said
+        assert len(read_trajectories(out).trajectories) == 5
+        begun = sum(len(request["messages"]) == 2 for request in server.requests)
         monkeypatch.setattr(evaluate_command, "open_task", lambda _: BoxWorld())
         call("evaluate", server, out)
+        again = sum(len(request["messages"]) == 2 for request in server.requests)
+    assert again == begun + 1
     assert [t.id for t in read_trajectories(out).trajectories] == list(panel("test"))
 
 

@@ -15,8 +15,8 @@ import pytest
 import scienceworld
 
 from stepagent.tasks.base import EnvironmentLost, ExpertFailed
+from stepagent.tasks.java import JAVA_OPTIONS
 from stepagent.tasks.scienceworld import TASK_TYPES, ScienceWorld, ScienceWorldTextEnv
-from stepagent.tasks.simulator import JAVA_OPTIONS
 
 SHORT_ITEMS = (
     "find-plant/4",
@@ -278,17 +278,18 @@ def test_a_killed_jvm_is_noticed_and_replaced() -> None:
 
 
 def test_a_hanging_jvm_is_noticed_and_ended() -> None:
-    task = ScienceWorld(["boil"], timeout_seconds=3)
+    task = ScienceWorld(["boil"], max_heap_mb=1025)
     env = task.make_env()
     expected = episode(env, "boil/1", ["look around", "go to kitchen"])
     env.reset(options={"item": "boil/1"})
     hanging = task.pool.process
-    assert hanging is not None
+    assert hanging is not None and task.pool._java is not None
+    assert task.pool._java.gateway is not None
+    task.pool._java.gateway.wait_at_most(1)
     os.kill(hanging.pid, signal.SIGSTOP)
     with pytest.raises(EnvironmentLost, match="no answer in time"):
         env.step("look around")
     assert hanging.poll() is not None
-    task.pool.timeout_seconds = 60
     assert episode(env, "boil/1", ["look around", "go to kitchen"]) == expected
     task.close()
 

@@ -1,18 +1,22 @@
 """The command line: `stepagent COMMAND ...`; each command is a module of `stepagent.commands`.
 
-What a user can put right (a wrong name, a missing file, a foreign folder) is one line on standard
-error and exit code 2. Any other error is a bug and keeps its traceback.
+What a user can put right (a wrong name, a missing file, a full disk) is one line on standard error
+and exit code 2. Any other error is a bug and keeps its traceback.
 """
 
 import importlib
+import io
 import logging
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NoReturn
 
 from stepagent.commands.parsing import unknown
+from stepagent.signals import stopping
 
 COMMANDS = {
     "train": ("train", "a whole run from a recipe, from novice to expert"),
@@ -33,6 +37,12 @@ COMMANDS = {
 }
 """Each command's module in `stepagent.commands`, and what it makes."""
 
+NO_MEMORY = "can't allocate memory"
+"""What torch says on a CPU."""
+
+GO_ON = {"train": "--resume", "reflect": "--resume", "collect": "", "evaluate": "", "download": ""}
+"""Commands that go on where they were stopped, and what the same command needs for that."""
+
 HELP = f"""usage: stepagent COMMAND ...
 
 Trains a language-model agent from novice to expert, one step at a time.
@@ -40,12 +50,61 @@ Trains a language-model agent from novice to expert, one step at a time.
 {chr(10).join(f"  {name:<14}{what}" for name, (_, what) in COMMANDS.items())}
 
 First run:  stepagent train scienceworld-demo --out runs/demo
-Options:    stepagent COMMAND --help"""
+Options:    stepagent COMMAND --help
+
+Exit codes: 0 done; 2 something to put right, named in one line; 130 stopped by Ctrl-C. SIGTERM and
+SIGHUP end with 75, and name the command that goes on, in
+{", ".join(GO_ON)}; with 143 and 129 elsewhere."""
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Runs one command; ends the process with 2 for a user's error and 130 for Ctrl-C."""
+    """Runs one command; ends the process with the exit codes of `HELP` unless it is done."""
     args = sys.argv[1:] if args is None else list(args)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # terminals need not know every letter
+    is_told = False
+
+    def last_words(number: int) -> int:
+        nonlocal is_told
+        if not is_told:
+            is_told = True
+            _say(f"stopped{_reason(number)}{_how_to_go_on(args)}")
+        if number == signal.SIGINT:
+            return 130
+        return os.EX_TEMPFAIL if args[0] in GO_ON else 128 + number
+
+    try:
+        with stopping(last_words):
+            _run(args)
+    except KeyboardInterrupt as stopped:
+        raise SystemExit(last_words(getattr(stopped, "number", signal.SIGINT))) from None
+
+
+def _run(args: Sequence[str]) -> None:
+    """Runs the command; an error of the user's becomes one line."""
+    try:
+        _call(args)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader, such as `head`, has seen enough; nothing may be written at exit either.
+        _close_output()
+        raise SystemExit(141) from None
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        _fail(f"{place}{error.strerror or error}")
+    except MemoryError:
+        _fail("out of memory")
+    except RecursionError:
+        _fail("a value is nested too deeply; expected at most some hundred levels")
+    except (ValueError, RuntimeError) as error:
+        # The project's own errors are written for users.
+        is_own = type(error).__module__.startswith("stepagent.")
+        if not is_own and "out of memory" not in str(error) and NO_MEMORY not in str(error):
+            raise
+        _fail(str(error) if is_own else f"out of memory: {str(error).splitlines()[0]}")
+
+
+def _call(args: Sequence[str]) -> None:
     if not args or args[0] in ("-h", "--help"):
         print(HELP)
         return
@@ -53,35 +112,43 @@ def main(args: Sequence[str] | None = None) -> None:
     if command not in COMMANDS:
         _fail(unknown("command", command, COMMANDS))
     _quiet()
-    try:
-        # Loaded only when needed: most commands bring torch in, which takes seconds.
-        importlib.import_module(f"stepagent.commands.{COMMANDS[command][0]}").main(args[1:])
-    except KeyboardInterrupt:
-        hint = ""
-        if command in ("train", "reflect"):
-            again = [*args, *(["--resume"] if "--resume" not in args else [])]
-            hint = f"; to go on: stepagent {shlex.join(again)}"
-        elif command in ("collect", "evaluate") and any("openai:" in arg for arg in args):
-            hint = f"; to go on: stepagent {shlex.join(args)}"
-        print(f"stepagent: stopped{hint}", file=sys.stderr)
-        raise SystemExit(130) from None
-    except BrokenPipeError:
-        # The reader, such as `head`, has seen enough; nothing may be written at exit either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(141) from None
-    except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        _fail(f"{place}{error.strerror or error}")
-    except (ValueError, RuntimeError) as error:
-        # The project's own errors are written for users.
-        if not type(error).__module__.startswith("stepagent."):
-            raise
-        _fail(str(error))
+    # Loaded only when needed: most commands bring torch in, which takes seconds.
+    importlib.import_module(f"stepagent.commands.{COMMANDS[command][0]}").main(args[1:])
+
+
+def _reason(number: int) -> str:
+    return "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
+
+
+def _how_to_go_on(args: Sequence[str]) -> str:
+    if not args or args[0] not in GO_ON:
+        return ""
+    option = GO_ON[args[0]]
+    again = [*args, option] if option and option not in args else args
+    return f"; to go on: stepagent {shlex.join(again)}"
 
 
 def _fail(message: str) -> NoReturn:
-    print(f"stepagent: {' '.join(message.split())}", file=sys.stderr)
+    _say(message)
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _close_output()
     raise SystemExit(2)
+
+
+def _say(message: str) -> None:
+    """One line on standard error that cannot steer the terminal."""
+    from stepagent.trajectories import printable
+
+    with suppress(OSError, ValueError):  # it may be closed, or on a full disk as well
+        line = printable(" ".join(message.split()), limit=len(message))
+        print(f"stepagent: {line}", file=sys.stderr, flush=True)
+
+
+def _close_output() -> None:
+    """Lets go of what cannot be written any more, or it would be tried again at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _quiet() -> None:

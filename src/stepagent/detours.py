@@ -26,7 +26,8 @@ from stepagent.inspection import practise
 from stepagent.policy import Policy
 from stepagent.progress import track
 from stepagent.renderer import RenderedTrajectory
-from stepagent.tasks.base import MAX_TRIES, EnvironmentLost, Task, TextEnv
+from stepagent.tasks.base import Task, TextEnv
+from stepagent.tasks.tries import Lost, all_lost, retried
 from stepagent.types import AgentAction, Step
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,8 @@ class Detours:
     """Those that were taken away: the last ones that were made before something else was seen."""
     not_repeated: int
     """Demonstrations that come out otherwise without any mistake."""
+    lost: int
+    """Those without mistakes because their environment was lost too often."""
     env_steps: int
     """Actions that were played to find out, the expert's included."""
 
@@ -74,6 +77,7 @@ def take_detours(
         taken=sum(len(row) for own in mistakes for row in own.before),
         refused=sum(len(own.refused) for own in mistakes),
         not_repeated=sum(own.is_repeated is False for own in mistakes),
+        lost=sum(own.is_lost for own in mistakes),
         env_steps=sum(own.env_steps for own in mistakes),
     )
 
@@ -88,6 +92,8 @@ class _Mistakes:
     """Step and action, where the demonstration did not go on behind it."""
     is_repeated: bool | None = None
     """Whether the demonstration is, without any; unknown until something else was seen."""
+    is_lost: bool = False
+    """Whether the environment was lost too often to find out."""
     env_steps: int = 0
 
 
@@ -109,7 +115,7 @@ def _add(
             (action,) = step.agent_actions
             is_right = same_action(action.text, step.expert_action)
             is_refused = own.is_repeated is False or (number, action.text) in own.refused
-            if not is_right and not is_refused:
+            if not is_right and not is_refused and not own.is_lost:
                 row.append(action)
 
 
@@ -121,13 +127,16 @@ def _walk_all(
     room: int,
     num_parallel: int,
 ) -> list[RenderedTrajectory]:
-    """Walks all demonstrations; takes the mistakes away that cannot stay."""
+    """Walks all demonstrations; takes the mistakes away that cannot stay.
+
+    Raises `EnvironmentLost` if the environments of all of them are lost too often.
+    """
     envs = [task.make_env() for _ in range(min(num_parallel, len(demonstrations)))]
     free = SimpleQueue[TextEnv]()
     for env in envs:
         free.put(env)
 
-    def walk(demonstration: RenderedTrajectory, own: _Mistakes) -> RenderedTrajectory:
+    def walk(demonstration: RenderedTrajectory, own: _Mistakes) -> RenderedTrajectory | Lost:
         env = free.get()
         try:
             return _walk(policy, env, demonstration, own, room)
@@ -137,10 +146,23 @@ def _walk_all(
     try:
         with ThreadPoolExecutor(len(envs)) as threads:
             walks = threads.map(walk, demonstrations, mistakes)
-            return list(track(walks, "Detours", total=len(demonstrations)))
+            outcomes = list(track(walks, "Detours", total=len(demonstrations)))
+        found, lost = list[RenderedTrajectory](), list[Lost]()
+        for demonstration, own, outcome in zip(demonstrations, mistakes, outcomes, strict=True):
+            if isinstance(outcome, Lost):
+                outcome = walk(demonstration, own)  # again, with nobody beside it
+            if isinstance(outcome, Lost):
+                logger.warning("lost: %s; it stays without mistakes", outcome)
+                lost.append(outcome)
+                own.before, own.is_lost = [[] for _ in own.before], True
+                outcome = demonstration
+            found.append(outcome)
     finally:
         for env in envs:
             env.close()
+    if lost and len(lost) == len(found):
+        raise all_lost(lost, len(lost))
+    return found
 
 
 def _walk(
@@ -149,13 +171,15 @@ def _walk(
     demonstration: RenderedTrajectory,
     mistakes: _Mistakes,
     room: int,
-) -> RenderedTrajectory:
+) -> RenderedTrajectory | Lost:
     """Plays the demonstration with the mistakes until it is repeated.
 
     As long as it is not, the last mistake that was made before it came out otherwise is taken away.
     """
     while True:
         walk = _played(policy, env, demonstration, mistakes.before)
+        if isinstance(walk, Lost):
+            return walk
         mistakes.env_steps += len(walk.steps)
         if walk.is_repeated and walk.rendered.num_tokens <= room:
             return walk.rendered
@@ -163,6 +187,8 @@ def _walk(
             mistakes.is_repeated = walk.is_repeated  # what was played was the demonstration alone
         elif mistakes.is_repeated is None:
             alone = _played(policy, env, demonstration, [() for _ in mistakes.before])
+            if isinstance(alone, Lost):
+                return alone
             mistakes.env_steps += len(alone.steps)
             mistakes.is_repeated = alone.is_repeated
         if walk.last_mistake is None or not mistakes.is_repeated:
@@ -177,18 +203,15 @@ def _played(
     env: TextEnv,
     demonstration: RenderedTrajectory,
     mistakes: Sequence[Sequence[AgentAction]],
-) -> "_Walk":
+) -> "_Walk | Lost":
     """The demonstration with the mistakes; a lost environment is tried again."""
-    for tries_left in reversed(range(MAX_TRIES)):
+
+    def play() -> _Walk:
         walk = _Walk(env, policy, demonstration)
-        try:
-            walk.play(mistakes)
-            break
-        except EnvironmentLost:
-            if not tries_left:
-                raise
-            logger.warning("%s: environment lost; walking again", demonstration.trajectory.id)
-    return walk
+        walk.play(mistakes)
+        return walk
+
+    return retried(demonstration.trajectory.id, play)
 
 
 @dataclass

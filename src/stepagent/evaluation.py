@@ -1,7 +1,7 @@
 """Evaluation: fixed panels, score and success with intervals, likeness to the expert."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,10 +10,12 @@ import torch
 from stepagent.backends.generation import Decoding
 from stepagent.inspection import agreement, path_logprobs, practise, step_tree
 from stepagent.policy import Policy
+from stepagent.progress import track
 from stepagent.renderer import RenderedTrajectory
 from stepagent.rollout import rollout
 from stepagent.statistics import Interval, mean_interval, proportion_interval
 from stepagent.tasks.base import Split, Task
+from stepagent.tasks.tries import Lost, all_lost
 from stepagent.types import Trajectory
 
 
@@ -36,6 +38,8 @@ class Evaluation:
     """Mean of the best score of each episode, 0 to 100."""
     success: Interval
     """Share of episodes that solved the task, 0 to 1."""
+    lost: tuple[Lost, ...] = ()
+    """Items of the panel whose environment was lost too often; they count nowhere."""
 
 
 def choose_items(task: Task, split: Split, num_per_group: int, *, seed: int) -> tuple[str, ...]:
@@ -55,14 +59,17 @@ def panel_hash(items: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(items).encode()).hexdigest()
 
 
-def summarize(episodes: Sequence[Trajectory]) -> Evaluation:
-    """Score and success of finished episodes."""
+def summarize(episodes: Sequence[Trajectory], lost: Sequence[Lost] = ()) -> Evaluation:
+    """Score and success of finished episodes; raises `EnvironmentLost` if all were lost."""
+    if lost and not episodes:
+        raise all_lost(lost, len(lost))
     scores = [e.score for e in episodes if e.score is not None]
     successes = sum(bool(e.success) for e in episodes)
     return Evaluation(
         episodes=tuple(episodes),
         score=mean_interval(scores),
         success=proportion_interval(successes, len(episodes)),
+        lost=tuple(lost),
     )
 
 
@@ -75,17 +82,26 @@ def evaluate(
     seed: int,
     description: str = "Evaluation",
 ) -> Evaluation:
-    """Rolls the policy out on every item of a panel."""
-    episodes = rollout(
-        policy,
-        task,
-        items,
-        config.decoding,
-        seed=seed,
-        num_parallel=config.num_parallel,
-        description=description,
+    """Rolls the policy out on every item of a panel; raises `EnvironmentLost` if all are lost."""
+    episodes, lost = dict[str, Trajectory](), list[Lost]()
+    outcomes = episodes_of(policy, task, items, config=config, seed=seed)
+    for outcome in track(outcomes, description, total=len(items)):
+        if isinstance(outcome, Lost):
+            lost.append(outcome)
+        else:
+            episodes[outcome.id] = outcome
+    return summarize([episodes[item] for item in items if item in episodes], lost)
+
+
+def episodes_of(
+    policy: Policy, task: Task, items: Sequence[str], *, config: EvaluationConfig, seed: int
+) -> Generator[Trajectory | Lost, None, None]:
+    """What comes of each item, as the episodes are finished."""
+    outcomes = rollout(
+        policy, task, items, config.decoding, seed=seed, num_parallel=config.num_parallel
     )
-    return summarize([e.trajectory for e in episodes])
+    for outcome in outcomes:
+        yield outcome if isinstance(outcome, Lost) else outcome.trajectory
 
 
 @dataclass(frozen=True)

@@ -1,22 +1,33 @@
-"""The journal of episodes that cost money: each is on the disk as soon as it is finished.
+"""The journal of episodes that cost time or money: each is on the disk as soon as it is finished.
 
 It is an ordinary file of trajectories, beside the file that is written at the end. A command that
-was killed and is called again finds there what need not be paid for twice. A kill can cut off the
-last line; that episode is then played again.
+was killed and is called again finds there what need not be played twice, if that was played as it
+would be now. A kill can cut off the last line; that episode is then played again.
 """
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from pydantic import JsonValue
 
 from stepagent.atomic import disk_errors
 from stepagent.locks import Taken, lock
-from stepagent.trajectories import printable, read_jsonl
+from stepagent.progress import track
+from stepagent.tasks.tries import Missing
+from stepagent.trajectories import TrajectoryError, printable, read_jsonl
 from stepagent.types import Trajectory
+
+logger = logging.getLogger(__name__)
 
 LINE_START = b'{"id":'
 """What every line begins with: only such a line is taken out, never one of a foreign file."""
+
+
+PLAYED = "played"
+"""Where the metadata of an episode in the journal, and only there, says how it was played."""
 
 
 class JournalError(ValueError):
@@ -33,6 +44,18 @@ def drop_journal(out: Path) -> None:
     path, kept = journal_path(out), {t.id for t in read_jsonl(out, Trajectory)}
     if path.exists() and all(t.id in kept for t in read_jsonl(path, Trajectory)):
         path.unlink()
+
+
+def is_kept(out: Path) -> bool:
+    """Whether every episode of an output file is in its journal: the same command may go on."""
+    path = journal_path(out)
+    if not (out.is_file() and path.is_file()):
+        return False
+    try:
+        found, journal = ({t.id for t in read_jsonl(file, Trajectory)} for file in (out, path))
+    except TrajectoryError:
+        return False
+    return found <= journal
 
 
 class Journal:
@@ -84,10 +107,10 @@ class Journal:
         """Raises `JournalError` if the item was played under other settings than these."""
         metadata = self.episodes[item].metadata
         for name, value in settings.items():
-            if metadata.get(name) != value:
+            if change := _first_change(metadata.get(name), value, name):
                 raise JournalError(
-                    f"{self.path}: {item} was played with {name} {metadata.get(name)!r}, now it is "
-                    f"{value!r}; go on as it was begun, name another --out, or delete that file"
+                    f"{self.path}: {printable(item)} was played with {change}; go on as "
+                    "it was begun, name another --out, or delete that file"
                 )
 
     def _drop_cut_off_line(self) -> None:
@@ -97,3 +120,53 @@ class Journal:
         if not whole[end:].startswith(LINE_START[: len(whole) - end]):
             raise JournalError(f"{self.path}: not a journal of episodes; name another --out")
         self._file.truncate(end)
+
+
+def kept(
+    out: Path,
+    items: Sequence[str],
+    settings: Callable[[str], Mapping[str, JsonValue]],
+    play: Callable[[Sequence[str]], Generator[Trajectory | Missing, None, None]],
+    description: str,
+) -> list[Trajectory | Missing]:
+    """What came of every item, in order; each episode is in the journal of OUT once it is finished.
+
+    Those that are there already are not played again. Raises `JournalError` if one of them was
+    played under other settings than the item would be now.
+    """
+    with Journal(journal_path(out)) as journal:
+        for item in items:
+            if item in journal.episodes:
+                journal.check(item, settings(item))
+        left = [item for item in items if item not in journal.episodes]
+        if len(left) < len(items):
+            logger.info(
+                "%s: has %d of %d episodes", journal.path, len(items) - len(left), len(items)
+            )
+        others: dict[str, Missing] = {}
+        with closing(play(left)) as outcomes:
+            for outcome in track(outcomes, description, total=len(left)):
+                if isinstance(outcome, Trajectory):
+                    how = settings(outcome.id)
+                    journal.add(
+                        outcome.model_copy(update={"metadata": {**outcome.metadata, **how}})
+                    )
+                else:
+                    others[outcome.item] = outcome
+        return [
+            others[item] if item in others else _as_played(journal.episodes[item]) for item in items
+        ]
+
+
+def _as_played(episode: Trajectory) -> Trajectory:
+    """The episode without what only the journal says of it."""
+    metadata = {name: value for name, value in episode.metadata.items() if name != PLAYED}
+    return episode.model_copy(update={"metadata": metadata})
+
+
+def _first_change(before: Any, now: Any, name: str) -> str | None:
+    """Which setting differs, in words."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        inner = (_first_change(before.get(k), now.get(k), k) for k in {**before, **now})
+        return next((change for change in inner if change), None)
+    return None if before == now else f"{name} {before!r}, now it is {now!r}"

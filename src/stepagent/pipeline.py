@@ -6,6 +6,7 @@
 Every step is a unit of the run folder: finished ones are skipped when a run is resumed.
 """
 
+import logging
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
@@ -17,17 +18,21 @@ from stepagent.evaluation import choose_items, panel_hash
 from stepagent.lessons import Lesson, Practice
 from stepagent.novice import make_novice, open_policy, rendered
 from stepagent.policy import Policy
+from stepagent.progress import track
 from stepagent.reflection import Implicit, Inverse, Learner, MoreSFT
 from stepagent.renderer import RenderedTrajectory
 from stepagent.results import write_results
 from stepagent.rollout import rollout
-from stepagent.rounds import Rounds
+from stepagent.rounds import Explored, Rounds
 from stepagent.run import Run, write_json
 from stepagent.scoring import score_on_dev, score_on_test, score_prompted
 from stepagent.settings import Method, TrainConfig
 from stepagent.tasks.base import Task
+from stepagent.tasks.tries import Lost, all_lost
 from stepagent.trajectories import read_trajectories
 from stepagent.types import Trajectory
+
+logger = logging.getLogger(__name__)
 
 PANEL_SEED = 0
 """Which items form the panels does not depend on the seed of the run."""
@@ -107,23 +112,31 @@ def _rounds(config: TrainConfig, run: Run, task: Task, method: Method, practice:
     def dev(policy: Policy, number: int) -> dict[str, float | None]:
         return score_on_dev(config, run, task, policy, practice.lesson, method, number)
 
-    def explore(policy: Policy, episodes: int, number: int) -> list[RenderedTrajectory]:
+    def explore(policy: Policy, episodes: int, number: int) -> Explored:
         every = [d.trajectory.id for d in practice.lesson.demonstrations]
         stride = min(episodes, len(every))
         items, seed = every[number % stride :: stride], practice.seed_of(number)
-        return [
-            episode
-            for turn in range(episodes)
-            for episode in rollout(
+        found, lost = list[RenderedTrajectory](), list[Lost]()
+        for turn in range(episodes):
+            outcomes = rollout(
                 policy,
                 task,
                 items,
                 config.inspection.decoding,
                 seed=seed * 1000 + turn,
                 num_parallel=config.evaluation.num_parallel,
-                description="Exploration",
             )
-        ]
+            played = dict[str, RenderedTrajectory]()
+            for outcome in track(outcomes, "Exploration", total=len(items)):
+                if isinstance(outcome, Lost):
+                    logger.warning("lost: %s", outcome)
+                    lost.append(outcome)
+                else:
+                    played[outcome.trajectory.id] = outcome
+            found += [played[item] for item in items if item in played]
+        if lost and not found:
+            raise all_lost(lost, len(lost))
+        return Explored(found, len(lost))
 
     policy = open_policy(config, run, "sft")
     Rounds(
@@ -151,10 +164,13 @@ def _data(
             for file, chosen in ((train_file, items), (dev_file, dev)):
                 found = collect(task, chosen)
                 run.write_records(file, found.trajectories)
+                for lost in found.lost:
+                    logger.warning("lost: %s", lost)
                 facts = {
                     "sha256": file_hash(run.folder / file),
                     "trajectories": len(found.trajectories),
                     "failed": list(found.failed),
+                    "lost": [str(lost) for lost in found.lost],
                 }
                 run.record_data(PurePosixPath(file).name, facts)
             panels = {"dev": dev, "test": test}

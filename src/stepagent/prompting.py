@@ -13,7 +13,7 @@ import logging
 from collections.abc import Generator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from queue import Empty, SimpleQueue
 from threading import Event, Thread
 from typing import Any, Protocol
@@ -31,7 +31,8 @@ from stepagent.backends.chat import (
 )
 from stepagent.backends.chat_faults import Option
 from stepagent.prompts import Prompt, PromptFormat, seen_text
-from stepagent.tasks.base import MAX_TRIES, NOTHING, EnvironmentLost, Task, TextEnv
+from stepagent.tasks.base import NOTHING, EnvironmentLost, Task, TextEnv
+from stepagent.tasks.tries import Lost, play_all, retried
 from stepagent.types import Step, Trajectory
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,12 @@ NO_ROOM = "its first state does not fit"
 
 CHOICE = "task_types"
 """The one fact of a task that says which items there are, and not how one of them is played."""
+
+
+def protocol_of(task: Task) -> dict[str, JsonValue]:
+    """What a task states of how one of its items is played."""
+    facts: dict[str, JsonValue] = json.loads(json.dumps(task.facts()))  # as it is read again
+    return {name: fact for name, fact in facts.items() if name != CHOICE}
 
 
 class Chat(Protocol):
@@ -86,7 +93,7 @@ class PromptedPolicy:
 
     @cached_property
     def _protocol(self) -> dict[str, JsonValue]:
-        return {name: fact for name, fact in self.task.facts().items() if name != CHOICE}
+        return protocol_of(self.task)
 
     def settings(self, item: str) -> dict[str, JsonValue]:
         """All that decides how the item is played; part of its episode's metadata."""
@@ -112,17 +119,22 @@ class _Stopped(Exception):
 
 def play(
     policy: PromptedPolicy, items: Sequence[str], *, num_parallel: int
-) -> Generator[Trajectory, None, None]:
-    """The policy's episodes, as they are finished.
+) -> Generator[Trajectory | Lost, None, None]:
+    """What comes of the items, as they are finished; a lost environment costs its own episode only.
 
     After an error no episode is begun, those that run are played to their end, since they are
-    paid for, and then the error is raised. Where an environment is lost again and again, all
-    others are played before. Closing the iterator stops without waiting.
+    paid for, and then the error is raised. Closing the iterator stops without waiting.
     """
+    yield from play_all(partial(_play, policy), items, num_parallel)
+
+
+def _play(
+    policy: PromptedPolicy, items: Sequence[str], num_parallel: int
+) -> Generator[Trajectory | Lost, None, None]:
     waiting: SimpleQueue[str] = SimpleQueue()
     for item in items:
         waiting.put(item)
-    results: SimpleQueue[Trajectory | Exception | None] = SimpleQueue()
+    results: SimpleQueue[Trajectory | Lost | Exception | None] = SimpleQueue()
     stop = Event()
 
     def work() -> None:
@@ -130,11 +142,7 @@ def play(
         try:
             with suppress(Empty, _Stopped):
                 while True:
-                    item = waiting.get_nowait()
-                    try:
-                        results.put(_episode(policy, env, item, stop))
-                    except EnvironmentLost as error:
-                        results.put(error)
+                    results.put(_episode(policy, env, waiting.get_nowait(), stop))
         except Exception as error:
             with suppress(Empty):
                 while True:
@@ -156,8 +164,8 @@ def play(
                     num_working -= 1
                 case Exception() as error:
                     failure = failure or error
-                case Trajectory() as episode:
-                    yield episode
+                case outcome:
+                    yield outcome
     finally:
         stop.set()
     if failure:
@@ -186,25 +194,25 @@ class _Running:
     cut_off_replies: int = 0
 
 
-def _episode(policy: PromptedPolicy, env: TextEnv, item: str, stop: Event) -> Trajectory:
+def _episode(policy: PromptedPolicy, env: TextEnv, item: str, stop: Event) -> Trajectory | Lost:
     """One episode; a lost environment has it repeated."""
-    episode = _Running(item)
+    episode = _Running(item)  # the same in every try: what was lost has been paid, too
     prompt = policy.prompt(item)
-    for tries_left in reversed(range(MAX_TRIES)):
+
+    def play() -> Trajectory:
         try:
             _begin(episode, prompt, env)
             while not (episode.terminated or episode.truncated):
                 if stop.is_set():
                     raise _Stopped
                 _step(episode, prompt, policy.client, env)
-            break
         except EnvironmentLost:
             if stop.is_set():
                 raise _Stopped from None
-            if not tries_left:
-                raise
-            logger.warning("%s: environment lost; repeating the episode", item)
-    return _finish(episode, policy)
+            raise
+        return _finish(episode, policy)
+
+    return retried(item, play)
 
 
 def _begin(episode: _Running, prompt: Prompt, env: TextEnv) -> None:

@@ -73,6 +73,11 @@ def summary(run: Run, episodes: dict[str, Sequence[Trajectory]]) -> str:
             shown = ", ".join(f"{name} {value:.4g}" for name, value in found.items())
             lines.append(f"{METHODS[method]}: {shown}.")
     for method in METHODS:
+        known = run.config["data"].get(f"{method}-test, lost", {"lost": []})
+        if count := len(known["lost"]):
+            lines.append(
+                f"{METHODS[method]}: {count} of {known['of']} test episodes lost, see config.json."
+            )
         if stopped := run.config["data"].get(method, {}).get("stopped"):
             lines.append(f"{METHODS[method]} was stopped: {stopped}.")
         if chosen.get(method) == 0 and method not in UNLEARNT:

@@ -2,22 +2,24 @@
 
 Every running episode keeps its keys and values from turn to turn, so a turn forwards only what is
 new. The token ids of an episode are those that were fed and sampled; nothing is decoded and encoded
-again.
+again. What an episode comes to does not depend on which others run beside it.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 
+from stepagent.backends.forward import OutOfMemory
 from stepagent.backends.generation import Decoding, RunningEpisodes, random_numbers
 from stepagent.policy import Policy, PolicyError
-from stepagent.progress import track
 from stepagent.renderer import RenderedTrajectory
-from stepagent.tasks.base import MAX_TRIES, NOTHING, EnvironmentLost, Task, TextEnv
+from stepagent.tasks.base import NOTHING, EnvironmentLost, Task, TextEnv
+from stepagent.tasks.tries import Lost, Tries, play_all
 from stepagent.types import Step, Trajectory
 
 logger = logging.getLogger(__name__)
@@ -29,6 +31,7 @@ class _Running:
 
     item: str
     env: TextEnv
+    tries: Tries
     instruction: str = ""
     observation: str = ""
     steps: list[Step] = field(default_factory=list)
@@ -37,13 +40,13 @@ class _Running:
     actions: list[tuple[int, ...]] = field(default_factory=list)
     """Ids sampled for each action."""
     info: dict[str, Any] = field(default_factory=dict)
-    tries: int = 0
     terminated: bool = False
     truncated: bool = False
+    lost: Lost | None = None
 
     @property
     def is_over(self) -> bool:
-        return self.terminated or self.truncated
+        return self.terminated or self.truncated or self.lost is not None
 
     def state(self, ask: tuple[int, ...]) -> list[int]:
         """All that is read before the next action."""
@@ -58,60 +61,83 @@ def rollout(
     *,
     seed: int,
     num_parallel: int = 8,
-    description: str = "Rollout",
-) -> list[RenderedTrajectory]:
-    """One episode for each item, in the order of the items.
+) -> Generator[RenderedTrajectory | Lost, None, None]:
+    """One episode for each item, as they are finished.
 
-    An environment that is lost has its episode repeated; `EnvironmentLost` is raised only after
-    `MAX_TRIES` of them. An episode that outgrows the policy's context ends truncated.
+    An environment that is lost has its episode repeated; one that is lost again and again costs
+    its own episode only. An episode that outgrows the policy's context ends truncated. Where memory
+    runs out, fewer episodes run at the same time; raises `OutOfMemory` if one is too many.
     """
-    finished: dict[str, RenderedTrajectory] = {}
+    play = partial(_rollout, policy, task, decoding, seed)
+    return play_all(play, items, num_parallel)
+
+
+def _rollout(
+    policy: Policy,
+    task: Task,
+    decoding: Decoding,
+    seed: int,
+    items: Sequence[str],
+    num_parallel: int,
+) -> Generator[RenderedTrajectory | Lost, None, None]:
     room = policy.context - decoding.max_new_tokens - 1  # an action and the token that closes it
     waiting = list(reversed(items))
-    running = [
-        _Running(waiting.pop(), task.make_env()) for _ in range(min(num_parallel, len(items)))
-    ]
+
+    def started(env: TextEnv) -> _Running:
+        item = waiting.pop()
+        return _Running(item, env, Tries(item))
+
+    running = [started(task.make_env()) for _ in range(min(num_parallel, len(items)))]
     cache = RunningEpisodes(policy.layers, len(running))
-    bar = track(range(len(items)), description)
     with ThreadPoolExecutor(max_workers=8) as threads:
         try:
             list(threads.map(lambda episode: _begin(episode, policy, room), running))
             while running:
-                _turn(policy, running, cache, decoding, seed, room, threads)
-                keep = []
                 for row, episode in enumerate(running):
-                    if episode.is_over:
-                        finished[episode.item] = _finish(episode, task.name, policy)
-                        next(bar)
-                        if waiting:
-                            running[row] = _Running(waiting.pop(), episode.env)
-                            _begin(running[row], policy, room)
-                            keep.append(row)
-                        else:
-                            episode.env.close()
-                    else:
-                        keep.append(row)
+                    while episode.is_over:
+                        yield episode.lost or _finish(episode, task.name, policy)
+                        if not waiting:
+                            break
+                        episode = running[row] = started(episode.env)
+                        _begin(episode, policy, room)
+                keep = [row for row, episode in enumerate(running) if not episode.is_over]
                 if len(keep) < len(running):
+                    _close(episode for episode in running if episode.is_over)
                     running = [running[row] for row in keep]
                     cache.keep_rows(keep)
+                if running and not _turn(policy, running, cache, decoding, seed, room, threads):
+                    if len(running) == 1:
+                        raise OutOfMemory(
+                            f"{running[0].item}: out of memory with a single episode; a smaller "
+                            "model or a shorter --step-limit would need less"
+                        )
+                    put_back = running[(len(running) + 1) // 2 :]
+                    waiting += [episode.item for episode in put_back]
+                    _close(put_back)
+                    running = running[: -len(put_back)]
+                    cache = RunningEpisodes(policy.layers, len(running))
+                    if torch.cuda.is_available():
+                        torch.cuda.empty_cache()
+                    logger.info("out of memory: from now on %d episodes at once", len(running))
         finally:
-            for episode in running:
-                episode.env.close()
-    next(bar, None)
-    return [finished[item] for item in items]
+            _close(running)
+
+
+def _close(episodes: Iterable[_Running]) -> None:
+    for episode in episodes:
+        episode.env.close()
 
 
 def _begin(episode: _Running, policy: Policy, room: int) -> None:
     """Starts the episode from its first observation, again if it had begun before."""
     while True:
-        episode.tries += 1
         try:
             episode.observation, episode.info = episode.env.reset(options={"item": episode.item})
             break
-        except EnvironmentLost:
-            if episode.tries >= MAX_TRIES:
-                raise
-            logger.warning("%s: environment lost at reset; trying again", episode.item)
+        except EnvironmentLost as error:
+            if lost := episode.tries.failed(error):
+                episode.lost = lost
+                return
     episode.instruction = episode.info["instruction"]
     opening = policy.renderer.opening(episode.instruction, episode.observation)
     episode.steps, episode.actions, episode.additions = [], [], [opening]
@@ -130,27 +156,30 @@ def _turn(
     seed: int,
     room: int,
     threads: ThreadPoolExecutor,
-) -> None:
-    """One action and its observation in every running episode."""
+) -> bool:
+    """One action and its observation in every running episode; False if memory ran out before."""
     uniform = torch.stack(
         [random_numbers(seed, e.item, len(e.steps), count=decoding.max_new_tokens) for e in running]
     )
     states = [episode.state(policy.renderer.ask) for episode in running]
-    actions = cache.act(states, decoding, policy.renderer.end_id, uniform)
+    try:
+        actions = cache.act(states, decoding, policy.renderer.end_id, uniform)
+    except torch.OutOfMemoryError:
+        return False
     for episode, action in zip(running, actions, strict=True):
         episode.actions.append(action.token_ids)
     list(threads.map(lambda episode: _act(episode, policy, room), running))
+    return True
 
 
 def _act(episode: _Running, policy: Policy, room: int) -> None:
     thought, text = policy.renderer.parse(episode.actions[-1])
     try:
         after, reward, episode.terminated, episode.truncated, episode.info = episode.env.step(text)
-    except EnvironmentLost:
-        if episode.tries >= MAX_TRIES:
-            raise
-        logger.warning("%s: environment lost; repeating the episode", episode.item)
-        _begin(episode, policy, room)
+    except EnvironmentLost as error:
+        episode.lost = episode.tries.failed(error)
+        if episode.lost is None:
+            _begin(episode, policy, room)
         return
     # An empty action is a real one to the environment, but no record may have it.
     action = text or NOTHING

@@ -20,6 +20,15 @@ from stepagent.renderer import RenderedTrajectory
 from stepagent.run import Run, write_json
 
 
+@dataclass(frozen=True)
+class Explored:
+    """Episodes that the policy of a round played itself."""
+
+    episodes: Sequence[RenderedTrajectory]
+    lost: int
+    """Episodes whose environment was lost too often."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rounds:
     """One learner's rounds in a run folder."""
@@ -33,7 +42,7 @@ class Rounds:
     """Folder of the policy of round 0."""
     evaluate: Callable[[Policy, int], Mapping[str, float | None]]
     """Logs and returns how the policy of a round does on dev."""
-    explore: Callable[[Policy, int, int], Sequence[RenderedTrajectory]] | None = None
+    explore: Callable[[Policy, int, int], Explored] | None = None
     """The episodes of the policy in a round, by how many an item has and the round's number: one
     for each demonstration, so that an item is not played in every round if it has several."""
 
@@ -83,7 +92,7 @@ class Rounds:
         """The round's episodes, counted: they are what reflection does without."""
         assert self.explore is not None
         found = self.explore(policy, self.learner.explores, number)
-        played = [episode.trajectory for episode in found]
+        played = [episode.trajectory for episode in found.episodes]
         self.run.log(
             stage=self.method,
             round=number,
@@ -92,8 +101,9 @@ class Rounds:
             env_steps=sum(len(t.steps) for t in played),
             score=sum(t.score or 0.0 for t in played) / len(played),
             success=sum(bool(t.success) for t in played) / len(played),
+            **({"lost": found.lost} if found.lost else {}),
         )
-        return found
+        return found.episodes
 
     def _prepare(self, policy: Policy, number: int) -> Lesson:
         """The lesson of a round, after the learner has measured on it what it can."""
@@ -107,6 +117,8 @@ class Rounds:
                 "not_repeated": lesson.detours.not_repeated,
                 "env_steps": lesson.detours.env_steps,
             }
+            if lesson.detours.lost:
+                facts["lost"] = lesson.detours.lost
             self._log(number)("detours", facts)
         if self.learner.explores:
             lesson = replace(lesson, explored=self._explore(policy, number))

@@ -1,6 +1,9 @@
 """How the policies of a run do: on dev after every round, on test once."""
 
-from stepagent.evaluation import evaluate, likeness
+import logging
+from collections.abc import Sequence
+
+from stepagent.evaluation import evaluate, likeness, summarize
 from stepagent.lessons import Lesson
 from stepagent.local_chat import LocalChat
 from stepagent.novice import base_model, model_name, open_policy
@@ -9,7 +12,10 @@ from stepagent.prompting import NO_ROOM, PromptedPolicy, play
 from stepagent.run import Run, write_json
 from stepagent.settings import PromptMethod, TrainConfig
 from stepagent.tasks.base import Task
+from stepagent.tasks.tries import Lost
 from stepagent.types import Trajectory
+
+logger = logging.getLogger(__name__)
 
 
 def score_on_dev(
@@ -26,13 +32,15 @@ def score_on_dev(
     result = evaluate(
         policy, task, panel, config.evaluation, seed=config.seed, description=f"{method}: dev"
     )
-    run.write_records(f"episodes/{method}-dev-round{number}.jsonl", result.episodes)
+    name = f"{method}-dev-round{number}"
+    run.write_records(f"episodes/{name}.jsonl", result.episodes)
+    _record_lost(run, name, result.lost, len(panel))
     like = likeness(
         policy,
         lesson.held_out,
         max_new_tokens=config.evaluation.decoding.max_new_tokens,
     )
-    metrics = {
+    metrics: dict[str, float | None] = {
         "score": result.score.mean,
         "score_low": result.score.low,
         "score_high": result.score.high,
@@ -40,8 +48,19 @@ def score_on_dev(
         "agreement": like.agreement,
         "expert_logprob": like.expert_logprob,
     }
+    if result.lost:
+        metrics["lost"] = len(result.lost)
     run.log(stage=method, round=number, phase="dev", **metrics)
     return metrics
+
+
+def _record_lost(run: Run, name: str, lost: Sequence[Lost], count: int) -> None:
+    """Names the episodes that are missing among so many, in config.json and on standard error."""
+    for one in lost:
+        logger.warning("lost: %s", one)
+    # A unit that was cut off may have recorded others.
+    if lost or f"{name}, lost" in run.config["data"]:
+        run.record_data(f"{name}, lost", {"lost": [str(one) for one in lost], "of": count})
 
 
 def best_round(run: Run, method: str) -> int:
@@ -57,12 +76,14 @@ def best_round(run: Run, method: str) -> int:
 def score_on_test(config: TrainConfig, run: Run, task: Task, method: str) -> None:
     """The method's best round on the test panel, once."""
     number = best_round(run, method)
+    panel = run.read_json("data", "panels.json")["test"]
     with run.unit(f"{method}-test") as folder:
         if method != "sft" and number == 0:
             episodes = run.read_records("episodes/sft-test.jsonl", Trajectory)
+            if known := run.config["data"].get("sft-test, lost"):
+                run.record_data(f"{method}-test, lost", known)
         else:
             policy = open_policy(config, run, f"{method}-round{number}" if number else "sft")
-            panel = run.read_json("data", "panels.json")["test"]
             result = evaluate(
                 policy,
                 task,
@@ -72,6 +93,7 @@ def score_on_test(config: TrainConfig, run: Run, task: Task, method: str) -> Non
                 description=f"{method}: test",
             )
             episodes = result.episodes
+            _record_lost(run, f"{method}-test", result.lost, len(panel))
         run.write_records(f"episodes/{method}-test.jsonl", episodes)
         write_json(folder / "metrics.json", task.metrics(episodes))
         write_json(folder / "best_round.json", number)
@@ -97,12 +119,16 @@ def score_prompted(config: TrainConfig, run: Run, task: Task, method: PromptMeth
         )
         panel = run.read_json("data", "panels.json")["test"]
         parallel = config.evaluation.num_parallel
-        found = {e.id: e for e in play(prompted, panel, num_parallel=parallel)}
-        episodes = tuple(found[item] for item in panel)
+        found = list(play(prompted, panel, num_parallel=parallel))
+        lost = [outcome for outcome in found if isinstance(outcome, Lost)]
+        played = {e.id: e for e in found if isinstance(e, Trajectory)}
+        result = summarize([played[item] for item in panel if item in played], lost)
+        episodes = result.episodes
         for episode in episodes:
             if (reason := str(episode.metadata["stopped"])).startswith(NO_ROOM):
                 run.record_data(method, {"stopped": f"{episode.id}: {reason}"})
                 return
+        _record_lost(run, f"{method}-test", lost, len(panel))
         run.write_records(f"episodes/{method}-test.jsonl", episodes)
         write_json(folder / "metrics.json", task.metrics(episodes))
         write_json(folder / "best_round.json", 0)

@@ -77,7 +77,9 @@ def make_task(config: TaskConfig) -> Task:
     """The task of a run."""
     match config:
         case ScienceWorldConfig():
-            return ScienceWorld(config.task_types, config.simplification, config.step_limit)
+            return ScienceWorld(
+                config.task_types, config.simplification, config.step_limit, engine=config.engine
+            )
         case AlfworldConfig():
             return Alfworld(config)
         case WebShopConfig():

@@ -1,10 +1,12 @@
 """`stepagent collect`: expert trajectories from a task."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import tyro
+from pydantic import JsonValue
 
 from stepagent.commands.models import TaskChoice, open_task
 from stepagent.commands.outputs import check_file
@@ -23,13 +25,16 @@ from stepagent.commands.prompted import (
     open_prompted,
     play_all,
     print_bill,
+    print_lost,
 )
-from stepagent.demonstrations import collect, solved
+from stepagent.demonstrations import demonstrate, solved, sorted_out
 from stepagent.evaluation import choose_items
-from stepagent.journal import journal_path
+from stepagent.journal import PLAYED, drop_journal, is_kept, journal_path, kept
 from stepagent.pipeline import PANEL_SEED
+from stepagent.prompting import protocol_of
 from stepagent.tasks.base import Split
-from stepagent.trajectories import write_jsonl
+from stepagent.tasks.tries import Lost
+from stepagent.trajectories import printable, write_jsonl
 from stepagent.types import Trajectory
 
 OWN = "task"
@@ -51,12 +56,14 @@ def collect_demonstrations(
     """Writes what an expert does on items of a task: the task's own expert, or a chat model.
 
     Reads nothing, or with a chat model DEMONSTRATIONS and GUIDE; writes OUT, one trajectory per
-    line of JSON. Items that the expert does not solve are named and left out.
+    line of JSON. Items that the expert does not solve, or whose environment is lost again and
+    again, are named and left out.
 
-    With --expert openai:MODEL, every finished episode is written to OUT.episodes at once, solved or
-    not: the same command goes on after a kill and pays for no episode twice. That file stays, since
-    nothing else has the episodes that failed. The key is read from the environment variable
-    OPENAI_API_KEY.
+    Every finished episode is written to OUT.episodes at once: the same command goes on after a
+    kill, tries lost ones again, and plays no episode twice. That file goes when OUT is complete.
+
+    With --expert openai:MODEL it has episodes that failed, too, and stays, since nothing else has
+    them. The key is read from the environment variable OPENAI_API_KEY.
 
     For example: stepagent collect scienceworld --task-types find-plant --out demonstrations.jsonl
 
@@ -77,7 +84,7 @@ def collect_demonstrations(
         raise UsageError(unknown("expert", expert, [OWN, f"{PREFIX}MODEL"]))
     check_at_least_one("--num-parallel", num_parallel)
     check_at_least_one("--num-per-group", num_per_group)
-    check_file(out, inputs=prompted.files, overwrite=overwrite)
+    check_file(out, inputs=prompted.files, overwrite=overwrite or is_kept(out))
     check_file(journal_path(out), inputs=prompted.files, overwrite=True)
     client = open_client(name, prompted) if name else None
     world = open_task(task)
@@ -86,20 +93,26 @@ def collect_demonstrations(
         items = choose_items(world, split, num_per_group, seed=seed)
         if client:
             policy = open_prompted(client, prompted, world)
-            played = play_all(policy, items, out, num_parallel=num_parallel)
-            found = solved(played)
+            outcomes = play_all(policy, items, out, num_parallel=num_parallel)
+            played = tuple(t for t in outcomes if isinstance(t, Trajectory))
+            found = solved(played, [lost for lost in outcomes if isinstance(lost, Lost)])
         else:
-            found = collect(world, items, num_parallel=num_parallel)
+            play = partial(demonstrate, world, num_parallel=num_parallel)
+            how: dict[str, JsonValue] = {PLAYED: {"expert": expert, "protocol": protocol_of(world)}}
+            found = sorted_out(kept(out, items, lambda _: how, play, "Collecting"))
     finally:
         world.close()
     for reason in found.failed:
-        print(f"left out: {reason}")
+        print(f"left out: {printable(reason, limit=1000)}")
+    print_lost(found.lost, len(items))
     if client:
         print(f"episodes {journal_path(out)}")
         print_bill(played, prompted)
     if not found.trajectories:
         raise UsageError(f"the expert solved none of {len(items)} items; {out} is not written")
     write_jsonl(out, found.trajectories)
+    if not client and not found.lost:
+        drop_journal(out)
     steps = sum(len(t.steps) for t in found.trajectories)
     print(f"{out}: {len(found.trajectories)} of {len(items)} items, {steps} steps")
 

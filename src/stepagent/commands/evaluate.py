@@ -1,14 +1,18 @@
 """`stepagent evaluate`: episodes of a policy in a task."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import tyro
+from pydantic import JsonValue
 
 from stepagent.backends.chat import ChatClient
 from stepagent.backends.device import ComputeConfig
-from stepagent.commands.models import TaskChoice, load_policy, open_task, prepare
+from stepagent.commands.inputs import model_input
+from stepagent.commands.models import TaskChoice, load_policy, local_model, open_task, prepare
 from stepagent.commands.outputs import check_file
 from stepagent.commands.parsing import UsageError, check_at_least_one, run_command
 from stepagent.commands.prompted import (
@@ -19,19 +23,23 @@ from stepagent.commands.prompted import (
     open_prompted,
     play_all,
     print_bill,
+    print_lost,
 )
 from stepagent.evaluation import (
     EvaluationConfig,
     choose_items,
-    evaluate,
+    episodes_of,
     panel_hash,
     summarize,
 )
-from stepagent.journal import drop_journal, journal_path
+from stepagent.journal import PLAYED, drop_journal, is_kept, journal_path, kept
 from stepagent.pipeline import PANEL_SEED
+from stepagent.prompting import protocol_of
 from stepagent.results import interval_text
 from stepagent.tasks.base import Split
+from stepagent.tasks.tries import Lost
 from stepagent.trajectories import write_jsonl
+from stepagent.types import Trajectory
 
 DEFAULT, DEFAULT_COMPUTE = EvaluationConfig(), ComputeConfig()
 
@@ -55,10 +63,13 @@ def evaluate_policy(
     episode) and success, both with 95 % intervals, and the hash of the panel's items: equal hashes
     mean equal items.
 
-    With --policy openai:MODEL a chat model is prompted, and tokens and cost are printed too. Every
-    finished episode is written to OUT.episodes at once, so that the same command goes on after a
-    kill and pays for no episode twice; that file goes as soon as OUT has all that it has. The key
-    is read from the environment variable OPENAI_API_KEY.
+    Every finished episode is written to OUT.episodes at once: the same command goes on after a
+    kill, to the same OUT, and plays no episode twice. That file goes when OUT is complete. Items
+    whose environment is lost again and again are named and left out; the same command tries them
+    again.
+
+    With --policy openai:MODEL a chat model is prompted, and tokens and cost are printed too. The
+    key is read from the environment variable OPENAI_API_KEY.
 
     For example: stepagent evaluate webshop --policy novice --out episodes.jsonl
 
@@ -82,7 +93,7 @@ def evaluate_policy(
     check_at_least_one("--num-parallel", config.num_parallel)
     check_at_least_one("--num-per-group", num_per_group)
     inputs = [Path(policy), *prompted.files]
-    check_file(out, inputs=inputs, overwrite=overwrite)
+    check_file(out, inputs=inputs, overwrite=overwrite or is_kept(out))
     check_file(journal_path(out), inputs=inputs, overwrite=True)
     prepare()
     agent = open_client(name, prompted) if name else load_policy(policy, compute)
@@ -91,19 +102,31 @@ def evaluate_policy(
         panel = choose_items(world, split, num_per_group, seed=PANEL_SEED)
         if isinstance(agent, ChatClient):
             chat_model = open_prompted(agent, prompted, world)
-            result = summarize(play_all(chat_model, panel, out, num_parallel=config.num_parallel))
+            outcomes = play_all(chat_model, panel, out, num_parallel=config.num_parallel)
         else:
-            result = evaluate(agent, world, panel, config, seed=seed)
+            how: dict[str, JsonValue] = {
+                "policy": model_input(local_model(policy)),
+                "precision": "bfloat16" if agent.layers.is_half else "float32",
+                "seed": seed,
+                **asdict(config.decoding),
+                "protocol": protocol_of(world),
+            }
+            play = partial(episodes_of, agent, world, config=config, seed=seed)
+            outcomes = kept(out, panel, lambda _: {PLAYED: how}, play, "Evaluation")
     finally:
         world.close()
+    lost = [outcome for outcome in outcomes if isinstance(outcome, Lost)]
+    result = summarize([t for t in outcomes if isinstance(t, Trajectory)], lost)
     write_jsonl(out, result.episodes)
+    if not lost:
+        drop_journal(out)
+    print_lost(lost, len(panel))
     print(f"score    {interval_text(result.score)}")
     print(f"success  {interval_text(result.success, percent=True)}")
     for metric, value in world.metrics(result.episodes).items():
         print(f"{metric:<8} {value:.4g}")
     print(f"panel    {len(panel)} {split} items, sha256 {panel_hash(panel)}")
     if name:
-        drop_journal(out)
         print_bill(result.episodes, prompted)
     print(f"episodes {out}")
 

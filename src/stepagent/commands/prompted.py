@@ -3,22 +3,23 @@
 import logging
 import math
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from stepagent import prompting
 from stepagent.backends.chat import ChatClient, ChatConfig, ChatError, Usage
 from stepagent.commands.parsing import UsageError
-from stepagent.journal import Journal, journal_path
+from stepagent.journal import journal_path, kept
 from stepagent.lines import Unreadable, read_text
-from stepagent.progress import track
-from stepagent.prompting import PromptedPolicy, play
+from stepagent.prompting import PromptedPolicy
 from stepagent.prompts import PromptFormat
-from stepagent.tasks.base import EnvironmentLost, Task
-from stepagent.trajectories import printable, read_trajectories
+from stepagent.tasks.base import Task
+from stepagent.tasks.tries import Lost, Missing
+from stepagent.trajectories import printable, read_jsonl, read_trajectories
 from stepagent.types import Trajectory
 
 logger = logging.getLogger(__name__)
@@ -134,30 +135,27 @@ def _text(file: Path) -> str:
 
 def play_all(
     policy: PromptedPolicy, items: Sequence[str], out: Path, *, num_parallel: int
-) -> tuple[Trajectory, ...]:
-    """The policy's episodes in the order of the items; those in the journal are not paid again."""
-    with Journal(journal_path(out)) as journal:
-        left = []
-        for item in items:
-            if item in journal.episodes:
-                journal.check(item, policy.settings(item))
-            else:
-                left.append(item)
-        if len(left) < len(items):
-            logger.info(
-                "%s: has %d of %d episodes", journal.path, len(items) - len(left), len(items)
-            )
-        try:
-            with closing(play(policy, left, num_parallel=num_parallel)) as episodes:
-                for episode in track(episodes, "Episodes", total=len(left)):
-                    journal.add(episode)
-        except (ChatError, EnvironmentLost) as error:
-            done = sum(item in journal.episodes for item in items)
-            raise type(error)(
-                f"{error}; {done} of {len(items)} episodes are finished and kept, the same command "
-                "goes on"
-            ) from None
-        return tuple(journal.episodes[item] for item in items)
+) -> list[Trajectory | Missing]:
+    """What came of every item, in order; episodes in the journal are not paid again."""
+    play = partial(prompting.play, policy, num_parallel=num_parallel)
+    try:
+        return kept(out, items, policy.settings, play, "Episodes")
+    except ChatError as error:
+        path = journal_path(out)
+        done = {t.id for t in read_jsonl(path, Trajectory)} if path.exists() else set()
+        count = sum(item in done for item in items)
+        raise ChatError(
+            f"{error}; {count} of {len(items)} episodes are finished and kept, the same command "
+            "goes on"
+        ) from None
+
+
+def print_lost(lost: Sequence[Lost], count: int) -> None:
+    """Names the items that are missing in OUT, and says how to try them again."""
+    for one in lost:
+        print(f"lost: {one}")
+    if lost:
+        print(f"lost: {len(lost)} of {count} episodes; the same command tries them again")
 
 
 def print_bill(episodes: Sequence[Trajectory], config: PromptedConfig) -> None:

@@ -95,6 +95,8 @@ def main(args: Sequence[str]) -> None:
 def _settings(recipe: str, config: TrainConfig, task: Task) -> dict[str, Any]:
     """What has to be the same when the run goes on; a model by its content, not its place."""
     own = to_json(config)
+    # How long an engine is waited for changes no number, and may change when a run is resumed.
+    own["task"].pop("engine", None)
     inputs = {}
     if isinstance(config.model, str):
         own["model"], inputs["model"] = model_name(config.model), model_input(config.model)

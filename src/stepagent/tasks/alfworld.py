@@ -31,7 +31,7 @@ from stepagent.tasks.alfworld_games import (
     read_index,
 )
 from stepagent.tasks.alfworld_workers import Game, Workers
-from stepagent.tasks.base import NOTHING, ExpertFailed, Split, TaskDataError
+from stepagent.tasks.base import NOTHING, EngineLimits, ExpertFailed, Split, TaskDataError
 from stepagent.tasks.data import data_folder, required
 from stepagent.tasks.episode import EpisodeEnv, Outcome, follow
 from stepagent.tasks.extras import needs
@@ -59,6 +59,8 @@ class AlfworldConfig:
     solve; or the walkthrough alone, which goes straight to where things are (`move` only)."""
     workers: int | None = None
     """Processes that play games; None: one for each core, at most 8."""
+    engine: EngineLimits = EngineLimits()
+    """How long they are waited for."""
 
     def __post_init__(self) -> None:
         """Raises ValueError for values that make no sense."""
@@ -123,18 +125,13 @@ class Alfworld:
 
     name = "alfworld"
 
-    def __init__(
-        self, config: AlfworldConfig, *, folder: Path | None = None, timeout_seconds: float = 120.0
-    ) -> None:
-        """Reads and starts nothing yet; without a folder the data is that of `data_folder`.
-
-        A process that gives no answer within `timeout_seconds` is lost; loading takes seconds.
-        """
+    def __init__(self, config: AlfworldConfig, *, folder: Path | None = None) -> None:
+        """Reads and starts nothing yet; without a folder the data is that of `data_folder`."""
         self.config = config
         self._folder = folder
         limit = config.workers or min(os.cpu_count() or 1, 8)
         cache = (folder or data_folder(self.name)) / "translated"
-        self.workers = Workers(cache, limit, timeout_seconds)
+        self.workers = Workers(cache, limit, config.engine)
         self._lock = threading.Lock()
         self._games: dict[OfficialSplit, dict[str, str]] | None = None
 

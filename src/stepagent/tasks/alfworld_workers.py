@@ -13,14 +13,13 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from importlib.util import find_spec
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
 import stepagent
-from stepagent.tasks.base import EnvironmentLost, TaskDataError
+from stepagent.children import Lines, start_child
+from stepagent.tasks.base import EngineLimits, EnvironmentLost, TaskDataError
 from stepagent.tasks.extras import PackageMissing
 
 PACKAGES = ("textworld", "fast_downward", "alfworld")
@@ -32,15 +31,15 @@ LONGEST = 1000
 class Worker:
     """One process. Any thread may ask; requests wait for each other."""
 
-    def __init__(self, cache: Path, timeout_seconds: float) -> None:
-        """Starts it; it is ready after a few seconds, and requests wait for that, too."""
+    def __init__(self, cache: Path, limits: EngineLimits) -> None:
+        """Starts it; it is ready after a few seconds, which the first request waits for, too."""
         for name in PACKAGES:
             if find_spec(name) is None:
                 raise PackageMissing(name, "alfworld")
-        self.timeout_seconds = timeout_seconds
+        self.limits = limits
+        self._is_started = False
         self.slots: set[int] = set()
         self._lock = threading.RLock()
-        self._left = b""
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # open as long as the process
         self._last_words = "it said nothing"
         paths = (str(Path(stepagent.__file__).parents[1]), os.environ.get("PYTHONPATH"))
@@ -52,19 +51,20 @@ class Worker:
         # Python code and native code over there print; it must not mix with the answers.
         answers, descriptor = os.pipe()
         self._answers = os.fdopen(answers, "rb", buffering=0)
+        self._lines = Lines(answers)
         arguments = (str(cache), str(descriptor), str(os.getpid()))
         try:
-            self.process = subprocess.Popen(
+            self.process = start_child(
                 # -P: files in the working directory are no modules.
                 [sys.executable, "-P", "-m", "stepagent.tasks.alfworld_engine", *arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=self._errors,
                 pass_fds=(descriptor,),
-                bufsize=0,
                 env=os.environ | environment,
-                start_new_session=True,  # Ctrl-C is for this process to handle
             )
+        except OSError as error:
+            raise EnvironmentLost(f"ALFWorld's engine cannot be started: {error}") from None
         finally:
             os.close(descriptor)
 
@@ -81,7 +81,10 @@ class Worker:
                 raise EnvironmentLost(f"the process of ALFWorld's engine ended: {self._last_words}")
             try:
                 self._send(json.dumps(request).encode() + b"\n")
-                answer: dict[str, Any] = json.loads(self._line())
+                start = 0.0 if self._is_started else self.limits.start_timeout_seconds
+                line = self._lines.next(start + self.limits.timeout_seconds)
+                answer: dict[str, Any] = json.loads(line)
+                self._is_started = True
             except BaseException as error:  # half an answer may be left in the pipe
                 self.end()
                 if not isinstance(error, (OSError, EOFError, ValueError)):
@@ -114,18 +117,6 @@ class Worker:
         assert self.process.stdin is not None
         while data:
             data = data[self.process.stdin.write(data) :]
-
-    def _line(self) -> bytes:
-        answers, deadline = self._answers.fileno(), time.monotonic() + self.timeout_seconds
-        while b"\n" not in self._left:
-            if not wait([answers], max(0.0, deadline - time.monotonic())):
-                raise TimeoutError(f"gave no answer in {self.timeout_seconds:g} seconds")
-            data = os.read(answers, 65536)
-            if not data:
-                raise EOFError
-            self._left += data
-        line, self._left = self._left.split(b"\n", 1)
-        return line
 
 
 class Game:
@@ -168,9 +159,9 @@ class Game:
 class Workers:
     """At most `limit` processes, which share the games that are played at the same time."""
 
-    def __init__(self, cache: Path, limit: int, timeout_seconds: float) -> None:
+    def __init__(self, cache: Path, limit: int, limits: EngineLimits) -> None:
         """Starts nothing yet. Translated games are kept in the folder `cache`."""
-        self._cache, self._limit, self._timeout = cache, limit, timeout_seconds
+        self._cache, self._limit, self._limits = cache, limit, limits
         self._lock = threading.Lock()
         self._workers: list[Worker] = []
         self._process_id = os.getpid()
@@ -182,7 +173,7 @@ class Workers:
             self._forget_lost()
             worker = min(self._workers, key=lambda worker: len(worker.slots), default=None)
             if worker is None or (worker.slots and len(self._workers) < self._limit):
-                worker = Worker(self._cache, self._timeout)
+                worker = Worker(self._cache, self._limits)
                 self._workers.append(worker)
             slot = min(set(range(len(worker.slots) + 1)) - worker.slots)
             worker.slots.add(slot)

