@@ -118,6 +118,7 @@ class Command:
     ) -> None:
         """Starts it; `real` leaves the tasks as they are."""
         self._errors = folder.with_name(f"{folder.name}.stderr")
+        self._errors.touch()  # the child may be killed before it opens it
         self.pid = os.fork()
         if self.pid == 0:
             _become(line, folder, self._errors, fault, real)

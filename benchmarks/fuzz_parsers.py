@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fuzz_inputs import CONTROL, LABELS, MARK, ODD, WORDS, Loss, call, check_found, text
 
-from stepagent.actions import call_of, split_react, written_call
+from stepagent.actions import call_of, read_call, split_react
 from stepagent.prompts import Prompt
 from stepagent.tasks.mind2web_answers import operation_words, read_answer, written_answer
 from stepagent.types import Step
@@ -32,7 +32,7 @@ def anything(rng: random.Random) -> None:
     is_thinking |= "<think>" in said and "</think>" not in said
     if not found.action.strip() and not is_thinking:
         raise Loss(f"split_react: no action in {said[:200]!r}")
-    written_call(said)
+    read_call(said)
     call_of(said)
     read_answer(said)
     for form in ("action", "react"):
@@ -84,23 +84,17 @@ SPOKEN = (
 
 
 def calls(rng: random.Random) -> None:
-    """A call is found in whatever markup it is written."""
+    """A call is read however its JSON is spaced, and no other text is one."""
     wanted = call(rng)
-    found = written_call(rng.choice(MARKUP).format(call=wanted, thought=words(rng)))
+    written = json.dumps(json.loads(wanted), indent=rng.choice((None, 0, 2)))
+    found = read_call(rng.choice(("{}", " {}", "\n{}\n")).format(written))
     if found is None or found.model_dump() != json.loads(wanted):
-        raise Loss(f"written_call: {wanted!r} as {found}")
+        raise Loss(f"read_call: {wanted!r} as {found}")
+    if (other := read_call(f"{words(rng)} {wanted}")) is not None:
+        raise Loss(f"read_call: a text before {wanted!r} is lost: {other}")
     own = call_of(wanted)
     if own is None or own.action() != wanted:
         raise Loss(f"call_of: {wanted!r} as {own}")
-
-
-MARKUP = (
-    "{call}",
-    "{thought}\n<tool_call>\n{call}\n</tool_call>",
-    "[TOOL_CALLS][{call}]",
-    "```json\n{call}\n```",
-    "{thought} {{not json}} {call} <|im_end|>",
-)
 
 
 def answers(rng: random.Random) -> None:

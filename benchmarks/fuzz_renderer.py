@@ -16,7 +16,6 @@ from typing import Any
 from fuzz_inputs import Loss, check_found, trajectory
 from fuzz_templates import FAMILIES, template, tokenizer
 
-from stepagent.chat_template import USER
 from stepagent.renderer import RenderedTrajectory, Renderer
 from stepagent.types import Step, Trajectory
 
@@ -103,19 +102,12 @@ def check_states(own: Any, found: RenderedTrajectory) -> None:
 
 
 def check_control(own: Any, found: RenderedTrajectory) -> None:
-    """No text writes control tokens: a harmless trajectory of the same form has the same ones.
-
-    Calls whose texts a template would confuse with its marks are written as text. There is
-    another harmless trajectory to compare those with: one that has to be written so as well.
-    """
-    try:
-        _compare_control(own, found, "ok")
-    except Loss:
-        _compare_control(own, found, USER[0])
-
-
-def _compare_control(own: Any, found: RenderedTrajectory, description: str) -> None:
-    harmless = Renderer(own).render(disarmed(found.trajectory, description))
+    """No text writes control tokens: a harmless trajectory of the same form has the same ones."""
+    renderer, calm = Renderer(own), disarmed(found.trajectory)
+    if found.has_text_form:
+        harmless = renderer.in_text_form(calm.tools)._render(calm)
+    else:
+        harmless = renderer.render(calm)
     control = {
         number
         for token, number in own.added_tokens_encoder.items()
@@ -135,7 +127,7 @@ def _compare_control(own: Any, found: RenderedTrajectory, description: str) -> N
                 )
 
 
-def disarmed(said: Trajectory, description: str) -> Trajectory:
+def disarmed(said: Trajectory) -> Trajectory:
     """The trajectory with harmless texts in place of all that are not empty."""
 
     def harmless(value: Any, number: int = 0) -> Any:
@@ -157,7 +149,7 @@ def disarmed(said: Trajectory, description: str) -> Trajectory:
             "type": "object",
             "properties": harmless(function["parameters"]["properties"]),
         }
-        known = {"name": "ok", "description": description, "parameters": parameters}
+        known = {"name": "ok", "description": "ok", "parameters": parameters}
         return {"type": "function", "function": known}
 
     steps = tuple(
