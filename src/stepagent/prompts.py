@@ -69,7 +69,7 @@ class Prompt:
         made-up observation is not read.
         """
         reasoning, said = _without_reasoning("\n".join(text.splitlines()))
-        said = _FENCE.sub("", said).strip()
+        said = _FENCE.sub("", said).strip() or said.strip()
         label = _ACTION.match(said)
         is_labelled = _ACTION.search(said) or _TAGGED.search(said) or _THOUGHT.match(said)
         if self.format == "action" and (label or not is_labelled):

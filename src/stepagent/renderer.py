@@ -24,6 +24,7 @@ from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import cache
+from itertools import groupby
 
 from pydantic import JsonValue
 from transformers import PreTrainedTokenizerBase
@@ -229,6 +230,11 @@ class Renderer:
     def text(self, ids: Sequence[int]) -> str:
         """What ids say, control tokens included."""
         return self._encoder.text(list(ids), with_control=True)
+
+    def parts(self, ids: Sequence[int]) -> Iterator[tuple[str, bool]]:
+        """What ids say, in runs of text and of control tokens, and whether a run is the latter."""
+        for is_control, run in groupby(ids, self._encoder.control.__contains__):
+            yield self.text([*run]), is_control
 
     def for_tools(self, tools: Sequence[dict[str, JsonValue]]) -> "Renderer":
         """The renderer of trajectories with these tools, as the template writes them if it can."""

@@ -1,7 +1,7 @@
 """`stepagent check`: what a model would read and learn of a file of trajectories."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from stepagent.trajectories import printable
 from stepagent.types import Trajectory
 
 STYLES = {"prompt": "dim", "train": "bold green"}
+CONTROL_STYLE = "magenta"
 MAX_LISTED = 10
 """Losses that are shown one by one."""
 
@@ -54,9 +55,9 @@ def check(
 
     Reads FILE, trajectories or any format that `stepagent import` reads, and the tokenizer of
     MODEL; no weights are needed, and nothing is written. Every trajectory is rendered; of the first
-    ones the text is shown: what is prompt and what is trained, token for token. Then follows what
-    the chat template does to thoughts, tools and systems, and what would be left out. The exit code
-    is 1 if anything of a trajectory is lost, or if it does not fit into the context.
+    ones the text is shown: what is prompt, what is trained, and what are control tokens. Then
+    follows what the chat template does to thoughts, tools and systems, and what would be left out.
+    The exit code is 1 if anything of a trajectory is lost, or if it does not fit into the context.
 
     For example: stepagent check demonstrations.jsonl --model Qwen/Qwen3-0.6B
 
@@ -143,17 +144,21 @@ def _print_trajectory(
     repeated = 0
     for seen, ids in zip(rendered.additions, rendered.actions, strict=True):
         # A history begins with the action before, which was shown where it is trained.
-        _print_part(console, "prompt", renderer.text((*seen[repeated:], *rendered.ask)))
-        _print_part(console, "train", renderer.text(ids))
+        _print_part(console, "prompt", renderer.parts((*seen[repeated:], *rendered.ask)))
+        _print_part(console, "train", renderer.parts(ids))
         repeated = len(renderer.past(ids))
     console.print()
 
 
-def _print_part(console: Console, kind: str, text: str) -> None:
-    for number, line in enumerate(text.split("\n")):
-        label = f"{kind if number == 0 else '':>6} │ "
+def _print_part(console: Console, kind: str, parts: Iterable[tuple[str, bool]]) -> None:
+    """A part of the dialogue; control tokens have a colour of their own, which no text can take."""
+    shown = Text()
+    for text, is_control in parts:
         # Text of files must not steer the terminal.
-        console.print(Text(label) + Text(printable(line, limit=10_000), style=STYLES[kind]))
+        safe = "\n".join(printable(line, limit=10_000) for line in text.split("\n"))
+        shown.append(safe, style=CONTROL_STYLE if is_control else STYLES[kind])
+    for number, line in enumerate(shown.split("\n", allow_blank=True)):
+        console.print(Text(f"{kind if number == 0 else '':>6} │ ") + line)
 
 
 def _print_summary(
