@@ -12,7 +12,7 @@ from stepagent.statistics import Interval
 from stepagent.types import Step, Trajectory
 
 
-def episode(item: int, score: float) -> Trajectory:
+def episode(item: int, score: float | None) -> Trajectory:
     return Trajectory(
         id=f"near/{item}",
         task="boxes",
@@ -24,7 +24,9 @@ def episode(item: int, score: float) -> Trajectory:
 
 
 def summary_of(
-    folder: Path, scores: Mapping[str, Sequence[float]], rounds: Mapping[str, int] | None = None
+    folder: Path,
+    scores: Mapping[str, Sequence[float | None]],
+    rounds: Mapping[str, int] | None = None,
 ) -> str:
     """The summary of a run whose methods had these test scores."""
     with Run(folder, {"seed": 7}, resume=True) as run:
@@ -97,6 +99,13 @@ def test_items_are_paired_by_their_names_not_by_their_order(tmp_path: Path) -> N
         write_results(0, run)
     text = (tmp_path / "summary.md").read_text()
     assert "(+0.0 points, paired 95 % interval +0.0 to +0.0)" in text
+
+
+def test_an_episode_without_a_score_is_left_out_of_means_and_pairs_alike(tmp_path: Path) -> None:
+    scores = {"sft": [50.0, None, 40.0], "implicit": [60.0, 90.0, 50.0]}
+    text = summary_of(tmp_path, scores)
+    assert "45.0 (" in text  # the mean of two, not of three
+    assert "Implicit reflection ends clearly above SFT (start) (+10.0 points" in text
 
 
 def test_the_summary_says_when_no_round_was_better_than_the_novice(tmp_path: Path) -> None:

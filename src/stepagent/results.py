@@ -109,9 +109,11 @@ def interval_text(interval: Interval, *, percent: bool = False) -> str:
 
 def _compared(method: str, other: str, episodes: dict[str, Sequence[Trajectory]]) -> str:
     """One sentence on the paired difference in score."""
-    theirs = {t.id: t.score or 0.0 for t in episodes[other]}
-    pairs = [(t.score or 0.0, theirs[t.id]) for t in episodes[method] if t.id in theirs]
-    difference = paired_difference([a for a, _ in pairs], [b for _, b in pairs])
+    mine, theirs = (
+        {t.id: t.score for t in episodes[name] if t.score is not None} for name in (method, other)
+    )
+    both = [item for item in mine if item in theirs]
+    difference = paired_difference([mine[i] for i in both], [theirs[i] for i in both])
     name, against = METHODS[method], METHODS[other]
     if difference.mean is None:
         return f"{name} and {against} share no items to compare."
