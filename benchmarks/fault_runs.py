@@ -44,9 +44,7 @@ SMALL = replace(
     sft=replace(CONFIG.sft, epochs=1),
     inverse=InverseConfig(discriminator=DiscriminatorConfig(warmup_epochs=5, optimizer=FAST)),
 )
-RECIPES["boxes"] = SMALL
 REAL_TASKS = models.make_task
-torch.set_num_threads(1)
 
 
 def _sketch(figure: Figure, file: Any, **_: Any) -> None:
@@ -59,8 +57,6 @@ def _sketch(figure: Figure, file: Any, **_: Any) -> None:
     ]
     file.write(f"<svg><!-- {lines} {bars} --></svg>")
 
-
-Figure.savefig = _sketch  # type: ignore[method-assign]
 
 TRAIN = "train boxes --out run --resume"
 EVALUATE = (
@@ -155,6 +151,9 @@ def _become(line: str, folder: Path, errors: Path, fault: Fault | None, real: bo
         sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        torch.set_num_threads(1)
+        RECIPES["boxes"] = SMALL
+        Figure.savefig = _sketch  # type: ignore[method-assign]
         models.make_task = REAL_TASKS if real else lambda config: BoxWorld()
         if fault:
             fault()
