@@ -427,3 +427,10 @@ def test_the_smoke_recipe_runs_in_the_real_engine_and_survives_ctrl_c(tmp_path: 
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "run" / "results.json").read_text())
     assert {row["method"] for row in rows} == {"sft", "sft_more", "implicit", "inverse"}
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_closed_streams_are_no_error(closed: str) -> None:
+    command = f"{sys.executable} -m stepagent tasks {closed}"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from fakes import demonstrations
-from stepagent.journal import Journal, JournalError, journal_path
-from stepagent.trajectories import TrajectoryError, read_trajectories
+from stepagent.journal import Journal, JournalError, is_kept, journal_path, read_journal
+from stepagent.trajectories import TrajectoryError, write_jsonl
 
 FIRST, SECOND = demonstrations()[:2]
 
@@ -21,11 +21,11 @@ def test_what_was_added_is_on_the_disk_at_once_and_there_again(path: Path) -> No
     with Journal(path) as journal:
         assert journal.episodes == {}
         journal.add(FIRST)
-        assert read_trajectories(path).trajectories == (FIRST,)
+        assert read_journal(path) == (FIRST,)
     with Journal(path) as journal:
         assert journal.episodes == {FIRST.id: FIRST}
         journal.add(SECOND)
-    assert read_trajectories(path).trajectories == (FIRST, SECOND)
+    assert read_journal(path) == (FIRST, SECOND)
 
 
 @pytest.mark.parametrize("kept", [1, 3, 7, 50, -1])
@@ -39,7 +39,7 @@ def test_a_last_line_that_was_cut_off_is_taken_out(path: Path, kept: int) -> Non
     with Journal(path) as journal:
         assert journal.episodes == {FIRST.id: FIRST}
         journal.add(SECOND)
-    assert read_trajectories(path).trajectories == (FIRST, SECOND)
+    assert read_journal(path) == (FIRST, SECOND)
 
 
 def test_a_journal_without_an_episode_is_no_file(path: Path) -> None:
@@ -58,7 +58,7 @@ def test_two_writers_are_one_too_many(path: Path) -> None:
             with pytest.raises(JournalError, match=r"\.episodes: another process is writing it$"):
                 Journal(path)
         journal.add(FIRST)
-    assert read_trajectories(path).trajectories == (FIRST,)
+    assert read_journal(path) == (FIRST,)
 
 
 @pytest.mark.parametrize(
@@ -85,3 +85,35 @@ def test_an_episode_under_other_settings_is_refused(path: Path) -> None:
     assert f"{FIRST.id} was played with model 'a\\x1b', now it is 'b'; go on as" in str(
         raised.value
     )
+
+
+def test_an_episode_that_was_changed_is_refused(path: Path) -> None:
+    with Journal(path) as journal:
+        journal.add(FIRST)
+        journal.add(SECOND)
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b"boxes", b"foxes", 1))
+    with pytest.raises(JournalError, match=f"the episode {FIRST.id} is not as it was written"):
+        Journal(path)
+    path.write_bytes(whole.splitlines(keepends=True)[1])
+    with Journal(path) as journal:
+        assert journal.episodes == {SECOND.id: SECOND}
+
+
+def test_what_a_power_cut_leaves_behind_the_last_episode_is_taken_out(path: Path) -> None:
+    with Journal(path) as journal:
+        journal.add(FIRST)
+    path.write_bytes(path.read_bytes() + SECOND.model_dump_json().encode()[:40] + b"\0" * 4096)
+    with Journal(path) as journal:
+        assert journal.episodes == {FIRST.id: FIRST}
+
+
+def test_an_output_that_was_edited_is_not_taken_for_its_journals(path: Path) -> None:
+    out = path.with_name("out.jsonl.gz")
+    with Journal(path) as journal:
+        journal.add(FIRST)
+        journal.add(SECOND)
+    write_jsonl(out, [FIRST])
+    assert is_kept(out)
+    write_jsonl(out, [FIRST.model_copy(update={"score": 1.0})])
+    assert not is_kept(out)

@@ -25,7 +25,7 @@ from stepagent.commands.parsing import UsageError
 from stepagent.journal import Journal, JournalError
 from stepagent.locks import Taken, lock
 from stepagent.run import Run, RunError
-from stepagent.trajectories import read_trajectories, write_jsonl
+from stepagent.trajectories import read_trajectories, write_jsonl, write_lines
 
 TINY = ["--tiny.hidden-size", "32", "--tiny.num-layers", "1", "--tiny.vocab-size", "320",
         "--sft.epochs", "1"]  # fmt: skip
@@ -436,3 +436,32 @@ def test_names_of_outputs_cannot_steer_a_terminal(tmp_path: Path) -> None:
         with pytest.raises(UsageError) as raised:
             check(path)
         assert "\x1b" not in str(raised.value)
+
+
+def test_what_appears_while_a_command_runs_is_left_as_it_is(tmp_path: Path) -> None:
+    file = tmp_path / "out.jsonl"
+
+    def lines() -> Iterator[str]:
+        yield "mine"
+        file.write_text("somebody else's")
+
+    with pytest.raises(OSError, match="exists by now"):
+        write_lines(file, lines(), replace=False)
+    assert file.read_text() == "somebody else's"
+    assert [*tmp_path.iterdir()] == [file]
+    write_lines(file, ["mine"])
+    assert file.read_text() == "mine\n"
+
+
+def test_where_there_are_no_hard_links_nothing_is_replaced_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr("os.link", refuse)
+    file = tmp_path / "out.jsonl"
+    write_lines(file, ["mine"], replace=False)
+    with pytest.raises(OSError, match="exists by now"):
+        write_lines(file, ["again"], replace=False)
+    assert file.read_text() == "mine\n"

@@ -15,6 +15,7 @@ from stepagent import cli
 from stepagent.commands import collect as collect_command
 from stepagent.commands import evaluate as evaluate_command
 from stepagent.evaluation import choose_items, panel_hash
+from stepagent.journal import read_journal
 from stepagent.pipeline import PANEL_SEED
 from stepagent.trajectories import read_trajectories, write_jsonl
 from stepagent.types import Step
@@ -73,7 +74,7 @@ def test_collect_keeps_what_was_solved_and_names_the_rest(
         call("collect", server, out, "--price-in", 100, "--price-out", 1000)
     told = capsys.readouterr().out.splitlines()
     kept = read_trajectories(out).trajectories
-    every = {t.id: t for t in read_trajectories(f"{out}.episodes").trajectories}
+    every = {t.id: t for t in read_journal(Path(f"{out}.episodes"))}
     assert set(every) == set(panel())
     assert kept == tuple(every[item] for item in panel() if every[item].success)
     left_out = [item for item in panel() if not every[item].success]

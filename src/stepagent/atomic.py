@@ -18,10 +18,11 @@ DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
 
 @contextmanager
-def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
+def atomic_write(path: str | Path, *, replace: bool = True) -> Iterator[IO[bytes]]:
     """A binary file that takes the place of `path` when the block ends without an error.
 
-    Raises `OSError` with the name `path` if the disk is full or cannot be written.
+    Raises `OSError` with the name `path` if the disk is full or cannot be written, or, unless it
+    may `replace`, if somebody else has put something there meanwhile.
     """
     path = Path(path)
     temporary = _temporary(path)
@@ -31,7 +32,10 @@ def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            _put(temporary, path)
+            if replace:
+                _put(temporary, path)
+            else:
+                _put_new(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -95,11 +99,30 @@ def file_hash(path: Path) -> str:
 def _put(temporary: Path, path: Path) -> None:
     """The rename itself, made to last through a power cut by writing the folder out too."""
     os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(path: Path) -> None:
+    folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _put_new(temporary: Path, path: Path) -> None:
+    """The file under its name, if nothing else has it by then."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise FileExistsError(
+            errno.EEXIST, "exists by now, and is left as it is; add --overwrite", str(path)
+        ) from None
+    except OSError:  # a file system without hard links
+        if path.exists():
+            raise FileExistsError(errno.EEXIST, "exists by now", str(path)) from None
+        os.replace(temporary, path)
+    _sync_folder(path.parent)
 
 
 def _exchange(temporary: Path, path: Path) -> None:

@@ -15,8 +15,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import NoReturn
 
-from stepagent.commands.parsing import unknown
-from stepagent.signals import stopping
+from stepagent.signals import stopping  # nothing slow: only behind it a signal is one line
 
 COMMANDS = {
     "train": ("train", "a whole run from a recipe, from novice to expert"),
@@ -60,6 +59,9 @@ SIGHUP end with 75, and name the command that goes on, in
 def main(args: Sequence[str] | None = None) -> None:
     """Runs one command; ends the process with the exit codes of `HELP` unless it is done."""
     args = sys.argv[1:] if args is None else list(args)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started the process
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 -- until the end
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # terminals need not know every letter
     is_told = False
@@ -71,7 +73,7 @@ def main(args: Sequence[str] | None = None) -> None:
             _say(f"stopped{_reason(number)}{_how_to_go_on(args)}")
         if number == signal.SIGINT:
             return 130
-        return os.EX_TEMPFAIL if args[0] in GO_ON else 128 + number
+        return os.EX_TEMPFAIL if args and args[0] in GO_ON else 128 + number
 
     try:
         with stopping(last_words):
@@ -110,6 +112,8 @@ def _call(args: Sequence[str]) -> None:
         return
     command = args[0]
     if command not in COMMANDS:
+        from stepagent.commands.parsing import unknown
+
         _fail(unknown("command", command, COMMANDS))
     _quiet()
     # Loaded only when needed: most commands bring torch in, which takes seconds.

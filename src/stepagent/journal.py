@@ -5,9 +5,10 @@ was killed and is called again finds there what need not be played twice, if tha
 would be now. A kill can cut off the last line; that episode is then played again.
 """
 
+import hashlib
 import logging
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,10 @@ PLAYED = "played"
 """Where the metadata of an episode in the journal, and only there, says how it was played."""
 
 
+LINE_HASH = "journal_sha256"
+"""Where the metadata of an episode in the journal, and only there, has the hash of the rest."""
+
+
 class JournalError(ValueError):
     """The journal cannot be used as asked; the message is one line."""
 
@@ -42,20 +47,34 @@ def journal_path(out: Path) -> Path:
 def drop_journal(out: Path) -> None:
     """Removes the journal of a finished output file, unless it has more episodes than that."""
     path, kept = journal_path(out), {t.id for t in read_jsonl(out, Trajectory)}
-    if path.exists() and all(t.id in kept for t in read_jsonl(path, Trajectory)):
+    if path.exists() and all(t.id in kept for t in read_journal(path)):
         path.unlink()
 
 
 def is_kept(out: Path) -> bool:
-    """Whether every episode of an output file is in its journal: the same command may go on."""
+    """Whether an output file has only episodes of its journal: the same command may go on."""
     path = journal_path(out)
     if not (out.is_file() and path.is_file()):
         return False
     try:
-        found, journal = ({t.id for t in read_jsonl(file, Trajectory)} for file in (out, path))
-    except TrajectoryError:
+        journal = {t.id: _as_played(t) for t in read_journal(path)}
+        return all(journal.get(t.id) == t for t in read_jsonl(out, Trajectory))
+    except (TrajectoryError, JournalError):
         return False
-    return found <= journal
+
+
+def read_journal(path: Path) -> tuple[Trajectory, ...]:
+    """The episodes of a journal; raises `JournalError` for one that is not as it was written."""
+    episodes = []
+    for written in read_jsonl(path, Trajectory):
+        episode = _without(written, LINE_HASH)
+        if written.metadata.get(LINE_HASH) != _hash(episode):
+            raise JournalError(
+                f"{printable(str(path), limit=4096)}: the episode {printable(written.id)} is not "
+                "as it was written; take its line out, and it is played again"
+            )
+        episodes.append(episode)
+    return tuple(episodes)
 
 
 class Journal:
@@ -64,7 +83,7 @@ class Journal:
     def __init__(self, path: Path) -> None:
         """Opens the file, which may be missing; a last line that was cut off is taken out."""
         self.path = path
-        name = printable(str(path), limit=4096)
+        self._name = name = printable(str(path), limit=4096)
         if path.exists() and not path.is_file():
             raise JournalError(f"{name}: not an ordinary file; name another --out")
         try:
@@ -75,7 +94,7 @@ class Journal:
         self._file = open(path, "a+b")  # noqa: SIM115 -- held as long as the journal
         try:
             self._drop_cut_off_line()
-            self.episodes = {t.id: t for t in read_jsonl(path, Trajectory)}
+            self.episodes = {t.id: t for t in read_journal(path)}
             """What is finished, by item."""
         except BaseException:
             self.close()
@@ -91,15 +110,19 @@ class Journal:
 
     def close(self) -> None:
         """Lets other processes use the file; one without an episode is removed."""
-        if self._file.seek(0, 2) == 0:
-            self.path.unlink(missing_ok=True)
-        self._file.close()
+        # On a full disk what could not be written is tried again here; that was said already.
+        with suppress(OSError):
+            if self._file.seek(0, 2) == 0:
+                self.path.unlink(missing_ok=True)
+        with suppress(OSError):
+            self._file.close()
         self._lock.release()
 
     def add(self, episode: Trajectory) -> None:
         """Writes a finished episode behind the others."""
+        written = _with_metadata(episode, {**episode.metadata, LINE_HASH: _hash(episode)})
         with disk_errors(self.path):
-            self._file.write(episode.model_dump_json().encode() + b"\n")
+            self._file.write(written.model_dump_json().encode() + b"\n")
             self._file.flush()
         self.episodes[episode.id] = episode
 
@@ -109,7 +132,7 @@ class Journal:
         for name, value in settings.items():
             if change := _first_change(metadata.get(name), value, name):
                 raise JournalError(
-                    f"{self.path}: {printable(item)} was played with {change}; go on as "
+                    f"{self._name}: {printable(item)} was played with {change}; go on as "
                     "it was begun, name another --out, or delete that file"
                 )
 
@@ -117,8 +140,9 @@ class Journal:
         self._file.seek(0)
         whole = self._file.read()
         end = whole.rfind(b"\n") + 1
-        if not whole[end:].startswith(LINE_START[: len(whole) - end]):
-            raise JournalError(f"{self.path}: not a journal of episodes; name another --out")
+        tail = whole[end:].rstrip(b"\0")  # what a power cut can leave
+        if not tail.startswith(LINE_START[: len(tail)]):
+            raise JournalError(f"{self._name}: not a journal of episodes; name another --out")
         self._file.truncate(end)
 
 
@@ -148,9 +172,7 @@ def kept(
             for outcome in track(outcomes, description, total=len(left)):
                 if isinstance(outcome, Trajectory):
                     how = settings(outcome.id)
-                    journal.add(
-                        outcome.model_copy(update={"metadata": {**outcome.metadata, **how}})
-                    )
+                    journal.add(_with_metadata(outcome, {**outcome.metadata, **how}))
                 else:
                     others[outcome.item] = outcome
         return [
@@ -160,8 +182,19 @@ def kept(
 
 def _as_played(episode: Trajectory) -> Trajectory:
     """The episode without what only the journal says of it."""
-    metadata = {name: value for name, value in episode.metadata.items() if name != PLAYED}
-    return episode.model_copy(update={"metadata": metadata})
+    return _without(episode, PLAYED)
+
+
+def _without(episode: Trajectory, *names: str) -> Trajectory:
+    return _with_metadata(episode, {k: v for k, v in episode.metadata.items() if k not in names})
+
+
+def _with_metadata(episode: Trajectory, metadata: Mapping[str, JsonValue]) -> Trajectory:
+    return episode.model_copy(update={"metadata": dict(metadata)})
+
+
+def _hash(episode: Trajectory) -> str:
+    return hashlib.sha256(episode.model_dump_json().encode()).hexdigest()
 
 
 def _first_change(before: Any, now: Any, name: str) -> str | None:

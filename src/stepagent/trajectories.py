@@ -101,14 +101,14 @@ def read_jsonl(path: str | Path, record_type: type[R]) -> tuple[R, ...]:
     return tuple(records)
 
 
-def write_jsonl(path: str | Path, records: Iterable[Record]) -> None:
+def write_jsonl(path: str | Path, records: Iterable[Record], *, replace: bool = True) -> None:
     """Writes one record per line; whatever happens, the file is the old or the whole new one."""
-    write_lines(path, (record.model_dump_json() for record in records))
+    write_lines(path, (record.model_dump_json() for record in records), replace=replace)
 
 
-def write_lines(path: str | Path, lines: Iterable[str]) -> None:
+def write_lines(path: str | Path, lines: Iterable[str], *, replace: bool = True) -> None:
     """Writes a file of lines, compressed if its name ends in `.gz`, whole or not at all."""
-    with atomic_write(path) as file:
+    with atomic_write(path, replace=replace) as file:
         if Path(path).suffix == ".gz":
             # No name and no time inside: equal records make equal files.
             with gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) as compressed:

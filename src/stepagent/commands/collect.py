@@ -84,7 +84,8 @@ def collect_demonstrations(
         raise UsageError(unknown("expert", expert, [OWN, f"{PREFIX}MODEL"]))
     check_at_least_one("--num-parallel", num_parallel)
     check_at_least_one("--num-per-group", num_per_group)
-    check_file(out, inputs=prompted.files, overwrite=overwrite or is_kept(out))
+    may_replace = overwrite or is_kept(out)
+    check_file(out, inputs=prompted.files, overwrite=may_replace)
     check_file(journal_path(out), inputs=prompted.files, overwrite=True)
     client = open_client(name, prompted) if name else None
     world = open_task(task)
@@ -110,7 +111,7 @@ def collect_demonstrations(
         print_bill(played, prompted)
     if not found.trajectories:
         raise UsageError(f"the expert solved none of {len(items)} items; {out} is not written")
-    write_jsonl(out, found.trajectories)
+    write_jsonl(out, found.trajectories, replace=may_replace)
     if not client and not found.lost:
         drop_journal(out)
     steps = sum(len(t.steps) for t in found.trajectories)

@@ -93,7 +93,8 @@ def evaluate_policy(
     check_at_least_one("--num-parallel", config.num_parallel)
     check_at_least_one("--num-per-group", num_per_group)
     inputs = [Path(policy), *prompted.files]
-    check_file(out, inputs=inputs, overwrite=overwrite or is_kept(out))
+    may_replace = overwrite or is_kept(out)
+    check_file(out, inputs=inputs, overwrite=may_replace)
     check_file(journal_path(out), inputs=inputs, overwrite=True)
     prepare()
     agent = open_client(name, prompted) if name else load_policy(policy, compute)
@@ -117,7 +118,7 @@ def evaluate_policy(
         world.close()
     lost = [outcome for outcome in outcomes if isinstance(outcome, Lost)]
     result = summarize([t for t in outcomes if isinstance(t, Trajectory)], lost)
-    write_jsonl(out, result.episodes)
+    write_jsonl(out, result.episodes, replace=may_replace)
     if not lost:
         drop_journal(out)
     print_lost(lost, len(panel))

@@ -37,7 +37,7 @@ def export_trajectories(
         raise UsageError(unknown("format", format, WRITERS))
     check_file(out, inputs=[file], overwrite=overwrite)
     trajectories = read_trajectories(file).trajectories
-    write_foreign(out, trajectories, format)
+    write_foreign(out, trajectories, format, replace=overwrite)
     steps = sum(len(trajectory.steps) for trajectory in trajectories)
     print(
         f"{printable(str(out), limit=4096)}: {len(trajectories)} records ({format}), {steps} steps"

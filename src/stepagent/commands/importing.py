@@ -52,7 +52,7 @@ def import_trajectories(
         raise UsageError(unknown("format", format, READERS))
     check_file(out, inputs=[file], overwrite=overwrite)
     found = read_foreign(file, format=format, task=task, skip_invalid=skip_invalid)
-    write_jsonl(out, found.trajectories)
+    write_jsonl(out, found.trajectories, replace=overwrite)
     for line in summary(found, out):
         print(line)
 

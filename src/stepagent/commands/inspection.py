@@ -53,7 +53,7 @@ def inspect(
     agent = load_policy(policy, compute)
     rendered = render_demonstrations(agent, trajectories, skip_invalid=skip_invalid)
     practised = inspect_demonstrations(agent, rendered, config, seed=seed)
-    write_jsonl(out, practised)
+    write_jsonl(out, practised, replace=overwrite)
     print(
         f"{out}: {len(practised)} practised steps of {len(rendered)} trajectories, "
         f"{agreement(practised):.1%} of the agent's actions are the expert's"

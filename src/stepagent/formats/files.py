@@ -137,7 +137,9 @@ class _Ids:
         return trajectory.model_copy(update={"id": id})
 
 
-def write_foreign(path: Path, trajectories: Iterable[Trajectory], format: str) -> None:
+def write_foreign(
+    path: Path, trajectories: Iterable[Trajectory], format: str, *, replace: bool = True
+) -> None:
     """Writes one record per line; whatever happens, the file is the old or the whole new one."""
 
     def line(trajectory: Trajectory) -> str:
@@ -146,7 +148,7 @@ def write_foreign(path: Path, trajectories: Iterable[Trajectory], format: str) -
         except FormatError as error:
             raise error_at(path, f"trajectory {shown(trajectory.id)}: {error}") from None
 
-    write_lines(path, map(line, trajectories))
+    write_lines(path, map(line, trajectories), replace=replace)
 
 
 def _names() -> str:
