@@ -157,7 +157,8 @@ def _become(line: str, folder: Path, errors: Path, fault: Fault | None, real: bo
         models.make_task = REAL_TASKS if real else lambda config: BoxWorld()
         if fault:
             fault()
-        cli.main(shlex.split(line))
+        sys.argv = ["stepagent", *shlex.split(line)]
+        cli.main()
         code = 0
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1

@@ -152,8 +152,9 @@ def test_adapters_of_every_kind_open_train_and_merge_as_peft_has_them(
     close(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "merged")), logits(policy.model))
 
 
-def test_a_resized_vocabulary_opens_and_merges(tmp_path: Path) -> None:
-    for tied in (True, False):
+@pytest.mark.parametrize("to_save", [None, ["embed_tokens", "lm_head"]], ids=["none", "to save"])
+def test_a_resized_vocabulary_opens_and_merges(tmp_path: Path, to_save: list[str] | None) -> None:
+    for tied in (False,) if to_save else (True, False):
         base, folder = write_base(tmp_path / f"base{tied}", tied=tied), tmp_path / f"adapter{tied}"
         model = AutoModelForCausalLM.from_pretrained(base)
         tokenizer = random_policy().renderer.tokenizer
@@ -161,7 +162,8 @@ def test_a_resized_vocabulary_opens_and_merges(tmp_path: Path) -> None:
         torch.manual_seed(0)
         model.resize_token_embeddings(rows)
         wrapped = peft.get_peft_model(
-            model, LoraConfig(task_type="CAUSAL_LM", target_modules=ATTENTION)
+            model,
+            LoraConfig(task_type="CAUSAL_LM", target_modules=ATTENTION, modules_to_save=to_save),
         )
         wrapped.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

@@ -35,7 +35,7 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], None]], N
     """Puts a function in the place of the command line."""
 
     def put(main: Callable[[], None]) -> None:
-        monkeypatch.setattr("fault_runs.cli.main", lambda args: main())
+        monkeypatch.setattr("fault_runs.cli.main", main)
 
     return put
 

@@ -2,6 +2,7 @@
 
 import sys
 from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,6 @@ def test_rows_are_records(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "reason"),
     [
-        (datetime(2020, 1, 1, tzinfo=UTC), "a datetime, '2020-01-01 00:00:00+00:00', stands in it"),
         (b"x", "a bytes, 'b'x'', stands in it; expected what JSON has"),
         (float("nan"), "NaN stands in it; expected finite numbers"),
     ],
@@ -59,6 +59,13 @@ def test_what_json_does_not_have_is_the_reason_of_its_row(
         read_foreign(path)
     assert str(caught.value).startswith(f"{path}: record 2: {reason}")
     assert read_foreign(path, skip_invalid=True).rejected.popitem()[1] == [2]
+
+
+def test_times_and_decimals_beside_the_messages_are_text(tmp_path: Path) -> None:
+    extra = {"at": datetime(2020, 1, 1, tzinfo=UTC), "cost": Decimal("0.10")}
+    (read,) = read_foreign(file_of(tmp_path, {"messages": MESSAGES} | extra)).trajectories
+    assert read.metadata["at"] == "2020-01-01 00:00:00+00:00"
+    assert read.metadata["cost"] == "0.10"
 
 
 def test_a_damaged_file_is_one_line(tmp_path: Path) -> None:

@@ -45,13 +45,13 @@ def call_of(action: str) -> Call | None:
 
 
 def same_action(action: str, other: str) -> bool:
-    """Whether two actions are the same: equal text, or calls that differ in the order of arguments.
+    """Whether two actions are the same: equal text, or calls that are written differently.
 
     A model writes the arguments of a call in the order that its chat template has taught it.
     """
     if action.strip() == other.strip():
         return True
-    call, another = call_of(action), call_of(other)
+    call, another = read_call(action), read_call(other)
     return call is not None and another is not None and call.is_same(another)
 
 
@@ -71,16 +71,26 @@ def split_react(text: str) -> Said:
     r"""The thought and the action of `Thought: ...\nAction: ...` or `<think>...</think> ...`.
 
     A text with neither is all action. A label stands at the start of a line; it may be written in
-    any case, indented, emphasised (`**Action:**`) or numbered (`Action 1:`). What could as well be
+    any case, indented, emphasised (`**Action:**`) or numbered (`Action 1:`), or be a tag around the
+    whole action (`<action>...</action>`). What could as well be
     a line of the action itself, such as `action: push` in YAML, is a label only behind a labelled
     thought. The action is empty if the text is nothing but a thought in tags.
     """
     thinking, rest = split_thinking(text)
-    said = _split_labels(rest)
+    said = _tagged_action(rest) or _split_labels(rest)
     if thinking is None:
         return said or Said("", text)
     said = said or Said("", rest.strip())
     return Said("\n\n".join(filter(None, [thinking, said.thought])), said.action)
+
+
+def _tagged_action(text: str) -> Said | None:
+    """The action of `<action>...</action>`, if that is the whole text."""
+    opening, closing = "<action>", "</action>"
+    text = text.strip()
+    inside = text[len(opening) : -len(closing)].strip()
+    is_tagged = text[: len(opening)].lower() == opening and text[-len(closing) :].lower() == closing
+    return Said("", inside) if is_tagged and inside and closing not in inside.lower() else None
 
 
 def split_thinking(text: str) -> tuple[str | None, str]:

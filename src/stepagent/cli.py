@@ -12,7 +12,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from typing import NoReturn
 
 from stepagent.signals import stopping  # nothing slow: only behind it a signal is one line
@@ -58,6 +58,7 @@ SIGHUP end with 75, and name the command that goes on, in
 
 def main(args: Sequence[str] | None = None) -> None:
     """Runs one command; ends the process with the exit codes of `HELP` unless it is done."""
+    is_process = args is None
     args = sys.argv[1:] if args is None else list(args)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by whoever started the process
@@ -76,17 +77,17 @@ def main(args: Sequence[str] | None = None) -> None:
         return os.EX_TEMPFAIL if args and args[0] in GO_ON else 128 + number
 
     try:
-        with stopping(last_words):
-            _run(args)
+        _run(args, stopping(last_words, at_end=is_process))
     except KeyboardInterrupt as stopped:
         raise SystemExit(last_words(getattr(stopped, "number", signal.SIGINT))) from None
 
 
-def _run(args: Sequence[str]) -> None:
-    """Runs the command; an error of the user's becomes one line."""
+def _run(args: Sequence[str], guard: AbstractContextManager[None]) -> None:
+    """Runs the command within the guard; an error of the user's becomes one line."""
     try:
-        _call(args)
-        sys.stdout.flush()
+        with guard:
+            _call(args)
+            sys.stdout.flush()
     except BrokenPipeError:
         # The reader, such as `head`, has seen enough; nothing may be written at exit either.
         _close_output()

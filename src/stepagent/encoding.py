@@ -34,7 +34,7 @@ class Encoder:
             and (number in special or (len(str(token)) > 1 and not _WORD.fullmatch(str(token))))
         }
         """Control tokens by their ids."""
-        self._anchor = self._plain("\n")
+        self._anchors = [(text, self._plain(text)) for text in ("\n", "x")]
 
     def markup(self, text: str, *, behind: str = "") -> list[int]:
         """Ids of text that a chat template wrote; control tokens in it count as such.
@@ -57,7 +57,7 @@ class Encoder:
         parts = [space + text.encode("utf-8", "replace").decode().strip() + head]
         while parts:
             part = parts.pop()
-            found = self._behind_line_break(part)
+            found = self._behind_anchor(part)
             if self.control.keys().isdisjoint(found):
                 ids += found
             else:
@@ -73,13 +73,15 @@ class Encoder:
         head = min(places, default=0)
         return markup[:head], markup[head:]
 
-    def _behind_line_break(self, text: str) -> list[int]:
-        # A line break never joins with what follows it; with it in front, tokenizers that begin
-        # every text with a space of their own do not put one between markup and content.
-        ids = self._plain("\n" + text)
-        if ids[: len(self._anchor)] != self._anchor:
-            raise EncodingError("the tokenizer joins a line break with the text that follows it")
-        return ids[len(self._anchor) :]
+    def _behind_anchor(self, text: str) -> list[int]:
+        # A line break hardly ever joins with what follows it, and where it does, a letter does not;
+        # with one of them in front, tokenizers that begin every text with a space of their own do
+        # not put one between markup and content.
+        for anchor, before in self._anchors:
+            ids = self._plain(anchor + text)
+            if ids[: len(before)] == before:
+                return ids[len(before) :]
+        raise EncodingError("the tokenizer joins a text with what stands before it")
 
     def _inside_marks(self, text: str) -> list[int]:
         """A place within each mark that the tokenizer reads in a text."""

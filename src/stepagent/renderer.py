@@ -29,7 +29,7 @@ from itertools import groupby
 from pydantic import JsonValue
 from transformers import PreTrainedTokenizerBase
 
-from stepagent.actions import Said, call_of, read_call, same_action, split_react
+from stepagent.actions import Said, read_call, same_action, split_react
 from stepagent.chat_template import Markup, TemplateError, take_apart
 from stepagent.encoding import Encoder, EncodingError
 from stepagent.tool_calls import CallError, TemplateCalls, tools_as_text
@@ -187,8 +187,10 @@ class Renderer:
         Raises `TemplateError` if the tokenizer cannot write it, and `CallError` if it is a call
         that the chat template would not write whole.
         """
-        if self._calls and (call := call_of(action)):
+        call = read_call(action) if self._calls or self.tools_in_prompt else None
+        if self._calls and call:
             return (*self._lead, *self._calls.write(call, thought), *self._close)
+        action = call.action() if call else action
         said = f"Thought: {thought}\nAction: {action}" if thought else action
         ids = self._encoder.content(said, self._space.assistant)
         if (found := self._encoder.text(ids).strip()) != said.strip():
@@ -278,7 +280,7 @@ class Renderer:
                     additions.append(self.opening(trajectory.instruction, step.observation))
                 else:
                     before = trajectory.steps[number - 1]
-                    is_answer = bool(trajectory.tools) and call_of(before.action) is not None
+                    is_answer = bool(trajectory.tools) and read_call(before.action) is not None
                     observe = self.answer if is_answer else self.observation
                     additions.append((*self.past(actions[-1]), *observe(step.observation)))
                 actions.append(self.action(step.action, step.thought))

@@ -31,12 +31,13 @@ class Stopped(KeyboardInterrupt):
 
 
 @contextmanager
-def stopping(last_words: Callable[[int], int]) -> Iterator[None]:
-    """Inside, a signal raises `Stopped` in the main thread.
+def stopping(last_words: Callable[[int], int], *, at_end: bool = False) -> Iterator[None]:
+    """Inside, a signal raises `Stopped` in the main thread, and comes out as that whatever follows.
 
     If the process is still there `GRACE_SECONDS` later, or when a second signal comes, it ends at
     once, with the exit code that `last_words` returns for the first signal. Signals that were
-    ignored, as `nohup` does with SIGHUP, stay ignored.
+    ignored, as `nohup` does with SIGHUP, stay ignored. With `at_end` the process ends right after
+    this: signals are ignored from then on, since everything is done.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # only there can signals be handled
@@ -45,11 +46,11 @@ def stopping(last_words: Callable[[int], int]) -> Iterator[None]:
     heard = [number for number, handler in before.items() if handler != signal.SIG_IGN]
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    is_stopped = threading.Event()
+    stopped: list[int] = []
 
     def handle(number: int, _: object) -> None:
-        if not is_stopped.is_set():
-            is_stopped.set()
+        if not stopped:
+            stopped.append(number)
             raise Stopped(number)
 
     def watch() -> None:
@@ -65,11 +66,15 @@ def stopping(last_words: Callable[[int], int]) -> Iterator[None]:
         signal.signal(number, handle)
     try:
         yield
+    except BaseException:
+        if stopped:  # libraries that are torn out of their work raise all kinds of errors
+            raise Stopped(stopped[0]) from None
+        raise
     finally:
         # After a signal all of this stays as it is, for what else is done before the end.
-        if not is_stopped.is_set():
+        if not stopped:
             for number in heard:
-                signal.signal(number, before[number])
+                signal.signal(number, signal.SIG_IGN if at_end else before[number])
             signal.set_wakeup_fd(wakeup_before)
             os.write(writer, b"\0")
             watcher.join()

@@ -36,21 +36,21 @@ def is_adapter(source: str) -> bool:
 def base_of(source: str) -> str:
     """The base model of an adapter: a folder, or an id on the hub.
 
-    A folder that is not where it was is looked for in the adapter's folder, by the path that is
-    written there, and beside it, by its name. Raises `AdapterError` if it is nowhere.
+    A relative path is looked for in the adapter's folder first. A folder that is not where it was
+    is looked for beside the adapter, by its name. Raises `AdapterError` if it is nowhere.
     """
     name = read_config(source).base_model_name_or_path
     if not name:
         raise AdapterError(f"{place(source)}: names no base model in its adapter_config.json")
     folder = Path(source)
-    for path in (Path(name), folder / name, folder.resolve().parent / Path(name).name):
+    for path in (folder / name, Path(name), folder.resolve().parent / Path(name).name):
         if (path / "adapter_config.json").is_file():
             raise AdapterError(
                 f"{place(source)}: its base {place(path)} is an adapter itself; expected a whole "
                 "model, stepagent export-model --merged makes one"
             )
         if (path / "config.json").is_file():
-            if path != Path(name):
+            if not Path(name).is_absolute() or path != Path(name):
                 logger.info(
                     "%s: its base %s is taken from %s", place(source), place(name), place(path)
                 )

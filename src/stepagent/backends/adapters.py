@@ -39,6 +39,8 @@ from stepagent.backends.weights import (
     reason,
 )
 
+_WRAPPED = re.compile(r"\.(base_layer|original_module|modules_to_save)(\.\w+)?$")
+"""What PEFT adds to the name of a layer that it wraps."""
 PREFIX = "base_model.model."
 """What PEFT puts before the names of the weights in its files."""
 
@@ -215,8 +217,18 @@ class Adapter:
         own = {value.data_ptr() for value in self._weights().values() if value.numel()}
         taken = {pointer for key, pointer in live.items() if key not in found.missing_keys}
         missing = [key for key in found.missing_keys if live[key] in own - taken]
-        check_complete(source, missing, found.unexpected_keys)
+        # Where the vocabulary was resized PEFT's files have the embeddings a second time, as the
+        # layers of the base that they are in no other place.
+        superfluous = [key for key in found.unexpected_keys if not self._is_embeddings(key)]
+        check_complete(source, missing, superfluous)
         check_finite(source, self._weights())
+
+    def _is_embeddings(self, key: str) -> bool:
+        """Whether a name in a file is that of the embeddings or the head."""
+        layers = {self.model.get_input_embeddings(), self.model.get_output_embeddings()}
+        names = {name for name, module in self.model.named_modules() if module in layers}
+        plain = {PREFIX + _WRAPPED.sub("", name) for name in names}
+        return _WRAPPED.sub("", key.removesuffix(".weight")) in plain
 
 
 def _injected(model: PreTrainedModel, config: PeftConfig, seed: int) -> PeftModel:

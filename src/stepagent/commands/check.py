@@ -9,7 +9,7 @@ import tyro
 from rich.console import Console
 from rich.text import Text
 
-from stepagent.actions import call_of, same_action
+from stepagent.actions import read_call, same_action
 from stepagent.chat_template import TemplateError
 from stepagent.commands.models import open_renderer, prepare
 from stepagent.commands.parsing import check_at_least_one, run_command
@@ -90,14 +90,14 @@ def _examined(
     steps = trajectory.steps
     found.steps += len(steps)
     found.thoughts += sum(bool(step.thought) for step in steps)
-    found.calls += sum(bool(trajectory.tools) and call_of(s.action) is not None for s in steps)
-    found.with_tools += bool(trajectory.tools)
+    found.calls += sum(bool(trajectory.tools) and read_call(s.action) is not None for s in steps)
     try:
         rendered = renderer.render(trajectory)
     except TemplateError as error:
         found.lost.append(str(error))
         return None
     found.tokens += rendered.num_tokens
+    found.with_tools += bool(trajectory.tools)
     found.trained += sum(map(len, rendered.actions))
     found.longest = max(found.longest, rendered.num_tokens)
     found.as_text += rendered.has_text_form

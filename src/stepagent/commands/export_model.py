@@ -6,6 +6,7 @@ from typing import Annotated
 
 import tyro
 
+from stepagent.commands.inputs import files_of
 from stepagent.commands.models import local_model, prepare
 from stepagent.commands.outputs import check_folder
 from stepagent.commands.parsing import UsageError, run_command
@@ -39,7 +40,9 @@ def export_model(
         overwrite: Replace OUT if it exists.
     """
     # Beside a unit it would count as one.
-    inputs = [unit.parent if unit.parent.name == "units" else unit]
+    inputs = [unit.parent if unit.parent.name == "units" else unit, *files_of(unit)]
+    if discriminator:
+        inputs += files_of(unit / "discriminator")
     check_folder(out, inputs=inputs, overwrite=overwrite)
     if not unit.is_dir():
         raise UsageError(f"{unit}: no such folder; expected one such as RUN/units/implicit-round1")

@@ -84,6 +84,12 @@ def summary(found: Imported, out: Path) -> Iterator[str]:
         (sum(t.score is not None for t in found.trajectories), "scores"),
     ):
         yield f"{number:>8} {what}"
+    styles = {"messages", "openai", "eto", "agentgym", "atif"}  # how their turns were cut
+    others = {key for t in found.trajectories for key in t.metadata} - styles
+    if others:
+        named = ", ".join(printable(key) for key in sorted(others)[:MAX_LISTED])
+        more = f" and {len(others) - MAX_LISTED} more" if len(others) > MAX_LISTED else ""
+        yield f"neither read nor trained, kept in the metadata: {named}{more}"
     yield from _example(found.trajectories)
 
 

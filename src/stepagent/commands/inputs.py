@@ -5,12 +5,24 @@ import json
 from pathlib import Path
 
 from stepagent.atomic import file_hash
+from stepagent.backends.adapter_files import AdapterError, base_of
 from stepagent.manifest import MANIFEST, read_json
 
 TEXT = (".md", ".txt")
 """Files of a model folder that say nothing to the model, unless they are its vocabulary."""
 
 VOCABULARY = ("merges.txt", "vocab.txt")
+
+
+def files_of(model: str | Path) -> list[Path]:
+    """The folders that a model is read from: its own, and that of its base if it is an adapter."""
+    folder = Path(model)
+    if not (folder / "adapter_config.json").is_file():
+        return [folder]
+    try:
+        return [folder, Path(base_of(str(folder)))]
+    except AdapterError:
+        return [folder]  # what is wrong with it is said when it is opened
 
 
 def model_input(model: str) -> str:

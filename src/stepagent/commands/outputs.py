@@ -5,6 +5,7 @@ likely to surprise somebody.
 """
 
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -73,15 +74,22 @@ def check_no_input(out: Path, inputs: Iterable[Path]) -> None:
             raise UsageError(f"{shown(out)}: {exists}it has the input {shown(given)} in it")
 
 
+_OF_A_MODEL = re.compile(
+    r"README\.md|\.gitattributes|(generation_|adapter_|tokenizer_)?config\.json|tokenizer\.(json|model)"
+    r"|(added_tokens|special_tokens_map|vocab)\.json|(merges|vocab)\.txt|chat_template\.(jinja|json)"
+    r"|(adapter_)?model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
+)
+"""Names of the files that make up a model folder; any other file is somebody's own."""
+
+
 def _is_run(folder: Path) -> bool:
     return (folder / "config.json").is_file() and (folder / "units").is_dir()
 
 
 def _is_only_model(folder: Path) -> bool:
-    files = {path.name for path in folder.iterdir() if path.is_file()}
+    files = {path.name for path in folder.iterdir()}
     has_model = "tokenizer_config.json" in files and files & {"config.json", "adapter_config.json"}
-    is_unit = MANIFEST in files
-    return bool(has_model) and not is_unit and len(files) == len([*folder.iterdir()])
+    return bool(has_model) and all(_OF_A_MODEL.fullmatch(name) for name in files)
 
 
 def _make_parent(path: Path) -> None:

@@ -26,7 +26,7 @@ _NAMES = {
 ROLES = {name: role for role, names in _NAMES.items() for name in names}
 """What a turn is, by the name of its role; an answer is a tool's if a call came before it."""
 
-SYSTEM_COLUMNS = ("system", "system_prompt")
+SYSTEM_COLUMNS = ("system", "system_prompt", "system_message", "systemPrompt")
 """Fields of a record that hold its system message."""
 
 CANONICAL = {"system", "developer", "user", "human", "assistant", "gpt", "tool"}
@@ -191,8 +191,11 @@ def _take_tags(content: Content, role: str, notes: Notes) -> None:
             function = call.function
             content.calls.append(call_of_fields(function.name, function.arguments, "<tool_call>"))
         notes.renamed["<tool_call> in a text to tool_calls"] += len(calls)
-    elif role in ("tool", "answer") and (answer := _ANSWER.fullmatch(content.text)):
-        content.text = answer["text"]
+    elif role in ("tool", "answer"):
+        text = content.text.strip()
+        if not (text.startswith("<tool_response>") and text.endswith("</tool_response>")):
+            return
+        content.text = text.removeprefix("<tool_response>").removesuffix("</tool_response>").strip()
         notes.renamed["<tool_response> around a text to a tool's answer"] += 1
 
 
@@ -256,7 +259,6 @@ _CALLS = re.compile(
     r"(?P<before>(?:(?!<tool_call>).)*)(?P<calls>(?:<tool_call>(?:(?!</?tool_call>).)*</tool_call>\s*)+)",
     re.DOTALL,
 )
-_ANSWER = re.compile(r"\s*<tool_response>\s*(?P<text>.*?)\s*</tool_response>\s*", re.DOTALL)
 
 _ARGUMENTS = ("arguments", "args", "parameters", "input")
 

@@ -1,11 +1,13 @@
 """Parquet files, as data sets on the hub have them, row by row; pyarrow reads them.
 
 A column of objects has all of their fields in each row, null where an object has none; nulls are
-therefore left out. What JSON does not have, such as a time, is an error that names the row.
+therefore left out. Times and decimals become text; bytes are an error that names the row.
 """
 
 import json
 from collections.abc import Iterator
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +49,14 @@ def read_rows(path: Path) -> Iterator[tuple[int, bytes | str]]:
 
 
 def _line(row: dict[str, Any]) -> bytes | str:
-    def refuse(value: object) -> None:
+    def as_text(value: object) -> str:
+        """Times and decimals, which JSON has not; bytes are no text."""
+        if isinstance(value, datetime | date | time | timedelta | Decimal):
+            return str(value)
         raise TypeError(f"a {type(value).__name__}, {shown(str(value))}, stands in it")
 
     try:
-        text = json.dumps(_without_nulls(row), ensure_ascii=False, default=refuse)
+        text = json.dumps(_without_nulls(row), ensure_ascii=False, default=as_text)
         return text.encode() + b"\n"
     except TypeError as error:
         return f"{error}; expected what JSON has"
