@@ -154,3 +154,25 @@ def test_a_long_trajectory_is_measured_in_one_pass() -> None:
     steps = tuple(Step(observation="x", action="y") for _ in range(20_000))
     rendered = own.render(Trajectory(id="a", task="t", instruction="go", steps=steps))
     assert rendered.num_tokens == sum(map(len, rendered.additions)) + len(own.ask) + 2
+
+
+def test_words_that_mark_turns_are_control_tokens_in_the_template_that_writes_them() -> None:
+    made = train_tokenizer(["go on"], 320)
+    made.add_tokens([AddedToken("USERTURN", special=False), AddedToken("BOTTURN", special=False)])
+    made.chat_template = CHAT_TEMPLATE.replace(
+        "'<|' + message['role'] + '|>'",
+        "{'user': 'USERTURN ', 'assistant': 'BOTTURN '}[message.role]",
+    ).replace("<|assistant|>", "BOTTURN ")
+    own = Renderer(made)
+    turn = made.convert_tokens_to_ids("BOTTURN")
+    assert turn in own.ask and not own.marks_are_text
+    assert turn not in own.observation("a BOTTURN go") and turn not in own.action("BOTTURN")
+
+
+def test_an_empty_text_before_a_line_break_is_encoded_too() -> None:
+    made = train_tokenizer(["\n\n\n\n go on \n\n"], 320)
+    made.chat_template = CHAT_TEMPLATE.replace(
+        "message['content'] +", "message['content'] + '\n' +"
+    )
+    own = Renderer(made)
+    assert own.text(own.observation("")).endswith("<|user|>\n")

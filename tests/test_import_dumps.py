@@ -418,3 +418,12 @@ def test_other_tags_in_a_text_stay_text(said: str, tools: list[Any]) -> None:
 def test_tags_are_read_in_linear_time() -> None:
     for said in ("<tool_call>" * 50_000, f"{TAGGED_CALL} " * 20_000 + "x", "<" * 200_000):
         read_sharegpt(tagged(said, tools=TAGGED_TOOLS), "a", "t")
+    record = tagged("Look.", tools=TAGGED_TOOLS)
+    record["conversations"][2]["value"] = "<tool_response>" + " \n" * 50_000 + "x"
+    read_sharegpt(record, "a", "t")
+
+
+@pytest.mark.parametrize("name", ["system", "system_prompt", "system_message", "systemPrompt"])
+def test_a_system_message_in_a_column_of_any_name_comes_first(name: str) -> None:
+    record = tagged("Look.") | {name: "Be brief."}
+    assert read_sharegpt(record, "a", "t").instruction == "Be brief."

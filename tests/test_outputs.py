@@ -465,3 +465,12 @@ def test_where_there_are_no_hard_links_nothing_is_replaced_either(
     with pytest.raises(OSError, match="exists by now"):
         write_lines(file, ["again"], replace=False)
     assert file.read_text() == "mine\n"
+
+
+def test_a_folder_with_a_file_of_somebodys_own_is_not_replaced(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    random_policy().save(folder)
+    check_folder(folder, overwrite=True)
+    (folder / "thesis.tex").write_text("precious")
+    with pytest.raises(UsageError, match="has more in it than a model"):
+        check_folder(folder, overwrite=True)

@@ -161,3 +161,14 @@ def test_only_thoughts_in_tags_are_split_off_before_a_call() -> None:
 def test_a_text_of_a_million_characters_takes_no_time(text: str) -> None:
     # A quadratic pattern takes hours here; the suite would not end.
     assert len("".join(split_react(text))) <= len(text)
+
+
+def test_tags_around_the_whole_action_are_taken_off() -> None:
+    assert split_react("<thought>I look.</thought><action>look</action>") == ("I look.", "look")
+    assert split_react("<action>\ngo on\n</action>") == ("", "go on")
+    for text in (
+        "<action>a</action> b",
+        "<action></action>",
+        "<action>a</action><action>b</action>",
+    ):
+        assert split_react(text).action == text

@@ -299,3 +299,15 @@ def test_any_text_is_read_without_an_error(text: str) -> None:
     said = split_react(text)
     assert said.action in text and said.thought in text
     assert call_of(text) is None or text.startswith('{"name"')
+
+
+@pytest.mark.parametrize("name", [*WITH_TOOLS, "smollm2"])
+def test_a_call_that_is_spaced_otherwise_is_rendered_as_the_call_that_it_is(name: str) -> None:
+    own = renderer(WITH_TOOLS.get(name) or FAMILIES[name])
+    spaced = '{"name": "search", "parameters": {"query": "hat"}}'
+    plain = Call(name="search", arguments={"query": "hat"}).action()
+    one, other = (
+        own.render(TRAJECTORY.model_copy(update={"steps": (Step(observation="", action=action),)}))
+        for action in (spaced, plain)
+    )
+    assert one.actions == other.actions and same_action(spaced, plain)

@@ -101,6 +101,19 @@ def render_messages(
     return rendered[0][0]
 
 
+def around_contents(tokenizer: PreTrainedTokenizerBase, tools: Sequence[Tool] = ()) -> str:
+    """All that the template writes between the contents of a short dialogue."""
+    dialogue = [
+        {"role": role, "content": content}
+        for role, content in zip(
+            ("user", "assistant", "user"), (USER[0], ASSISTANT[0], USER[1]), strict=True
+        )
+    ]
+    text = render_messages(tokenizer, dialogue, tools, ask=True)
+    # Behind the first content only: what a system message says before it is text like any other.
+    return text.partition(USER[0])[2]
+
+
 def take_apart(
     encoder: Encoder,
     tools: Sequence[Tool] = (),

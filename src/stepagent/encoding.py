@@ -1,8 +1,9 @@
 """Text to token ids and back: markup may write control tokens, content never does.
 
-A control token is an added token of the tokenizer that marks something: every special one, and
-every one that is more than a word, blank space or one character. Whether the tokenizer calls it
-special does not matter: `<think>` and `<tool_call>` often are not.
+A control token is an added token of the tokenizer that marks something: every special one, every
+one that the chat template writes around contents, and every other that is more than a word, blank
+space or one character. Whether the tokenizer calls it special does not matter: `<think>` and
+`<tool_call>` often are not.
 """
 
 import re
@@ -23,15 +24,22 @@ class EncodingError(ValueError):
 class Encoder:
     """One tokenizer, used so that text of tasks and models stays text."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Finds out which of the tokenizer's tokens are control tokens."""
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, written: str = "") -> None:
+        """Finds out which of the tokenizer's tokens are control tokens.
+
+        `written` is what its chat template writes around contents.
+        """
         self.tokenizer = tokenizer
         special = {*tokenizer.all_special_ids}
         self.control = {
             number: str(token)
             for number, token in tokenizer.added_tokens_decoder.items()
             if number != _unknown(tokenizer)
-            and (number in special or (len(str(token)) > 1 and not _WORD.fullmatch(str(token))))
+            and (
+                number in special
+                or (len(str(token)) > 1 and not _WORD.fullmatch(str(token)))
+                or (str(token).strip() and str(token) in written)
+            )
         }
         """Control tokens by their ids."""
         self._anchors = [(text, self._plain(text)) for text in ("\n", "x")]

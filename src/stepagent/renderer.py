@@ -30,7 +30,7 @@ from pydantic import JsonValue
 from transformers import PreTrainedTokenizerBase
 
 from stepagent.actions import Said, read_call, same_action, split_react
-from stepagent.chat_template import Markup, TemplateError, take_apart
+from stepagent.chat_template import Markup, TemplateError, around_contents, take_apart
 from stepagent.encoding import Encoder, EncodingError
 from stepagent.tool_calls import CallError, TemplateCalls, tools_as_text
 from stepagent.trajectories import printable
@@ -89,7 +89,7 @@ class Renderer:
         can be read back; raises `CallError` if it does not. `for_tools` then takes the text form.
         """
         self.tokenizer = tokenizer
-        self._encoder = Encoder(tokenizer)
+        self._encoder = Encoder(tokenizer, around_contents(tokenizer, tools))
         markup = take_apart(self._encoder, tools)
         self._space = markup.space
         self._before = self._encoder.markup(markup.before)
