@@ -1,5 +1,6 @@
 """Models open with all their weights, or with one line that says which are not there."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from fakes import random_policy
-from stepagent.backends.weights import WeightsError
+from stepagent.backends.weights import WeightsError, open_model
+from stepagent.commands.models import open_renderer
 from stepagent.policy import Policy, PolicyError
 
 Tensors = dict[str, torch.Tensor]
@@ -122,3 +124,36 @@ def test_escapes_in_names_of_tensors_do_not_reach_the_terminal(model: Path) -> N
     with pytest.raises(WeightsError, match="1 tensor is too many") as error:
         Policy.load(model)
     assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"num_hidden_layers": "x"},
+        {"num_hidden_layers": 10**9},
+        {"rms_norm_eps": "a"},
+        {"rope_parameters": [1]},
+        {"eos_token_id": "x"},
+        {"max_position_embeddings": "x"},
+        {"max_position_embeddings": -1},
+        {"layer_types": ["a"]},
+        {"num_attention_heads": 0},
+        {"dtype": "x"},
+        {"quantization_config": 5},
+    ],
+)
+def test_a_config_of_another_form_is_one_line(values: dict[str, object], model: Path) -> None:
+    config = model / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | values))
+    openers: tuple[Callable[[], object], ...] = (
+        lambda: open_model(str(model), torch.float32),
+        lambda: open_renderer(str(model)),
+    )
+    for opens in openers:
+        with pytest.raises(WeightsError) as failed:
+            opens()
+        message = str(failed.value)
+        assert message.startswith(f"{model}: not a usable policy: ")
+        assert "\n" not in message and not message.endswith(":")
+    if "num_hidden_layers" in values:
+        assert "num_hidden_layers" in message

@@ -11,14 +11,15 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from stepagent.trajectories import printable
 
 UNREADABLE = (
-    OSError, SafetensorError, ImportError, UnpicklingError,
+    OSError, SafetensorError, ImportError, UnpicklingError, StrictDataclassError,
     ValueError, RuntimeError, LookupError, TypeError, AttributeError, EOFError,
     ArithmeticError, AssertionError, MemoryError,
 )  # fmt: skip
@@ -27,12 +28,32 @@ UNREADABLE = (
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _POINTER_SIZE = 1024
 """Git LFS never writes a larger one."""
+_MOST = {"num_hidden_layers": 10_000, "hidden_size": 10**6, "max_position_embeddings": 10**12}
+"""Far beyond any model: more would be built for hours before memory runs out."""
 _NAMED = 3
 """Names of tensors in a message; the others are counted."""
 
 
 class WeightsError(ValueError):
     """Weights are missing, superfluous, of another shape or not finite; the message is one line."""
+
+
+def open_config(source: str) -> PretrainedConfig:
+    """What the config.json of a folder, or of an id on the hub, says of the language model.
+
+    Raises `WeightsError` if it cannot be read, or states a size that cannot be.
+    """
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(
+            source, local_files_only=Path(source).is_dir(), trust_remote_code=False
+        ).get_text_config()
+        for name, most in _MOST.items():
+            number = getattr(config, name, None)
+            if number is not None and not 1 <= number <= most:
+                raise ValueError(f"{name} is {number}; expected 1 to {most}")
+    except UNREADABLE as error:
+        raise WeightsError(f"{place(source)}: not a usable policy: {reason(error)}") from None
+    return config
 
 
 def open_model(source: str, dtype: torch.dtype, *, gguf_file: str | None = None) -> PreTrainedModel:
@@ -43,6 +64,8 @@ def open_model(source: str, dtype: torch.dtype, *, gguf_file: str | None = None)
     """
     where = Path(source) / gguf_file if gguf_file else source
     refuse_pointers(where)
+    if not gguf_file:
+        open_config(source)
     try:
         opened: Any = AutoModelForCausalLM.from_pretrained(
             source,
@@ -135,9 +158,13 @@ def _needed(folder: Path) -> list[Path]:
 
 
 def reason(error: BaseException) -> str:
-    """The first line of another library's error, printable; its kind if it has no words."""
-    lines = str(error).strip().splitlines()
-    return printable(lines[0], 300) if lines else type(error).__name__
+    """The first line of another library's error, printable; its kind if it has no words.
+
+    A line that ends in a colon says nothing yet: the next one goes with it.
+    """
+    lines = [line.strip() for line in str(error).strip().splitlines()]
+    count = 2 if lines and lines[0].endswith(":") else 1
+    return printable(" ".join(lines[:count]), 300) if lines else type(error).__name__
 
 
 def place(source: str | Path) -> str:

@@ -36,10 +36,10 @@ def run_command(function: Callable[..., None], name: str, args: Sequence[str]) -
     """
 
     @wraps(function)
-    def checked(**given: Any) -> None:
+    def checked(*places: Any, **given: Any) -> None:
         if "seed" in given:
             check_bounds(SimpleNamespace(**given), {"seed": SEED})
-        function(**given)
+        function(*places, **given)
 
     tyro.cli(checked, prog=f"stepagent {name}", args=args, config=CONFIG)
 
