@@ -436,3 +436,19 @@ def test_names_of_outputs_cannot_steer_a_terminal(tmp_path: Path) -> None:
         with pytest.raises(UsageError) as raised:
             check(path)
         assert "\x1b" not in str(raised.value)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of other systems are always text")
+@pytest.mark.parametrize("command", ["sft", "train"])
+def test_a_folder_whose_name_is_not_text_is_refused(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = os.fsdecode(os.fsencode(tmp_path) + b"/\xff")
+    args = ["smoke"] if command == "train" else ["--demonstrations", "d.jsonl"]
+    with pytest.raises(SystemExit) as ended:
+        cli.main([command, *args, "--out", out])
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("stepagent: ") and error.count("\n") == 1
+    assert "a name that is not UTF-8; name another folder" in error
+    assert list(tmp_path.iterdir()) == []

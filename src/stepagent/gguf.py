@@ -8,7 +8,6 @@ named.
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +30,7 @@ from stepagent.backends.weights import (
     reason,
     refuse_pointers,
 )
+from stepagent.cache import cache_folder
 from stepagent.trajectories import printable
 
 _PART = re.compile(r"(?P<name>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})")
@@ -39,12 +39,6 @@ _PART = re.compile(r"(?P<name>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})")
 
 class GGUFError(ValueError):
     """A GGUF file cannot be read; the message is one line."""
-
-
-def cache_folder() -> Path:
-    """Where models that were made from files are kept."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "stepagent" / "models"
 
 
 def convert(file: Path, folder: Path) -> None:
@@ -82,7 +76,7 @@ def converted(file: Path) -> Path:
     name = found["name"] if found and len(parts) > 1 else file.stem
     # Sixteen digits; folders with twelve are from a time when missing weights were not noticed.
     digest = hashlib.sha256("".join(map(file_hash, parts)).encode()).hexdigest()[:16]
-    folder = cache_folder() / f"{name}-{digest}"
+    folder = cache_folder() / "models" / f"{name}-{digest}"
     if not folder.is_dir():
         try:
             convert(file, folder)

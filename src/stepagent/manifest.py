@@ -49,6 +49,14 @@ def shown(path: Path) -> str:
     return printable(str(path), limit=4096)
 
 
+def check_name(path: Path) -> None:
+    """Raises `RunError` for a name that is not UTF-8, as libraries of models write none."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise RunError(f"{shown(path)}: a name that is not UTF-8; name another folder") from None
+
+
 def write_config(folder: Path, config: Mapping[str, Any]) -> None:
     """Writes config.json with a hash of its values."""
     write_json(folder / "config.json", {**config, "sha256": _hash_of_values(config)})
