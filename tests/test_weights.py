@@ -1,6 +1,7 @@
 """Models open with all their weights, or with one line that says which are not there."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -157,3 +158,12 @@ def test_a_config_of_another_form_is_one_line(values: dict[str, object], model: 
         assert "\n" not in message and not message.endswith(":")
     if "num_hidden_layers" in values:
         assert "num_hidden_layers" in message
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "model.safetensors", "generation_config.json"])
+def test_a_pipe_among_the_files_of_a_model_is_refused(name: str, model: Path) -> None:
+    (model / name).unlink(missing_ok=True)
+    os.mkfifo(model / name)
+    for opens in (lambda: Policy.load(model), lambda: open_renderer(str(model))):
+        with pytest.raises(WeightsError, match=f"{name}: a pipe or a device; expected a file"):
+            opens()

@@ -31,6 +31,7 @@ from stepagent.backends.weights import (
     refuse_pointers,
 )
 from stepagent.cache import cache_folder
+from stepagent.lines import Unreadable, open_ordinary
 from stepagent.trajectories import printable
 
 _PART = re.compile(r"(?P<name>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})")
@@ -184,11 +185,13 @@ def _reader(file: Path) -> GGUFReader:
         refuse_pointers(file)
     except WeightsError as error:
         raise GGUFError(str(error)) from None
-    with open(file, "rb") as opened:
-        if opened.read(4) != b"GGUF":
-            raise GGUFError(
-                f"{place(file)}: not a GGUF file; it should begin with the letters GGUF"
-            )
+    try:
+        with open_ordinary(file, "expected a GGUF file") as opened:
+            start = opened.read(4)
+    except Unreadable as error:
+        raise GGUFError(f"{place(file)}: {error}") from None
+    if start != b"GGUF":
+        raise GGUFError(f"{place(file)}: not a GGUF file; it should begin with the letters GGUF")
     try:
         return GGUFReader(str(file))
     except UNREADABLE as error:

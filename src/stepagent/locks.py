@@ -50,9 +50,8 @@ def lock(path: Path, *, wait: bool = False) -> BaseFileLock:
 
 def _check_allowed(path: Path) -> None:
     """Raises `OSError` if locks are forbidden there, which filelock takes for another's lock."""
-    with open(path, "rb") as file:
-        with suppress(BlockingIOError):
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    with open(path, "rb") as file, suppress(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
 
 @cache

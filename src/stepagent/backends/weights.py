@@ -41,8 +41,10 @@ class WeightsError(ValueError):
 def open_config(source: str) -> PretrainedConfig:
     """What the config.json of a folder, or of an id on the hub, says of the language model.
 
-    Raises `WeightsError` if it cannot be read, or states a size that cannot be.
+    Raises `WeightsError` if it cannot be read, or states a size that cannot be, and as
+    `refuse_pointers`.
     """
+    refuse_pointers(source)
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(
             source, local_files_only=Path(source).is_dir(), trust_remote_code=False
@@ -63,8 +65,9 @@ def open_model(source: str, dtype: torch.dtype, *, gguf_file: str | None = None)
     opened or a weight is missing, superfluous, of another shape or not finite.
     """
     where = Path(source) / gguf_file if gguf_file else source
-    refuse_pointers(where)
-    if not gguf_file:
+    if gguf_file:
+        refuse_pointers(where)
+    else:
         open_config(source)
     try:
         opened: Any = AutoModelForCausalLM.from_pretrained(
@@ -137,9 +140,14 @@ def put(source: str | Path, module: nn.Module, tensors: Mapping[str, Tensor]) ->
 
 
 def refuse_pointers(source: str | Path) -> None:
-    """Raises `WeightsError` if a file, or one that a folder's model needs, is a Git LFS pointer."""
+    """Raises `WeightsError` if a file, or one that a folder's model needs, is a Git LFS pointer.
+
+    Also for one that is no ordinary file: from a pipe nothing may ever come.
+    """
     path = Path(source)
     for file in _needed(path) if path.is_dir() else [path]:
+        if file.exists() and not file.is_file() and not file.is_dir():
+            raise WeightsError(f"{place(file)}: a pipe or a device; expected a file of a model")
         if file.is_file() and file.stat().st_size <= _POINTER_SIZE:
             with open(file, "rb") as opened:
                 if opened.read(len(_POINTER)) == _POINTER:
