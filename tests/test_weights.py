@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 from fakes import random_policy
 from stepagent.backends.weights import WeightsError, open_model
@@ -167,3 +168,18 @@ def test_a_pipe_among_the_files_of_a_model_is_refused(name: str, model: Path) ->
     for opens in (lambda: Policy.load(model), lambda: open_renderer(str(model))):
         with pytest.raises(WeightsError, match=f"{name}: a pipe or a device; expected a file"):
             opens()
+
+
+def test_missing_weights_are_told_without_the_table_of_transformers(
+    model: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    change(model, without_two)
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_warning()
+    try:
+        with pytest.raises(WeightsError):
+            open_model(str(model), torch.float32)
+        assert transformers_logging.get_verbosity() == transformers_logging.WARNING
+    finally:
+        transformers_logging.set_verbosity(before)
+    assert "LOAD REPORT" not in capfd.readouterr().err

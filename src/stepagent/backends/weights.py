@@ -15,6 +15,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from stepagent.trajectories import printable
 
@@ -69,6 +70,9 @@ def open_model(source: str, dtype: torch.dtype, *, gguf_file: str | None = None)
         refuse_pointers(where)
     else:
         open_config(source)
+    verbosity = transformers_logging.get_verbosity()
+    # Its table of what it did not find is several lines; the checks below say it in one.
+    transformers_logging.set_verbosity_error()
     try:
         opened: Any = AutoModelForCausalLM.from_pretrained(
             source,
@@ -81,6 +85,8 @@ def open_model(source: str, dtype: torch.dtype, *, gguf_file: str | None = None)
         )
     except UNREADABLE as error:
         raise WeightsError(f"{place(where)}: not a usable policy: {reason(error)}") from None
+    finally:
+        transformers_logging.set_verbosity(verbosity)
     model: PreTrainedModel = opened[0]
     found: dict[str, Any] = opened[1]
     tied = model.all_tied_weights_keys
