@@ -154,3 +154,22 @@ def test_a_long_trajectory_is_measured_in_one_pass() -> None:
     steps = tuple(Step(observation="x", action="y") for _ in range(20_000))
     rendered = own.render(Trajectory(id="a", task="t", instruction="go", steps=steps))
     assert rendered.num_tokens == sum(map(len, rendered.additions)) + len(own.ask) + 2
+
+
+class PanicException(BaseException):
+    """What a panic in Rust becomes."""
+
+
+def test_a_tokenizer_that_panics_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = train_tokenizer(["go"], 300)
+    encoder = Encoder(tokenizer)
+
+    def panic(*_: object, **__: object) -> None:
+        raise PanicException("index out of range")
+
+    monkeypatch.setattr(type(tokenizer), "__call__", panic)
+    for encode in (encoder.content, encoder.markup):
+        with pytest.raises(EncodingError, match=r"^the tokenizer breaks down on '.*go'$"):
+            encode("go")
+    with pytest.raises(EncodingError, match="breaks down"):
+        Encoder(tokenizer)
