@@ -176,3 +176,22 @@ def test_an_empty_text_before_a_line_break_is_encoded_too() -> None:
     )
     own = Renderer(made)
     assert own.text(own.observation("")).endswith("<|user|>\n")
+
+
+class PanicException(BaseException):
+    """What a panic in Rust becomes."""
+
+
+def test_a_tokenizer_that_panics_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = train_tokenizer(["go"], 300)
+    encoder = Encoder(tokenizer)
+
+    def panic(*_: object, **__: object) -> None:
+        raise PanicException("index out of range")
+
+    monkeypatch.setattr(type(tokenizer), "__call__", panic)
+    for encode in (encoder.content, encoder.markup):
+        with pytest.raises(EncodingError, match=r"^the tokenizer breaks down on '.*go'$"):
+            encode("go")
+    with pytest.raises(EncodingError, match="breaks down"):
+        Encoder(tokenizer)

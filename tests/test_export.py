@@ -15,10 +15,12 @@ from stepagent.backends.adapters import Adapter, LoRAConfig
 from stepagent.backends.training import OptimizerConfig
 from stepagent.commands.export_model import export_model
 from stepagent.commands.parsing import UsageError
+from stepagent.commands.sft import train_novice
 from stepagent.export import ExportError, export_policy, model_card
 from stepagent.inspection import path_logprobs
 from stepagent.policy import Policy
 from stepagent.run import read_json, write_json
+from stepagent.trajectories import write_jsonl
 
 IDS = torch.tensor([[5, 6, 7, 8, 9]])
 
@@ -208,3 +210,17 @@ def test_what_cannot_be_exported_is_said_in_one_line(unit: Path, tmp_path: Path)
     with pytest.raises(UsageError, match="exists already"):
         export_model(unit, out=unit)
     assert not (tmp_path / "a").exists()
+
+
+def test_the_base_of_an_adapter_is_an_input_and_never_replaced(tmp_path: Path) -> None:
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    random_policy().save(base)
+    Policy.load(base, lora=LoRAConfig(rank=2)).save(adapter)
+    before = {file.name: file.read_bytes() for file in base.iterdir()}
+    with pytest.raises(UsageError, match="it is the input"):
+        export_model(adapter, out=base, merged=True, overwrite=True)
+    file = tmp_path / "demonstrations.jsonl"
+    write_jsonl(file, demonstrations()[:2])
+    with pytest.raises(UsageError, match="it is the input"):
+        train_novice(demonstrations=file, model=str(adapter), out=base, overwrite=True)
+    assert {file.name: file.read_bytes() for file in base.iterdir()} == before

@@ -274,3 +274,10 @@ def test_a_conversion_that_is_killed_leaves_nothing_that_is_taken_for_a_model(
 def test_a_name_that_can_be_nothing_is_refused(name: str) -> None:
     with pytest.raises(UsageError, match="expected a Hugging Face model folder, a GGUF file"):
         local_model(name)
+
+
+def test_a_pipe_is_no_model(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "model.gguf")
+    with pytest.raises(GGUFError, match=r"model.gguf: a pipe"):
+        convert(tmp_path / "model.gguf", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

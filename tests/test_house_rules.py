@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "src" / "stepagent"
 
 LAYERS = (
-    ("atomic", "children", "lines"),
+    ("atomic", "bounds", "cache", "children", "lines"),
     ("signals",),
     ("types", "statistics", "progress", "encoding"),
     ("actions", "copying"),

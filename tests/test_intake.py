@@ -367,3 +367,8 @@ def test_records_are_read_from_a_compressed_file(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(gzip.compress(b'{"a": 1}\n'))
     assert [record for _, record in read_records(path)] == [{"a": 1}]
+
+
+def test_a_reason_in_bytes_is_shown_as_text() -> None:
+    error = ValueError(b"lexical error: invalid char\n  (right here) ------^\n")
+    assert str(intake.damaged("f.json", error)).endswith("is it whole? lexical error: invalid char")

@@ -474,3 +474,19 @@ def test_a_folder_with_a_file_of_somebodys_own_is_not_replaced(tmp_path: Path) -
     (folder / "thesis.tex").write_text("precious")
     with pytest.raises(UsageError, match="has more in it than a model"):
         check_folder(folder, overwrite=True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of other systems are always text")
+@pytest.mark.parametrize("command", ["sft", "train"])
+def test_a_folder_whose_name_is_not_text_is_refused(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = os.fsdecode(os.fsencode(tmp_path) + b"/\xff")
+    args = ["smoke"] if command == "train" else ["--demonstrations", "d.jsonl"]
+    with pytest.raises(SystemExit) as ended:
+        cli.main([command, *args, "--out", out])
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("stepagent: ") and error.count("\n") == 1
+    assert "a name that is not UTF-8; name another folder" in error
+    assert list(tmp_path.iterdir()) == []

@@ -397,7 +397,7 @@ def test_examples_without_thoughts_are_pointed_out_where_thoughts_are_wanted(
         (["collect", "--num-parallel", "0"], "--num-parallel must be at least 1, not 0"),
         (
             ["evaluate", "--policy", "openai:m-1", "--num-parallel", "0"],
-            "--num-parallel must be at least 1, not 0",
+            "num_parallel must be at least 1, not 0",
         ),
         (
             ["evaluate", "--policy", "openai:m-1", "--base-url", "http://127.0.0.1:9/v1",

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from stepagent.atomic import atomic_folder
+from stepagent.report_runs import ReportError, read_run
 from stepagent.run import Run, RunError
 
 SETTINGS: dict[str, Any] = {
@@ -190,3 +192,14 @@ def test_a_folder_that_cannot_be_finished_leaves_nothing(tmp_path: Path) -> None
         (folder / "weights").write_text("half")
         raise KeyError
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl"])
+def test_a_pipe_in_a_run_folder_is_refused_instead_of_waited_for(name: str, tmp_path: Path) -> None:
+    Run(tmp_path, SETTINGS, resume=False).close()
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(RunError, match=f"{name}: a pipe; expected the"):
+        Run(tmp_path, SETTINGS, resume=True)
+    with pytest.raises(ReportError, match=f"{name}: a pipe; expected "):
+        read_run(tmp_path)

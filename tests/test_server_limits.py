@@ -203,7 +203,7 @@ def test_this_machine_needs_no_token(host: str, caplog: pytest.LogCaptureFixture
 BASIC = httpx2.BasicAuth("player", TOKEN)
 
 
-def test_only_who_knows_the_token_may_play() -> None:
+def test_only_who_knows_the_token_may_play(caplog: pytest.LogCaptureFixture) -> None:
     with serving(corridor_task(), access=Access(TOKEN)) as url:
         for given in (
             None,
@@ -221,6 +221,7 @@ def test_only_who_knows_the_token_may_play() -> None:
         with pytest.raises(InvalidStatus) as refused:
             connection(url)
         assert refused.value.response.status_code == 401
+        assert "handshake" not in caplog.text
         bearer = {"Authorization": f"Bearer {TOKEN}"}
         httpx2.get(f"{url}/health", headers=bearer).raise_for_status()
         httpx2.get(f"{url}/health", auth=BASIC).raise_for_status()

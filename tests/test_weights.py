@@ -1,5 +1,7 @@
 """Models open with all their weights, or with one line that says which are not there."""
 
+import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,9 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 from fakes import random_policy
-from stepagent.backends.weights import WeightsError
+from stepagent.backends.weights import WeightsError, open_model
+from stepagent.commands.models import open_renderer
 from stepagent.policy import Policy, PolicyError
 
 Tensors = dict[str, torch.Tensor]
@@ -122,3 +126,60 @@ def test_escapes_in_names_of_tensors_do_not_reach_the_terminal(model: Path) -> N
     with pytest.raises(WeightsError, match="1 tensor is too many") as error:
         Policy.load(model)
     assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"num_hidden_layers": "x"},
+        {"num_hidden_layers": 10**9},
+        {"rms_norm_eps": "a"},
+        {"rope_parameters": [1]},
+        {"eos_token_id": "x"},
+        {"max_position_embeddings": "x"},
+        {"max_position_embeddings": -1},
+        {"layer_types": ["a"]},
+        {"num_attention_heads": 0},
+        {"dtype": "x"},
+        {"quantization_config": 5},
+    ],
+)
+def test_a_config_of_another_form_is_one_line(values: dict[str, object], model: Path) -> None:
+    config = model / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | values))
+    openers: tuple[Callable[[], object], ...] = (
+        lambda: open_model(str(model), torch.float32),
+        lambda: open_renderer(str(model)),
+    )
+    for opens in openers:
+        with pytest.raises(WeightsError) as failed:
+            opens()
+        message = str(failed.value)
+        assert message.startswith(f"{model}: not a usable policy: ")
+        assert "\n" not in message and not message.endswith(":")
+    if "num_hidden_layers" in values:
+        assert "num_hidden_layers" in message
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "model.safetensors", "generation_config.json"])
+def test_a_pipe_among_the_files_of_a_model_is_refused(name: str, model: Path) -> None:
+    (model / name).unlink(missing_ok=True)
+    os.mkfifo(model / name)
+    for opens in (lambda: Policy.load(model), lambda: open_renderer(str(model))):
+        with pytest.raises(WeightsError, match=f"{name}: a pipe or a device; expected a file"):
+            opens()
+
+
+def test_missing_weights_are_told_without_the_table_of_transformers(
+    model: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    change(model, without_two)
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_warning()
+    try:
+        with pytest.raises(WeightsError):
+            open_model(str(model), torch.float32)
+        assert transformers_logging.get_verbosity() == transformers_logging.WARNING
+    finally:
+        transformers_logging.set_verbosity(before)
+    assert "LOAD REPORT" not in capfd.readouterr().err

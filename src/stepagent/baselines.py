@@ -20,6 +20,7 @@ from stepagent.algorithms.ppo import PPOConfig, ppo
 from stepagent.algorithms.sft import SFTConfig, sft
 from stepagent.algorithms.trajectory_dpo import TrajectoryDPOConfig, trajectory_dpo
 from stepagent.algorithms.value_head import ValueHead
+from stepagent.bounds import COUNT, check_bounds
 from stepagent.inspection import rollout_tree
 from stepagent.lessons import Lesson
 from stepagent.policy import Policy
@@ -36,6 +37,10 @@ class RFTConfig:
     one episode for each demonstration, however many are of the same item."""
     sft: SFTConfig = SFTConfig(epochs=1)
     """On the demonstrations and the successes."""
+
+    def __post_init__(self) -> None:
+        """Raises `OutOfBounds` for numbers that cannot be."""
+        check_bounds(self, {"episodes": COUNT})
 
 
 class RFT(Stateless):

@@ -11,10 +11,13 @@ from collections.abc import Iterable
 from itertools import pairwise
 from typing import cast
 
-from transformers import PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 _WORD = re.compile(r"[\w\s'-]*")
 """Added tokens of this form are vocabulary, such as a name that a user has added."""
+
+_SHOWN = 60
+"""Characters of a text in a message."""
 
 
 class EncodingError(ValueError):
@@ -108,23 +111,28 @@ class Encoder:
         if not self.tokenizer.is_fast:
             marks = sorted(map(re.escape, self.control.values()), key=len, reverse=True)
             return [found.span() for found in re.finditer("|".join(marks), text)]
-        encoded = self.tokenizer(
-            "\n" + text,
-            add_special_tokens=False,
-            split_special_tokens=True,
-            return_offsets_mapping=True,
-        )
+        encoded = self._read("\n" + text, split_special_tokens=True, return_offsets_mapping=True)
         pairs = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
         return [(start - 1, end - 1) for number, (start, end) in pairs if number in self.control]
 
     def _encode(self, text: str) -> list[int]:
         if not text:
             return []
-        return cast(list[int], self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return cast(list[int], self._read(text)["input_ids"])
 
     def _plain(self, text: str) -> list[int]:
-        encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
-        return cast(list[int], encoded["input_ids"])
+        return cast(list[int], self._read(text, split_special_tokens=True)["input_ids"])
+
+    def _read(self, text: str, **options: bool) -> BatchEncoding:
+        try:
+            encoded: BatchEncoding = self.tokenizer(text, add_special_tokens=False, **options)
+            return encoded
+        except BaseException as error:
+            # A panic inside the tokenizers library, which its binding keeps apart from Exception.
+            if type(error).__name__ != "PanicException":
+                raise
+            start = text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
+            raise EncodingError(f"the tokenizer breaks down on {start!r}") from None
 
     def text(self, ids: list[int], *, with_control: bool = False) -> str:
         """What ids say; special tokens are left out unless they are asked for."""

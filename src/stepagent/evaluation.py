@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from stepagent.backends.generation import Decoding
+from stepagent.bounds import COUNT, check_bounds
 from stepagent.inspection import agreement, path_logprobs, practise, step_tree
 from stepagent.policy import Policy
 from stepagent.progress import track
@@ -27,6 +28,10 @@ class EvaluationConfig:
     """Greedy by default."""
     num_parallel: int = 8
     """Episodes that run at the same time."""
+
+    def __post_init__(self) -> None:
+        """Raises `OutOfBounds` for numbers that cannot be."""
+        check_bounds(self, {"num_parallel": COUNT})
 
 
 @dataclass(frozen=True)

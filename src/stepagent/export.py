@@ -11,13 +11,13 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from stepagent.atomic import atomic_folder
 from stepagent.backends.adapter_files import AdapterError, base_of
 from stepagent.backends.adapters import Adapter
 from stepagent.backends.device import ComputeConfig
-from stepagent.backends.weights import open_model, place
+from stepagent.backends.weights import open_config, open_model, place
 from stepagent.policy import Policy
 from stepagent.run import read_json
 from stepagent.types import METHODS
@@ -84,7 +84,8 @@ def _merge(policy: Policy, adapter: Adapter, model: Path, folder: Path) -> None:
     """Writes the whole model in its base's precision, if it computes what the policy computes."""
     ids = _probes(policy)
     expected = _logits(policy.model, ids)
-    dtype = AutoConfig.from_pretrained(base_of(str(model))).dtype or torch.float32
+    stated = open_config(base_of(str(model))).dtype
+    dtype = stated if isinstance(stated, torch.dtype) else torch.float32
     try:
         whole = adapter.merged()
     except AdapterError as error:

@@ -8,7 +8,6 @@ named.
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +30,8 @@ from stepagent.backends.weights import (
     reason,
     refuse_pointers,
 )
+from stepagent.cache import cache_folder
+from stepagent.lines import Unreadable, open_ordinary
 from stepagent.trajectories import printable
 
 _PART = re.compile(r"(?P<name>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})")
@@ -39,12 +40,6 @@ _PART = re.compile(r"(?P<name>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})")
 
 class GGUFError(ValueError):
     """A GGUF file cannot be read; the message is one line."""
-
-
-def cache_folder() -> Path:
-    """Where models that were made from files are kept."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "stepagent" / "models"
 
 
 def convert(file: Path, folder: Path) -> None:
@@ -82,7 +77,7 @@ def converted(file: Path) -> Path:
     name = found["name"] if found and len(parts) > 1 else file.stem
     # Sixteen digits; folders with twelve are from a time when missing weights were not noticed.
     digest = hashlib.sha256("".join(map(file_hash, parts)).encode()).hexdigest()[:16]
-    folder = cache_folder() / f"{name}-{digest}"
+    folder = cache_folder() / "models" / f"{name}-{digest}"
     if not folder.is_dir():
         try:
             convert(file, folder)
@@ -190,11 +185,13 @@ def _reader(file: Path) -> GGUFReader:
         refuse_pointers(file)
     except WeightsError as error:
         raise GGUFError(str(error)) from None
-    with open(file, "rb") as opened:
-        if opened.read(4) != b"GGUF":
-            raise GGUFError(
-                f"{place(file)}: not a GGUF file; it should begin with the letters GGUF"
-            )
+    try:
+        with open_ordinary(file, "expected a GGUF file") as opened:
+            start = opened.read(4)
+    except Unreadable as error:
+        raise GGUFError(f"{place(file)}: {error}") from None
+    if start != b"GGUF":
+        raise GGUFError(f"{place(file)}: not a GGUF file; it should begin with the letters GGUF")
     try:
         return GGUFReader(str(file))
     except UNREADABLE as error:

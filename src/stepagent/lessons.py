@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from stepagent.backends.generation import Decoding
+from stepagent.bounds import COUNT, check_bounds
 from stepagent.detours import Detours
 from stepagent.inspection import StepTree, practise, rollout_tree, step_trees
 from stepagent.policy import Policy
@@ -21,6 +22,10 @@ class InspectionConfig:
     """Agent actions in each expert state."""
     decoding: Decoding = Decoding()
     """How they are sampled."""
+
+    def __post_init__(self) -> None:
+        """Raises `OutOfBounds` for numbers that cannot be."""
+        check_bounds(self, {"num_actions": COUNT})
 
 
 @dataclass(frozen=True)

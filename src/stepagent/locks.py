@@ -5,7 +5,9 @@ has none is used without: a marker file instead would outlive a process that is 
 """
 
 import errno
+import fcntl
 import logging
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -25,19 +27,31 @@ class Taken(Exception):
 def lock(path: Path, *, wait: bool = False) -> BaseFileLock:
     """Locks a file, which is made if it is missing and whose content stays; `release` ends it.
 
-    Raises `Taken` if another process holds it, unless it is to `wait`. Where the file system has no
-    locks, a warning says so once.
+    Raises `Taken` if another process holds it, unless it is to `wait`, and `OSError` that names the
+    file if it cannot be locked. Where the file system has no locks, a warning says so once.
     """
-    held = FileLock(path, timeout=-1 if wait else 0, thread_local=False, fallback_to_soft=False)
+    held = FileLock(path, timeout=0, thread_local=False, fallback_to_soft=False)
     try:
-        held.acquire()
-    except Timeout:
-        raise Taken from None
+        try:
+            held.acquire()
+        except Timeout:
+            _check_allowed(path)
+            if not wait:
+                raise Taken from None
+            held.acquire(timeout=-1)
     except OSError as error:
         if error.errno not in NO_LOCKS:
-            raise
+            # The lock's own call names no file.
+            reason = error.strerror or str(error)
+            raise OSError(error.errno, f"cannot be locked: {reason}", str(path)) from None
         _warn(path.parent)
     return held
+
+
+def _check_allowed(path: Path) -> None:
+    """Raises `OSError` if locks are forbidden there, which filelock takes for another's lock."""
+    with open(path, "rb") as file, suppress(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
 
 @cache

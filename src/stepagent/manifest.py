@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from stepagent.atomic import TEMPORARY, atomic_write, disk_errors, file_hash
+from stepagent.lines import Unreadable, open_ordinary
 from stepagent.trajectories import printable
 
 MANIFEST = "manifest.json"
@@ -35,18 +36,32 @@ def write_json(path: Path, value: object) -> None:
 def read_json(path: Path) -> Any:
     """The JSON value of a file; raises `RunError` if it is missing or damaged."""
     try:
-        with disk_errors(path):
-            return json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise RunError(f"{shown(path)}: no such file; expected the JSON of a run") from None
+        return json.loads(_bytes(path, "expected the JSON of a run"))
     except (ValueError, RecursionError) as error:
         reason = printable(str(error), limit=200)
         raise RunError(f"{shown(path)}: not JSON ({reason}); restore it") from None
 
 
+def _bytes(path: Path, expected: str) -> bytes:
+    """What is in a file; raises `RunError` if it is none, such as a pipe nobody writes into."""
+    try:
+        with disk_errors(path), open_ordinary(path, expected) as file:
+            return file.read()
+    except Unreadable as error:
+        raise RunError(f"{shown(path)}: {error}") from None
+
+
 def shown(path: Path) -> str:
     """A path for a message."""
     return printable(str(path), limit=4096)
+
+
+def check_name(path: Path) -> None:
+    """Raises `RunError` for a name that is not UTF-8, as libraries of models write none."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise RunError(f"{shown(path)}: a name that is not UTF-8; name another folder") from None
 
 
 def write_config(folder: Path, config: Mapping[str, Any]) -> None:
@@ -240,8 +255,7 @@ def read_rows(path: Path) -> dict[int, dict[str, Any] | None]:
     """
     if not path.exists():
         return {}
-    with disk_errors(path):
-        lines = path.read_bytes().split(b"\n")
+    lines = _bytes(path, "expected the metrics of a run").split(b"\n")
     found: dict[int, dict[str, Any] | None] = {}
     for number, line in enumerate(lines, 1):
         try:

@@ -29,6 +29,7 @@ from stepagent.algorithms.ppo import PPOConfig, ppo
 from stepagent.algorithms.sft import SFTConfig, sft
 from stepagent.algorithms.value_head import ValueHead
 from stepagent.backends.training import Metrics
+from stepagent.bounds import COUNT, check_bounds
 from stepagent.inspection import (
     StepTree,
     path_logprobs,
@@ -49,6 +50,10 @@ class InverseConfig:
     """Expert or agent?"""
     ppo: PPOConfig = PPOConfig()
     """Policy updates on the discriminator's step rewards."""
+
+    def __post_init__(self) -> None:
+        """Raises `OutOfBounds` for numbers that cannot be."""
+        check_bounds(self, {"episodes": COUNT})
 
 
 Log = Callable[[str, Metrics], None]

@@ -17,6 +17,7 @@ from typing import Annotated, Any, TypeVar
 from markupsafe import Markup
 from pydantic import BaseModel, BeforeValidator, ConfigDict, JsonValue, TypeAdapter, ValidationError
 
+from stepagent.lines import Unreadable, open_ordinary
 from stepagent.manifest import MANIFEST, METRICS, RunError, Units, read_config, shown
 from stepagent.trajectories import TrajectoryError, read_jsonl
 from stepagent.types import PracticedStep, Record, Trajectory
@@ -231,9 +232,12 @@ def _metrics(path: Path) -> tuple[list[tuple[int, Metrics]], bool]:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
+        with open_ordinary(path, "expected a file of a run") as file:
+            return file.read().decode("utf-8", "replace")
     except OSError as error:
         raise ReportError(f"{shown(path)}: cannot be read: {error.strerror}") from None
+    except Unreadable as error:
+        raise ReportError(f"{shown(path)}: {error}") from None
 
 
 def _parsed(path: Path, shape: type[S]) -> S:

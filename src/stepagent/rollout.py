@@ -144,7 +144,7 @@ def _begin(episode: _Running, policy: Policy, room: int) -> None:
     if (length := len(episode.state(policy.renderer.ask))) > room:
         raise PolicyError(
             f"{episode.item}: its first state has {length} tokens, the policy's context of "
-            f"{policy.context} leaves room for {room}"
+            f"{policy.context} leaves room for {max(room, 0)} beside an action"
         )
 
 

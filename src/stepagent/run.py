@@ -29,6 +29,7 @@ from stepagent.manifest import (
     METRICS,
     RunError,
     Units,
+    check_name,
     make_manifest,
     read_config,
     read_json,
@@ -112,6 +113,7 @@ class Run:
     def _open_locked(self, resume: bool) -> BaseFileLock:
         """The lock; nothing is written before it is certain that the folder is ours."""
         folder = self.folder
+        check_name(folder)
         if folder.exists() and not folder.is_dir():
             raise RunError(f"{shown(folder)}: a file; expected the name of a folder for the run")
         if not self._config_file.exists() and folder.exists():

@@ -13,6 +13,7 @@ from stepagent.backends.adapters import LoRAConfig
 from stepagent.backends.device import ComputeConfig
 from stepagent.backends.training import OptimizerConfig
 from stepagent.baselines import RFTConfig
+from stepagent.bounds import AMOUNT, COUNT, SEED, check_bounds
 from stepagent.evaluation import EvaluationConfig
 from stepagent.lessons import InspectionConfig
 from stepagent.reflection import InverseConfig
@@ -56,6 +57,10 @@ class PromptingConfig:
     """Expert trajectories in a prompt of react."""
     max_tokens: int = 256
     """Longest reply, thought and action, in tokens."""
+
+    def __post_init__(self) -> None:
+        """Raises `OutOfBounds` for numbers that cannot be."""
+        check_bounds(self, {"few_shot": AMOUNT, "max_tokens": COUNT})
 
 
 TaskConfig = ScienceWorldConfig | AlfworldConfig | WebShopConfig | Mind2WebConfig | QAConfig
@@ -106,7 +111,8 @@ class DataConfig:
     """Test items, used once."""
 
     def __post_init__(self) -> None:
-        """Raises `SettingsError` if more are shared than there are."""
+        """Raises `OutOfBounds`, and `SettingsError` if more are shared than there are."""
+        check_bounds(self, {"sft": COUNT, "reflection": COUNT, "dev": COUNT, "test": COUNT})
         if not 0 <= self.shared <= min(self.sft, self.reflection):
             raise SettingsError(
                 f"--data.shared {self.shared}: expected 0 to {min(self.sft, self.reflection)}, "
@@ -169,7 +175,10 @@ class TrainConfig:
     """Of model, data order, practice and discriminator; panels are the same for all seeds."""
 
     def __post_init__(self) -> None:
-        """Raises `SettingsError` if detours are needed or in the way."""
+        """Raises `OutOfBounds`, and `SettingsError` if detours are needed or in the way."""
+        check_bounds(self, {"rounds": COUNT, "seed": SEED})
+        for learnt in (self.sft, self.sft_more, self.dagger, self.rft.sft):
+            check_bounds(learnt, {"epochs": COUNT})
         if self.detours < 0:
             raise SettingsError(f"--detours {self.detours}: expected 0 or more")
         if self.detours and "inverse" in self.methods and self.inverse.states == "rollout":

@@ -13,6 +13,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from stepagent.bounds import COUNT, AtLeast, OutOfBounds, check_bounds
 from stepagent.copying import ROPE_THETA, write_copying
 from stepagent.types import Trajectory
 
@@ -40,6 +41,24 @@ class TinyConfig:
     """Attention heads."""
     context: int = 8192
     """Longest sequence, in tokens."""
+
+    def __post_init__(self) -> None:
+        """Raises `OutOfBounds` for numbers that cannot be."""
+        check_bounds(
+            self,
+            {
+                "vocab_size": COUNT,
+                "hidden_size": AtLeast(12),
+                "num_layers": COUNT,
+                "num_heads": COUNT,
+                "context": COUNT,
+            },
+        )
+        if self.hidden_size % (2 * self.num_heads):
+            raise OutOfBounds(
+                f"hidden_size must be a multiple of twice num_heads, {2 * self.num_heads}, "
+                f"not {self.hidden_size}"
+            )
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:

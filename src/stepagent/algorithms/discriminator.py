@@ -44,6 +44,7 @@ from stepagent.backends.training import (
     num_batches,
     shuffled_batches,
 )
+from stepagent.bounds import COUNT, Between, check_bounds
 from stepagent.inspection import StepTree, expert_path_of_step, path_logprobs
 from stepagent.policy import Policy
 
@@ -69,6 +70,18 @@ class DiscriminatorConfig:
     """Which function of D is the step reward."""
     batch_size: int = 8
     """Trajectories in one update."""
+
+    def __post_init__(self) -> None:
+        """Raises `OutOfBounds` for numbers that cannot be."""
+        check_bounds(
+            self,
+            {
+                "warmup_epochs": COUNT,
+                "epochs": COUNT,
+                "label_smoothing": Between(0, 0.5),
+                "batch_size": COUNT,
+            },
+        )
 
 
 class DiscriminatorLoss(NamedTuple):

@@ -29,6 +29,7 @@ from stepagent.backends.training import (
     num_batches,
     shuffled_batches,
 )
+from stepagent.bounds import AMOUNT, COUNT, Above, check_bounds
 from stepagent.inspection import StepTree, expert_path_of_step, path_logprobs
 from stepagent.policy import Policy
 
@@ -51,6 +52,12 @@ class DPOConfig:
     """Passes over the practised steps."""
     batch_size: int = 8
     """Trajectories in one update, each with all its steps."""
+
+    def __post_init__(self) -> None:
+        """Raises `OutOfBounds` for numbers that cannot be."""
+        check_bounds(
+            self, {"beta": Above(0), "sft_coef": AMOUNT, "epochs": COUNT, "batch_size": COUNT}
+        )
 
 
 class DPOLoss(NamedTuple):

@@ -20,6 +20,7 @@ from torch import Tensor
 from stepagent.algorithms.ppo import PPOConfig, Targets, improve
 from stepagent.algorithms.value_head import ValueHead
 from stepagent.backends.training import Metrics, OptimizerConfig, read_trees
+from stepagent.bounds import AMOUNT, COUNT, Above, check_bounds
 from stepagent.inspection import StepTree
 from stepagent.policy import Policy
 
@@ -40,6 +41,19 @@ class GRPOConfig:
     """Weight of the divergence from the round's starting policy."""
     batch_size: int = 8
     """Groups in one update."""
+
+    def __post_init__(self) -> None:
+        """Raises `OutOfBounds` for numbers that cannot be."""
+        check_bounds(
+            self,
+            {
+                "group_size": COUNT,
+                "epochs": COUNT,
+                "clip_range": Above(0),
+                "kl_coef": AMOUNT,
+                "batch_size": COUNT,
+            },
+        )
 
 
 def group_advantages(rewards: Tensor) -> Tensor:

@@ -34,6 +34,7 @@ from stepagent.backends.training import (
     read_trees,
     shuffled_batches,
 )
+from stepagent.bounds import AMOUNT, COUNT, SHARE, Above, check_bounds
 from stepagent.inspection import StepTree
 from stepagent.policy import Policy
 from stepagent.prefix_tree import Pack
@@ -65,6 +66,22 @@ class PPOConfig:
     """Scale the round's advantages to mean 0 and standard deviation 1."""
     batch_size: int = 8
     """Trajectories in one update."""
+
+    def __post_init__(self) -> None:
+        """Raises `OutOfBounds` for numbers that cannot be."""
+        check_bounds(
+            self,
+            {
+                "epochs": COUNT,
+                "clip_range": Above(0),
+                "vf_coef": AMOUNT,
+                "ent_coef": AMOUNT,
+                "kl_coef": AMOUNT,
+                "sft_coef": AMOUNT,
+                "gae_lambda": SHARE,
+                "batch_size": COUNT,
+            },
+        )
 
 
 def gae(

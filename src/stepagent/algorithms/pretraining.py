@@ -21,6 +21,7 @@ import numpy as np
 
 from stepagent.algorithms.sft import SFTConfig, maximize_likelihood
 from stepagent.backends.training import Metrics, OptimizerConfig
+from stepagent.bounds import AMOUNT, SHARE, check_bounds
 from stepagent.inspection import step_tree
 from stepagent.policy import Policy
 from stepagent.prefix_tree import ROOT, PrefixTree
@@ -46,6 +47,10 @@ class PretrainConfig:
     """A token is a name if a smaller share of the demonstrations has it."""
     characters: int = 40
     """How much is left of each observation."""
+
+    def __post_init__(self) -> None:
+        """Raises `OutOfBounds` for numbers that cannot be."""
+        check_bounds(self, {"renamed": SHARE, "rare": SHARE, "characters": AMOUNT})
 
 
 def pretrain(

@@ -20,6 +20,7 @@ from stepagent.backends.training import (
     num_batches,
     shuffled_batches,
 )
+from stepagent.bounds import AMOUNT, COUNT, check_bounds
 from stepagent.inspection import step_tree
 from stepagent.policy import Policy
 from stepagent.prefix_tree import PrefixTree
@@ -36,6 +37,10 @@ class SFTConfig:
     """Passes over the demonstrations."""
     batch_size: int = 8
     """Trajectories in one update."""
+
+    def __post_init__(self) -> None:
+        """Raises `OutOfBounds` for numbers that cannot be."""
+        check_bounds(self, {"epochs": AMOUNT, "batch_size": COUNT})
 
 
 def sft_loss(logprobs: Tensor, total: int) -> Tensor:

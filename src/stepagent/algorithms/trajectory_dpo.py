@@ -28,6 +28,7 @@ from stepagent.backends.training import (
     read_paths,
     shuffled_batches,
 )
+from stepagent.bounds import AMOUNT, COUNT, Above, check_bounds
 from stepagent.inspection import StepTree
 from stepagent.policy import Policy
 
@@ -46,6 +47,12 @@ class TrajectoryDPOConfig:
     """Passes over the pairs."""
     batch_size: int = 4
     """Pairs in one update."""
+
+    def __post_init__(self) -> None:
+        """Raises `OutOfBounds` for numbers that cannot be."""
+        check_bounds(
+            self, {"beta": Above(0), "sft_coef": AMOUNT, "epochs": COUNT, "batch_size": COUNT}
+        )
 
 
 def trajectory_dpo(

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from stepagent.backends.forward import Layers
 from stepagent.backends.slot_cache import SlotCache
+from stepagent.bounds import AMOUNT, COUNT, check_bounds
 from stepagent.prefix_tree import Row
 
 
@@ -36,6 +37,10 @@ class Decoding:
     """Longest action, in tokens."""
     temperature: float = 1.0
     """Softmax temperature; 0 takes the most likely token."""
+
+    def __post_init__(self) -> None:
+        """Raises `OutOfBounds` for numbers that cannot be."""
+        check_bounds(self, {"max_new_tokens": COUNT, "temperature": AMOUNT})
 
 
 def random_numbers(seed: int, name: str, *key: int, count: int) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import get_linear_schedule_with_warmup
 
 from stepagent.backends.forward import Layers
+from stepagent.bounds import AMOUNT, SHARE, Above, check_bounds
 from stepagent.prefix_tree import Pack, PrefixTree
 from stepagent.progress import track
 
@@ -30,6 +31,18 @@ class OptimizerConfig:
     """Share of all updates in which the learning rate rises."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm."""
+
+    def __post_init__(self) -> None:
+        """Raises `OutOfBounds` for numbers that cannot be."""
+        check_bounds(
+            self,
+            {
+                "learning_rate": Above(0),
+                "weight_decay": AMOUNT,
+                "warmup_share": SHARE,
+                "max_grad_norm": Above(0),
+            },
+        )
 
 
 _LOSS = "_loss"

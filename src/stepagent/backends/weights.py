@@ -11,14 +11,16 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from stepagent.trajectories import printable
 
 UNREADABLE = (
-    OSError, SafetensorError, ImportError, UnpicklingError,
+    OSError, SafetensorError, ImportError, UnpicklingError, StrictDataclassError,
     ValueError, RuntimeError, LookupError, TypeError, AttributeError, EOFError,
     ArithmeticError, AssertionError, MemoryError,
 )  # fmt: skip
@@ -27,12 +29,34 @@ UNREADABLE = (
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _POINTER_SIZE = 1024
 """Git LFS never writes a larger one."""
+_MOST = {"num_hidden_layers": 10_000, "hidden_size": 10**6, "max_position_embeddings": 10**12}
+"""Far beyond any model: more would be built for hours before memory runs out."""
 _NAMED = 3
 """Names of tensors in a message; the others are counted."""
 
 
 class WeightsError(ValueError):
     """Weights are missing, superfluous, of another shape or not finite; the message is one line."""
+
+
+def open_config(source: str) -> PretrainedConfig:
+    """What the config.json of a folder, or of an id on the hub, says of the language model.
+
+    Raises `WeightsError` if it cannot be read, or states a size that cannot be, and as
+    `refuse_pointers`.
+    """
+    refuse_pointers(source)
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(
+            source, local_files_only=Path(source).is_dir(), trust_remote_code=False
+        ).get_text_config()
+        for name, most in _MOST.items():
+            number = getattr(config, name, None)
+            if number is not None and not 1 <= number <= most:
+                raise ValueError(f"{name} is {number}; expected 1 to {most}")
+    except UNREADABLE as error:
+        raise WeightsError(f"{place(source)}: not a usable policy: {reason(error)}") from None
+    return config
 
 
 def open_model(source: str, dtype: torch.dtype, *, gguf_file: str | None = None) -> PreTrainedModel:
@@ -42,7 +66,13 @@ def open_model(source: str, dtype: torch.dtype, *, gguf_file: str | None = None)
     opened or a weight is missing, superfluous, of another shape or not finite.
     """
     where = Path(source) / gguf_file if gguf_file else source
-    refuse_pointers(where)
+    if gguf_file:
+        refuse_pointers(where)
+    else:
+        open_config(source)
+    verbosity = transformers_logging.get_verbosity()
+    # Its table of what it did not find is several lines; the checks below say it in one.
+    transformers_logging.set_verbosity_error()
     try:
         opened: Any = AutoModelForCausalLM.from_pretrained(
             source,
@@ -55,6 +85,8 @@ def open_model(source: str, dtype: torch.dtype, *, gguf_file: str | None = None)
         )
     except UNREADABLE as error:
         raise WeightsError(f"{place(where)}: not a usable policy: {reason(error)}") from None
+    finally:
+        transformers_logging.set_verbosity(verbosity)
     model: PreTrainedModel = opened[0]
     found: dict[str, Any] = opened[1]
     tied = model.all_tied_weights_keys
@@ -114,9 +146,14 @@ def put(source: str | Path, module: nn.Module, tensors: Mapping[str, Tensor]) ->
 
 
 def refuse_pointers(source: str | Path) -> None:
-    """Raises `WeightsError` if a file, or one that a folder's model needs, is a Git LFS pointer."""
+    """Raises `WeightsError` if a file, or one that a folder's model needs, is a Git LFS pointer.
+
+    Also for one that is no ordinary file: from a pipe nothing may ever come.
+    """
     path = Path(source)
     for file in _needed(path) if path.is_dir() else [path]:
+        if file.exists() and not file.is_file() and not file.is_dir():
+            raise WeightsError(f"{place(file)}: a pipe or a device; expected a file of a model")
         if file.is_file() and file.stat().st_size <= _POINTER_SIZE:
             with open(file, "rb") as opened:
                 if opened.read(len(_POINTER)) == _POINTER:
@@ -135,9 +172,13 @@ def _needed(folder: Path) -> list[Path]:
 
 
 def reason(error: BaseException) -> str:
-    """The first line of another library's error, printable; its kind if it has no words."""
-    lines = str(error).strip().splitlines()
-    return printable(lines[0], 300) if lines else type(error).__name__
+    """The first line of another library's error, printable; its kind if it has no words.
+
+    A line that ends in a colon says nothing yet: the next one goes with it.
+    """
+    lines = [line.strip() for line in str(error).strip().splitlines()]
+    count = 2 if lines and lines[0].endswith(":") else 1
+    return printable(" ".join(lines[:count]), 300) if lines else type(error).__name__
 
 
 def place(source: str | Path) -> str:

@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Union
 
 import torch
 import tyro
-from transformers import AutoConfig
 from transformers.utils import logging as transformers_logging
 
 from stepagent.backends.adapter_files import base_of, is_adapter
 from stepagent.backends.adapters import LoRAConfig
 from stepagent.backends.device import ComputeConfig
-from stepagent.backends.weights import place, reason
+from stepagent.backends.weights import open_config, place
 from stepagent.commands.parsing import UsageError
 from stepagent.gguf import converted
 from stepagent.manifest import check_policy
@@ -85,11 +84,10 @@ def open_renderer(name: str) -> tuple[Renderer, int]:
     """How a model writes and reads dialogues, and its context in tokens; opens no weights."""
     model = local_model(name)
     base = base_of(model) if is_adapter(model) else model
-    try:
-        config = AutoConfig.from_pretrained(base).get_text_config()
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{place(name)}: not a usable policy: {reason(error)}") from None
-    return Renderer(open_tokenizer(model, base)), config.max_position_embeddings
+    context = getattr(open_config(base), "max_position_embeddings", None)
+    if context is None:
+        raise UsageError(f"{place(name)}: its config states no longest sequence")
+    return Renderer(open_tokenizer(model, base)), context
 
 
 def open_task(config: TaskConfig) -> Task:

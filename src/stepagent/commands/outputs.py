@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from stepagent.commands.parsing import UsageError
-from stepagent.manifest import MANIFEST, shown
+from stepagent.manifest import MANIFEST, check_name, shown
 
 
 def check_file(file: Path, *, inputs: Iterable[Path] = (), overwrite: bool = False) -> None:
@@ -37,6 +37,7 @@ def check_folder(folder: Path, *, inputs: Iterable[Path] = (), overwrite: bool =
     An old folder is replaced only with `overwrite`, and only if it has a model and nothing else.
     """
     name = shown(folder)
+    check_name(folder)
     if folder.name in ("", ".."):
         raise UsageError(f"{name}: no name of its own; expected the name of a new folder")
     check_no_input(folder, inputs)

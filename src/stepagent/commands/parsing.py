@@ -2,8 +2,13 @@
 
 import difflib
 from collections.abc import Callable, Iterable, Sequence
+from functools import wraps
+from types import SimpleNamespace
+from typing import Any
 
 import tyro
+
+from stepagent.bounds import SEED, check_bounds
 
 CONFIG = (
     tyro.conf.FlagCreatePairsOff,  # --resume, but no --no-resume
@@ -25,8 +30,18 @@ def unknown(what: str, name: str, known: Iterable[str]) -> str:
 
 
 def run_command(function: Callable[..., None], name: str, args: Sequence[str]) -> None:
-    """Calls the function with what the arguments say; its docstring is the command's help."""
-    tyro.cli(function, prog=f"stepagent {name}", args=args, config=CONFIG)
+    """Calls the function with what the arguments say; its docstring is the command's help.
+
+    Raises `OutOfBounds` for a `seed` that cannot be.
+    """
+
+    @wraps(function)
+    def checked(*places: Any, **given: Any) -> None:
+        if "seed" in given:
+            check_bounds(SimpleNamespace(**given), {"seed": SEED})
+        function(*places, **given)
+
+    tyro.cli(checked, prog=f"stepagent {name}", args=args, config=CONFIG)
 
 
 def check_at_least_one(option: str, number: int) -> None:

@@ -12,6 +12,7 @@ import tyro
 
 from stepagent import prompting
 from stepagent.backends.chat import ChatClient, ChatConfig, ChatError, Usage
+from stepagent.bounds import SECONDS
 from stepagent.commands.parsing import UsageError
 from stepagent.journal import journal_path, kept
 from stepagent.lines import Unreadable, read_text
@@ -78,7 +79,7 @@ def model_name(policy: str, config: PromptedConfig) -> str | None:
         (not _are_amounts(config.price_in, config.price_out), "prices of at least 0"),
         (not _are_amounts(chat.temperature), "--temperature of at least 0"),
         (chat.max_tokens < 1, "--max-tokens of at least 1"),
-        (not (0 < chat.timeout_seconds < math.inf), "--timeout-seconds above 0"),
+        (chat.timeout_seconds not in SECONDS, f"--timeout-seconds {SECONDS}"),
         (chat.max_retries < 0, "--max-retries of at least 0"),
     ):
         if wrong:

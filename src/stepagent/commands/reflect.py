@@ -11,6 +11,7 @@ from stepagent.algorithms.dpo import DPOConfig
 from stepagent.atomic import file_hash
 from stepagent.backends.adapters import LoRAConfig
 from stepagent.backends.device import ComputeConfig
+from stepagent.bounds import COUNT, SEED, check_bounds
 from stepagent.commands.inputs import model_input
 from stepagent.commands.models import load_policy, local_model, prepare
 from stepagent.commands.outputs import check_no_input
@@ -78,6 +79,10 @@ class Arguments:
     """One round of implicit reflection."""
     inverse: InverseConfig = InverseConfig()
     """One round of inverse reflection."""
+
+    def __post_init__(self) -> None:
+        """Raises `OutOfBounds` for numbers that cannot be."""
+        check_bounds(self, {"rounds": COUNT, "seed": SEED})
 
 
 def main(args: Sequence[str]) -> None:

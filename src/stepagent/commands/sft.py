@@ -11,6 +11,7 @@ from stepagent.atomic import atomic_folder
 from stepagent.backends.adapters import LoRAConfig
 from stepagent.backends.device import ComputeConfig
 from stepagent.backends.training import Metrics, num_batches
+from stepagent.bounds import COUNT, check_bounds
 from stepagent.commands.inputs import files_of
 from stepagent.commands.models import load_policy, prepare
 from stepagent.commands.outputs import check_folder
@@ -57,6 +58,7 @@ def train_novice(
         config: Settings of the training.
         tiny: Size of the model from scratch.
     """
+    check_bounds(config, {"epochs": COUNT})
     inputs = [demonstrations, *(files_of(model) if model else [])]
     check_folder(out, inputs=inputs, overwrite=overwrite)
     if lora.rank and model is None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import JsonValue
 
+from stepagent.bounds import SECONDS, check_bounds
 from stepagent.tasks.agentgym_servers import SERVERS, Environment, field_of
 from stepagent.tasks.base import EnvironmentLost, Split
 from stepagent.tasks.foreign import (
@@ -43,6 +44,10 @@ class AgentGymConfig:
     """Steps after which an episode is cut off."""
     timeout_seconds: float = 60.0
     """How long one answer may take."""
+
+    def __post_init__(self) -> None:
+        """Raises `OutOfBounds` for numbers that cannot be."""
+        check_bounds(self, {"timeout_seconds": SECONDS})
 
 
 class AgentGymTask(ForeignTask):

@@ -6,6 +6,7 @@ from typing import Any, Literal, Protocol
 
 import gymnasium as gym
 
+from stepagent.bounds import SECONDS, check_bounds
 from stepagent.trajectories import printable
 from stepagent.types import Trajectory
 
@@ -43,10 +44,8 @@ class EngineLimits:
     """Longest wait for its start."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError for times in which nothing can be done."""
-        for name in ("timeout_seconds", "start_timeout_seconds"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be above 0, not {getattr(self, name):g}")
+        """Raises `OutOfBounds` for times in which nothing can be done, or nobody would wait."""
+        check_bounds(self, {"timeout_seconds": SECONDS, "start_timeout_seconds": SECONDS})
 
 
 class EnvironmentLost(_Line):

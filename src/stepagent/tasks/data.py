@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from pydantic import JsonValue
 
+from stepagent.cache import cache_folder
 from stepagent.tasks.base import TaskDataError
 from stepagent.tasks.intake import Content, content, damaged
 
@@ -64,8 +65,7 @@ def data_folder(task: str) -> Path:
     home = os.environ.get("STEPAGENT_TASK_DATA")
     if home:
         return Path(home) / task
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "stepagent" / "data" / task
+    return cache_folder() / "data" / task
 
 
 def required(task: str, file: str) -> Path:

@@ -181,6 +181,8 @@ class _Depth:
 def damaged(name: str, error: Exception) -> TaskDataError:
     """The error for content that cannot be read."""
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    if error.args and isinstance(error.args[0], bytes):  # from yajl, by way of ijson
+        reason = error.args[0].decode("utf-8", "replace")
     return TaskDataError(f"{name}: cannot be read, is it whole? {reason.partition(chr(10))[0]}")
 
 

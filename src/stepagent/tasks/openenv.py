@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 from pydantic import JsonValue
 
+from stepagent.bounds import SECONDS, check_bounds
 from stepagent.tasks.base import EnvironmentLost, Split
 from stepagent.tasks.foreign import (
     Answer,
@@ -55,6 +56,10 @@ class OpenEnvConfig:
     """Steps after which an episode is cut off; None leaves that to the server."""
     timeout_seconds: float = 60.0
     """How long one answer may take."""
+
+    def __post_init__(self) -> None:
+        """Raises `OutOfBounds` for numbers that cannot be."""
+        check_bounds(self, {"timeout_seconds": SECONDS})
 
 
 class OpenEnvTask(ForeignTask):

@@ -121,6 +121,7 @@ def _server(
         logger.warning("%s: anybody who reaches this address can play: no token", printable(host))
     hosts = {*LOOPBACK, host.lower()} if is_local and access.token is None else None
     app = TaskServer(task, max_sessions, idle_seconds).app(MAX_REQUEST_BYTES)
+    logging.getLogger("uvicorn.error").addFilter(_is_news)
     config = uvicorn.Config(
         Guard(app, token=access.token, hosts=hosts),
         http=TimedProtocol,
@@ -156,3 +157,8 @@ def _listening(host: str, port: int) -> socket.socket:
 def _url(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Uvicorn takes a WebSocket that is refused with a reason for one that was forgotten."""
+    return "without completing handshake" not in record.getMessage()
