@@ -224,3 +224,15 @@ def test_the_base_of_an_adapter_is_an_input_and_never_replaced(tmp_path: Path) -
     with pytest.raises(UsageError, match="it is the input"):
         train_novice(demonstrations=file, model=str(adapter), out=base, overwrite=True)
     assert {file.name: file.read_bytes() for file in base.iterdir()} == before
+
+
+def test_a_merged_export_has_the_precision_of_its_bases_files(tmp_path: Path) -> None:
+    base, adapter, out = tmp_path / "base", tmp_path / "adapter", tmp_path / "out"
+    policy = random_policy()
+    policy.model.to(torch.bfloat16).save_pretrained(base)  # type: ignore[arg-type]
+    policy.renderer.tokenizer.save_pretrained(base)
+    config = read_json(base / "config.json")
+    write_json(base / "config.json", {k: v for k, v in config.items() if k != "dtype"})
+    Policy.load(base, lora=LoRAConfig(rank=2)).save(adapter)
+    export_model(adapter, out=out, merged=True)
+    assert AutoModelForCausalLM.from_pretrained(out, dtype="auto").dtype == torch.bfloat16

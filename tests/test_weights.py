@@ -183,3 +183,14 @@ def test_missing_weights_are_told_without_the_table_of_transformers(
     finally:
         transformers_logging.set_verbosity(before)
     assert "LOAD REPORT" not in capfd.readouterr().err
+
+
+def test_quantized_weights_whose_config_does_not_say_how_are_refused(tmp_path: Path) -> None:
+    random_policy().save(tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    name = next(n for n in tensors if n.endswith("q_proj.weight"))
+    tensors[name] = (tensors[name] * 100).to(torch.int8)
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(WeightsError, match="1 tensor is quantized, and its config does not say"):
+        Policy.load(tmp_path)

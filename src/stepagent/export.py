@@ -17,7 +17,7 @@ from stepagent.atomic import atomic_folder
 from stepagent.backends.adapter_files import AdapterError, base_of
 from stepagent.backends.adapters import Adapter
 from stepagent.backends.device import ComputeConfig
-from stepagent.backends.weights import open_config, open_model, place
+from stepagent.backends.weights import open_config, open_model, place, stored_dtypes
 from stepagent.policy import Policy
 from stepagent.run import read_json
 from stepagent.types import METHODS
@@ -84,7 +84,9 @@ def _merge(policy: Policy, adapter: Adapter, model: Path, folder: Path) -> None:
     """Writes the whole model in its base's precision, if it computes what the policy computes."""
     ids = _probes(policy)
     expected = _logits(policy.model, ids)
-    stated = open_config(base_of(str(model))).dtype
+    base = base_of(str(model))
+    stored = [dtype for dtype in stored_dtypes(base).values() if dtype is not None]
+    stated = stored[0] if stored else open_config(base).dtype
     dtype = stated if isinstance(stated, torch.dtype) else torch.float32
     try:
         whole = adapter.merged()

@@ -6,13 +6,14 @@ a model opens with every weight that it has, or not at all.
 
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
@@ -100,9 +101,42 @@ def open_model(source: str, dtype: torch.dtype, *, gguf_file: str | None = None)
             f"{place(where)}: {counted(shapes)} of another shape than its config says: "
             f"{printable(name, 120)} is {tuple(given)}, expected {tuple(expected)}"
         )
-    check_finite(where, model.state_dict())
+    state = model.state_dict()
+    whole_numbers = [
+        name
+        for name, dtype in stored_dtypes(source).items()
+        if dtype is None and name in state and state[name].is_floating_point()
+    ]
+    if whole_numbers:
+        raise WeightsError(
+            f"{place(where)}: {counted(whole_numbers)} quantized, and its config does not say how: "
+            f"{named(whole_numbers)}; expected floating-point weights"
+        )
+    check_finite(where, state)
     model.eval()
     return model
+
+
+_FLOATS = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+
+
+def stored_dtypes(source: str) -> dict[str, torch.dtype | None]:
+    """The precision in which a folder's safetensors hold each tensor; None if it is no plain one.
+
+    Empty for an id on the hub.
+    """
+    found: dict[str, torch.dtype | None] = {}
+    for file in sorted(Path(source).glob("*.safetensors")) if Path(source).is_dir() else ():
+        # A pointer to another copy of the weights may lie beside those that were opened.
+        with suppress(SafetensorError), safe_open(file, "pt") as opened:
+            for name in opened.keys():  # noqa: SIM118 -- it is no dictionary
+                found[name] = _FLOATS.get(opened.get_slice(name).get_dtype())
+    return found
 
 
 def check_complete(source: str | Path, missing: Iterable[str], superfluous: Iterable[str]) -> None:
