@@ -28,6 +28,8 @@ from stepagent.evaluation import (
     summarize,
 )
 from stepagent.inspection import practise
+from stepagent.policy import PolicyError
+from stepagent.rollout import rollout
 from stepagent.types import Trajectory
 
 OWN = [*demonstrations("dev")[:4], *demonstrations("dev")[12:16]]
@@ -122,3 +124,17 @@ def test_evaluation_counts_the_episodes_of_its_panel() -> None:
     assert found.score.mean == pytest.approx(sum(e.score or 0 for e in found.episodes) / 12)
     assert found.success.mean == sum(e.success is True for e in found.episodes) / 12
     assert evaluate(policy, world, items, config, seed=1) == found
+
+
+def test_an_action_longer_than_the_context_leaves_no_room_and_says_so() -> None:
+    world = BoxWorld()
+    with pytest.raises(PolicyError, match=r"leaves room for 0 beside an action$"):
+        list(
+            rollout(
+                random_policy(),
+                world,
+                world.items("dev")[:1],
+                Decoding(max_new_tokens=9999),
+                seed=0,
+            )
+        )

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from stepagent.report import ReportError, read_run, write_report
+from stepagent.report_plots import reward_histogram
 from stepagent.trajectories import write_jsonl
 from stepagent.types import AgentAction, PracticedStep, Step, Trajectory
 
@@ -346,3 +347,9 @@ def test_folders_that_are_no_runs_are_refused(tmp_path: Path) -> None:
 def test_report_needs_no_torch() -> None:
     code = "import sys, stepagent.report; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.filterwarnings("error")
+def test_rewards_near_the_end_of_all_numbers_are_drawn_without_a_warning() -> None:
+    plot = reward_histogram([1e308, -1e308], [0.0, 1e308], title="inverse")
+    assert plot.startswith("<svg")

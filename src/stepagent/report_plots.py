@@ -106,10 +106,15 @@ def interval_plot(rows: Sequence[IntervalRow], *, title: str, x_label: str) -> M
     return _svg(figure, f"{title}: {x_label} of each method with 95 % intervals")
 
 
+_FAR = 1e100
+"""Rewards are drawn as if they were within; axes beyond lose themselves in infinities."""
+
+
 @drawing
 def reward_histogram(expert: Sequence[float], agent: Sequence[float], *, title: str) -> Markup:
     """Step rewards of expert and agent actions over the same bins, as shares of each."""
     figure, axes = _figure(3.5, 2.1)
+    expert, agent = (np.clip(values, -_FAR, _FAR).tolist() for values in (expert, agent))
     together = np.concatenate([np.asarray(expert, dtype=float), np.asarray(agent, dtype=float)])
     low, high = float(together.min()), float(together.max())
     if high - low < 1e-9 * max(abs(low), abs(high), 1.0):  # too narrow to cut into bins
