@@ -115,9 +115,14 @@ class Command:
         """Starts it; `real` leaves the tasks as they are."""
         self._errors = folder.with_name(f"{folder.name}.stderr")
         self._errors.touch()  # the child may be killed before it opens it
+        reader, ready = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
-            _become(line, folder, self._errors, fault, real)
+            _become(line, folder, self._errors, fault, real, ready)
+        # What comes before the command is not the command's: a signal there would only test Python.
+        os.close(ready)
+        os.read(reader, 1)
+        os.close(reader)
 
     def end(self, number: int) -> None:
         """Sends a signal; it may have ended already."""
@@ -138,7 +143,9 @@ class Command:
         return Outcome(status, self._errors.read_text(errors="replace"), hung)
 
 
-def _become(line: str, folder: Path, errors: Path, fault: Fault | None, real: bool) -> None:
+def _become(
+    line: str, folder: Path, errors: Path, fault: Fault | None, real: bool, ready: int
+) -> None:
     """The child: the command and nothing else."""
     code = 1
     try:
@@ -158,6 +165,7 @@ def _become(line: str, folder: Path, errors: Path, fault: Fault | None, real: bo
         if fault:
             fault()
         sys.argv = ["stepagent", *shlex.split(line)]
+        os.close(ready)
         cli.main()
         code = 0
     except SystemExit as error:
