@@ -6,6 +6,7 @@ hundreds of kills take minutes. In the child all is as with `python -m stepagent
 """
 
 import atexit
+import fcntl
 import json
 import os
 import resource
@@ -15,6 +16,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -113,12 +115,15 @@ class Command:
         self, line: str, folder: Path, fault: Fault | None = None, *, real: bool = False
     ) -> None:
         """Starts it; `real` leaves the tasks as they are."""
-        self._errors = folder.with_name(f"{folder.name}.stderr")
-        self._errors.touch()  # the child may be killed before it opens it
+        # A pipe, for a file could be what the disk has no room for.
+        self._errors, errors = os.pipe()
+        fcntl.fcntl(self._errors, fcntl.F_SETPIPE_SZ, 2**20)
+        os.set_blocking(self._errors, False)
         reader, ready = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
-            _become(line, folder, self._errors, fault, real, ready)
+            _become(line, folder, errors, fault, real, ready)
+        os.close(errors)
         # What comes before the command is not the command's: a signal there would only test Python.
         os.close(ready)
         os.read(reader, 1)
@@ -140,11 +145,16 @@ class Command:
                 os.killpg(self.pid, signal.SIGKILL)
             else:
                 time.sleep(0.005)
-        return Outcome(status, self._errors.read_text(errors="replace"), hung)
+        said = b""
+        with suppress(BlockingIOError):  # a process that was left behind may hold it open
+            while part := os.read(self._errors, 2**20):
+                said += part
+        os.close(self._errors)
+        return Outcome(status, said.decode(errors="replace"), hung)
 
 
 def _become(
-    line: str, folder: Path, errors: Path, fault: Fault | None, real: bool, ready: int
+    line: str, folder: Path, errors: int, fault: Fault | None, real: bool, ready: int
 ) -> None:
     """The child: the command and nothing else."""
     code = 1
@@ -154,7 +164,7 @@ def _become(
         os.chdir(folder)
         os.dup2(os.open(os.devnull, os.O_RDWR), 0)
         os.dup2(os.open(os.devnull, os.O_RDWR), 1)
-        os.dup2(os.open(errors, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), 2)
+        os.dup2(errors, 2)
         sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -175,8 +185,9 @@ def _become(
     finally:
         if real:
             atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
         os._exit(code)
 
 
