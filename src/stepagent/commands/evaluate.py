@@ -90,7 +90,6 @@ def evaluate_policy(
     name = model_name(policy, prompted)
     if name and config.decoding != DEFAULT.decoding:
         raise UsageError(f"{policy}: --decoding is only for local policies; see --temperature")
-    check_at_least_one("--num-parallel", config.num_parallel)
     check_at_least_one("--num-per-group", num_per_group)
     inputs = [Path(policy), *prompted.files]
     may_replace = overwrite or is_kept(out)
