@@ -203,3 +203,9 @@ def test_a_pipe_in_a_run_folder_is_refused_instead_of_waited_for(name: str, tmp_
         Run(tmp_path, SETTINGS, resume=True)
     with pytest.raises(ReportError, match=f"{name}: a pipe; expected "):
         read_run(tmp_path)
+
+
+def test_a_run_that_never_began_leaves_no_temporary_file(tmp_path: Path) -> None:
+    (tmp_path / ".stepagent-0.tmp").write_text("half a config.json")
+    with Run(tmp_path, {"seed": 0}, resume=True):
+        assert not (tmp_path / ".stepagent-0.tmp").exists()

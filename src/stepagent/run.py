@@ -135,7 +135,16 @@ class Run:
         except Taken:
             raise RunError(f"{shown(folder)}: another process is working in it") from None
 
+    def _clear_up(self) -> None:
+        """Deletes what a kill or a disk that failed has left behind."""
+        for left_behind in [*self.folder.rglob(TEMPORARY)]:
+            if left_behind.is_dir():
+                shutil.rmtree(left_behind)
+            else:
+                left_behind.unlink(missing_ok=True)  # it may have been in one of the folders
+
     def _begin(self, settings: Mapping[str, Any]) -> None:
+        self._clear_up()
         self.config = {
             **settings,
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -164,11 +173,7 @@ class Run:
         self.units.check_all()
         if change := _first_change(config["versions"], _versions(), "version of"):
             logger.warning("%s: numbers may differ, for the %s", shown(self.folder), change)
-        for left_behind in [*self.folder.rglob(TEMPORARY)]:
-            if left_behind.is_dir():
-                shutil.rmtree(left_behind)
-            else:
-                left_behind.unlink(missing_ok=True)  # it may have been in one of the folders
+        self._clear_up()
         self._keep(rows.values())  # the unit that was cut off is about to write its rows again
         self.config = {**config, "units": self.units.hashes}
         write_config(self.folder, self.config)
