@@ -508,3 +508,8 @@ def test_a_model_folder_is_known_by_content_not_by_place(tmp_path: Path) -> None
     flip(tmp_path / "b" / "model.safetensors")
     assert model_input(str(tmp_path / "b")) != first
     assert model_input("org/model") == "org/model"
+
+
+def test_another_files_values_in_the_place_of_the_config_are_no_old_run(folder: Path) -> None:
+    write_json(folder / "config.json", {})
+    assert "config.json: not the settings of a run; restore it" in refused(folder)

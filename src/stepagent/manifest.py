@@ -78,6 +78,8 @@ def read_config(folder: Path) -> dict[str, Any] | None:
     config = read_json(path)
     if not isinstance(config, dict):
         raise RunError(f"{shown(path)}: not an object; expected the settings of a run")
+    if not {"recipe", "versions"} & config.keys():
+        raise RunError(f"{shown(path)}: not the settings of a run; restore it")
     if "sha256" not in config:
         return None
     expected = config.pop("sha256")
