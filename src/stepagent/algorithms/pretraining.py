@@ -50,7 +50,7 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         """Raises `OutOfBounds` for numbers that cannot be."""
-        check_bounds(self, {"renamed": SHARE, "rare": SHARE, "characters": AMOUNT})
+        check_bounds(self, {"renamed": SHARE, "rare": AMOUNT, "characters": AMOUNT})
 
 
 def pretrain(
