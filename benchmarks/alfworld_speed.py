@@ -22,7 +22,7 @@ import textworld
 import textworld.gym
 from alfworld.agents.environment.alfred_tw_env import AlfredDemangler, AlfredInfos
 
-from stepagent.tasks.alfworld import Alfworld, AlfworldConfig
+from stepagent.tasks.alfworld.task import Alfworld, AlfworldConfig
 
 
 def commands(file: Path, steps: int) -> list[str]:

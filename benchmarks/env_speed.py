@@ -15,11 +15,11 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from stepagent.demonstrations import collect
 from stepagent.evaluation import choose_items
-from stepagent.settings import TASKS, make_task
+from stepagent.experiment.config import TASKS, make_task
 from stepagent.tasks.base import Task
-from stepagent.tasks.scienceworld import ScienceWorld
+from stepagent.tasks.demonstrations import collect
+from stepagent.tasks.scienceworld.task import ScienceWorld
 from stepagent.types import Trajectory
 
 

@@ -30,10 +30,10 @@ from matplotlib.patches import StepPatch
 from fakes import BoxWorld
 from stepagent import cli
 from stepagent.algorithms.discriminator import DiscriminatorConfig
-from stepagent.atomic import TEMPORARY
 from stepagent.commands import collect, evaluate, models, reflect, report, train  # noqa: F401
-from stepagent.recipes import RECIPES
-from stepagent.reflection import InverseConfig
+from stepagent.experiment.recipes import RECIPES
+from stepagent.files.atomic import TEMPORARY
+from stepagent.learners.reflection import InverseConfig
 from test_pipeline import CONFIG, FAST
 
 PATIENCE = 120.0

@@ -7,8 +7,8 @@ from pathlib import Path
 from fuzz_inputs import CONTROL, LABELS, MARK, ODD, WORDS, Loss, call, check_found, text
 
 from stepagent.actions import call_of, read_call, split_react
-from stepagent.prompts import Prompt
-from stepagent.tasks.mind2web_answers import operation_words, read_answer, written_answer
+from stepagent.chat.prompts import Prompt
+from stepagent.tasks.mind2web.answers import operation_words, read_answer, written_answer
 from stepagent.types import Step
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from fuzz_inputs import Loss, check_found, trajectory
 from fuzz_templates import FAMILIES, template, tokenizer
 
-from stepagent.renderer import RenderedTrajectory, Renderer
+from stepagent.rendering.renderer import RenderedTrajectory, Renderer
 from stepagent.types import Step, Trajectory
 
 

@@ -11,7 +11,7 @@ from unittest.mock import patch
 from fuzz_inputs import Loss, damaged, mark, mutated, text
 from matplotlib.figure import Figure
 
-from stepagent.report import write_report
+from stepagent.report.page import write_report
 from stepagent.types import AgentAction, PracticedStep, Step, Trajectory
 
 HOSTILE = (

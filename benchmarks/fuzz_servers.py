@@ -21,10 +21,10 @@ import openai  # noqa: F401 -- loaded once, before the clock runs
 from fuzz_inputs import MARK, Loss, damaged, mark, mutated, text, value
 from websockets.exceptions import ConnectionClosedOK
 
-from stepagent.backends.chat import ChatClient, ChatConfig, Message
-from stepagent.tasks.agentgym import AgentGymConfig, AgentGymTask
-from stepagent.tasks.openenv import OpenEnvConfig, OpenEnvTask
-from stepagent.tasks.server import serving
+from stepagent.chat.client import ChatClient, ChatConfig, Message
+from stepagent.tasks.adapters.agentgym import AgentGymConfig, AgentGymTask
+from stepagent.tasks.adapters.openenv import OpenEnvConfig, OpenEnvTask
+from stepagent.tasks.serving.server import serving
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 

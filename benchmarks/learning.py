@@ -19,10 +19,10 @@ from typing import Any
 
 from learning_tables import Row, filled
 
-from stepagent.atomic import atomic_write
-from stepagent.locks import lock
-from stepagent.recipes import RECIPES
-from stepagent.run import to_json
+from stepagent.experiment.recipes import RECIPES
+from stepagent.experiment.run import to_json
+from stepagent.files.atomic import atomic_write
+from stepagent.files.locks import lock
 from stepagent.types import METHODS
 
 ROOT = Path(__file__).parents[1]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
-from stepagent.results import interval_text
+from stepagent.experiment.results import interval_text
 from stepagent.statistics import mean_interval, paired_difference
 from stepagent.types import METHODS
 

@@ -27,13 +27,13 @@ import torch
 
 from stepagent.algorithms.dpo import DPOConfig, dpo
 from stepagent.algorithms.sft import SFTConfig, sft
-from stepagent.backends.generation import Decoding
-from stepagent.backends.training import OptimizerConfig
-from stepagent.demonstrations import collect
 from stepagent.inspection import StepTree, practise, step_trees
-from stepagent.policy import Policy
-from stepagent.tasks.scienceworld import ScienceWorld
-from stepagent.tiny import TinyConfig, build_tiny_model
+from stepagent.model.generation import Decoding
+from stepagent.model.policy import Policy
+from stepagent.model.updates import OptimizerConfig
+from stepagent.scratch.small_model import TinyConfig, build_tiny_model
+from stepagent.tasks.demonstrations import collect
+from stepagent.tasks.scienceworld.task import ScienceWorld
 from stepagent.trajectories import read_jsonl, write_jsonl
 from stepagent.types import PracticedStep, Trajectory
 

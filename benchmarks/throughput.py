@@ -30,12 +30,12 @@ from stepagent.algorithms.discriminator import (
 from stepagent.algorithms.dpo import DPOConfig, dpo
 from stepagent.algorithms.ppo import PPOConfig, ValueHead, ppo
 from stepagent.algorithms.sft import SFTConfig, sft
-from stepagent.backends.adapters import LoRAConfig
-from stepagent.backends.device import ComputeConfig
-from stepagent.backends.generation import Decoding
 from stepagent.inspection import StepTree, path_logprobs, practise, step_trees
-from stepagent.policy import Policy
-from stepagent.prefix_tree import pack
+from stepagent.model.device import ComputeConfig
+from stepagent.model.generation import Decoding
+from stepagent.model.lora import LoRAConfig
+from stepagent.model.policy import Policy
+from stepagent.model.prefix_tree import pack
 from stepagent.trajectories import read_trajectories
 
 RANDOM = {

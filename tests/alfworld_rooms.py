@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from stepagent.tasks.alfworld_games import Generation, prepare
+from stepagent.tasks.alfworld.games import Generation, prepare
 
 KINDS = {
     "pick": "pick_and_place_simple-Apple-None-Shelf-1",

@@ -14,9 +14,9 @@ import uvicorn
 from gymnasium import spaces
 from starlette.types import ASGIApp
 
-from stepagent.tasks.foreign import Items, Scoring
-from stepagent.tasks.gym_task import GymTask
-from stepagent.tasks.server import _listening
+from stepagent.tasks.adapters.foreign import Items, Scoring
+from stepagent.tasks.adapters.gymnasium import GymTask
+from stepagent.tasks.serving.server import _listening
 
 NUM_ROOMS = 6
 

@@ -23,17 +23,17 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from stepagent.algorithms.sft import SFTConfig, sft
-from stepagent.backends import forward
-from stepagent.backends.forward import Layers
-from stepagent.backends.generation import Decoding
-from stepagent.backends.training import Metrics, OptimizerConfig
 from stepagent.inspection import StepTree, step_trees
-from stepagent.policy import Policy
-from stepagent.renderer import RenderedTrajectory
+from stepagent.model import forward
+from stepagent.model.forward import Layers
+from stepagent.model.generation import Decoding
+from stepagent.model.policy import Policy
+from stepagent.model.updates import Metrics, OptimizerConfig
+from stepagent.rendering.renderer import RenderedTrajectory
 from stepagent.rollout import rollout
+from stepagent.scratch.small_model import TinyConfig, build_tiny_model
 from stepagent.tasks.base import EnvironmentLost, ExpertFailed, Split, Task, TextEnv
 from stepagent.tasks.tries import Lost
-from stepagent.tiny import TinyConfig, build_tiny_model
 from stepagent.types import AgentAction, PracticedStep, Step, Trajectory
 
 OBJECTS = ("cup", "hat", "key", "lamp", "pen", "rope")

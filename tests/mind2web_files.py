@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from stepagent.tasks.mind2web_data import prepare
+from stepagent.tasks.mind2web.data import prepare
 
 PARTS = ("train", "test_task", "test_website", "test_domain")
 WORDS = ("basket", "search", "sign in", "red shoes", "blue hats", "help", "next page", "stores")

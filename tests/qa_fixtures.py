@@ -9,9 +9,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from stepagent.tasks.multihop_qa import MultihopQA, QAConfig
-from stepagent.tasks.qa_data import prepare
-from stepagent.tasks.qa_questions import Dataset
+from stepagent.tasks.qa.data import prepare
+from stepagent.tasks.qa.questions import Dataset
+from stepagent.tasks.qa.task import MultihopQA, QAConfig
 
 Fields = dict[str, Any]
 

@@ -16,12 +16,12 @@ from transformers import AutoModelForCausalLM, MixtralConfig
 
 from fakes import demonstrations, practised_trees, random_policy, rendered
 from stepagent.algorithms.sft import SFTConfig, sft
-from stepagent.backends.adapter_files import AdapterError
-from stepagent.backends.training import OptimizerConfig
-from stepagent.backends.weights import WeightsError
 from stepagent.commands.export_model import export_model
 from stepagent.inspection import path_logprobs
-from stepagent.policy import Policy
+from stepagent.model.adapter_files import AdapterError
+from stepagent.model.policy import Policy
+from stepagent.model.updates import OptimizerConfig
+from stepagent.model.weights import WeightsError
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 300, 301, 302]])
 ATTENTION = ["q_proj", "v_proj"]

@@ -15,13 +15,13 @@ from stepagent.algorithms.discriminator import (
 )
 from stepagent.algorithms.dpo import DPOConfig
 from stepagent.algorithms.sft import SFTConfig, sft
-from stepagent.backends.adapters import LoRAConfig
-from stepagent.backends.device import ComputeConfig
-from stepagent.backends.training import Metrics, OptimizerConfig
 from stepagent.inspection import StepTree, path_logprobs
-from stepagent.lessons import InspectionConfig, Lesson, inspect_demonstrations
-from stepagent.policy import Policy
-from stepagent.reflection import Implicit, Inverse, InverseConfig
+from stepagent.learners.reflection import Implicit, Inverse, InverseConfig
+from stepagent.model.device import ComputeConfig
+from stepagent.model.lora import LoRAConfig
+from stepagent.model.policy import Policy
+from stepagent.model.updates import Metrics, OptimizerConfig
+from stepagent.practice import InspectionConfig, Lesson, inspect_demonstrations
 
 FAST = OptimizerConfig(learning_rate=1e-2, warmup_share=0.0)
 

@@ -22,9 +22,9 @@ from agentgym_server import (
     webshop,
 )
 from corridor import Corridor, explorer, running
-from stepagent.tasks.agentgym import SERVERS, AgentGymConfig, AgentGymTask, Environment
+from stepagent.tasks.adapters.agentgym import SERVERS, AgentGymConfig, AgentGymTask, Environment
+from stepagent.tasks.adapters.remote import ServerError
 from stepagent.tasks.base import EnvironmentLost
-from stepagent.tasks.remote import ServerError
 
 
 def task_on(url: str, environment: Environment, **options: Any) -> AgentGymTask:

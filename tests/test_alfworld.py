@@ -16,22 +16,22 @@ from typing import Any, Literal, get_args
 import pytest
 
 from alfworld_rooms import KINDS, game, write, write_all
-from stepagent.tasks import alfworld
-from stepagent.tasks.alfworld import (
+from stepagent.tasks.alfworld import task as alfworld
+from stepagent.tasks.alfworld.expert import Goal
+from stepagent.tasks.alfworld.games import (
+    INDEX,
+    TASK_TYPES,
+    Generation,
+    prepare,
+    read_index,
+)
+from stepagent.tasks.alfworld.task import (
     Alfworld,
     AlfworldConfig,
     first_texts,
     goal_of,
     is_dev,
     shown,
-)
-from stepagent.tasks.alfworld_expert import Goal
-from stepagent.tasks.alfworld_games import (
-    INDEX,
-    TASK_TYPES,
-    Generation,
-    prepare,
-    read_index,
 )
 from stepagent.tasks.base import EngineLimits, EnvironmentLost, ExpertFailed, TaskDataError
 from stepagent.types import Step, Trajectory
@@ -510,7 +510,7 @@ def test_a_process_that_computes_ends_when_its_parent_is_killed(tmp_path: Path) 
     code = """
 import sys
 from pathlib import Path
-from stepagent.tasks.alfworld_workers import Workers
+from stepagent.tasks.alfworld.workers import Workers
 from stepagent.tasks.base import EngineLimits
 game = Workers(Path(sys.argv[1]), 1, EngineLimits()).take()
 game.begin(Path(sys.argv[2]))
@@ -595,7 +595,7 @@ def test_facts_of_past_games_are_forgotten(folder: Path) -> None:
 import sys
 from pathlib import Path
 from mementos.core import _memento_cache
-from stepagent.tasks.alfworld_engine import Engine
+from stepagent.tasks.alfworld.engine import Engine
 cache, *files = sys.argv[1:]
 sys.argv = ["translate.py", "domain", "task"]
 engine = Engine(Path(cache))

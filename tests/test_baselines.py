@@ -9,14 +9,14 @@ import torch
 
 from fakes import BoxWorld, demonstrations, random_policy, rendered
 from stepagent.algorithms.trajectory_dpo import TrajectoryDPOConfig
-from stepagent.backends.training import Metrics
-from stepagent.baselines import ETO, RFT, SPIN, RFTConfig
-from stepagent.lessons import Lesson
-from stepagent.novice import take_novice
-from stepagent.pipeline import train
-from stepagent.renderer import RenderedTrajectory
-from stepagent.run import Run
-from stepagent.settings import Method, PromptingConfig
+from stepagent.experiment.config import Method, PromptingConfig
+from stepagent.experiment.novice import take_novice
+from stepagent.experiment.pipeline import train
+from stepagent.experiment.run import Run
+from stepagent.learners.baselines import ETO, RFT, SPIN, RFTConfig
+from stepagent.model.updates import Metrics
+from stepagent.practice import Lesson
+from stepagent.rendering.renderer import RenderedTrajectory
 from stepagent.trajectories import read_jsonl
 from stepagent.types import Trajectory
 from test_pipeline import CONFIG, Killed, assert_same, dies_at_row, finish, open_run, rows_of

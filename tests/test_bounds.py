@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from stepagent import cli
-from stepagent.algorithms.pretraining import PretrainConfig
 from stepagent.algorithms.sft import SFTConfig
-from stepagent.backends.training import OptimizerConfig
 from stepagent.bounds import Above, AtLeast, Between, OutOfBounds
-from stepagent.tiny import TinyConfig
+from stepagent.model.updates import OptimizerConfig
+from stepagent.scratch.pretraining import PretrainConfig
+from stepagent.scratch.small_model import TinyConfig
 
 SEEDS, TIMES = "from 0 to 4294967295", "above 0 and at most 1,000,000"
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from stepagent.cache import NoCache, cache_folder
-from stepagent.tasks.data import data_folder
+from stepagent.files.cache import NoCache, cache_folder
+from stepagent.tasks.data.files import data_folder
 
 
 def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:

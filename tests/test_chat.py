@@ -21,7 +21,7 @@ from chat_server import (
     Send,
     completion,
 )
-from stepagent.backends.chat import (
+from stepagent.chat.client import (
     ChatClient,
     ChatConfig,
     ChatError,
@@ -30,7 +30,7 @@ from stepagent.backends.chat import (
     TooLong,
     Usage,
 )
-from stepagent.backends.chat_http import MAX_BYTES
+from stepagent.chat.http import MAX_BYTES
 
 KEY = "sk-secret-0123456789"
 HELLO = [Message("system", "Be brief."), Message("user", "Hello?")]

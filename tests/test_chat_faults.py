@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from stepagent.backends.chat_faults import Fault, Option, read_fault
+from stepagent.chat.faults import Fault, Option, read_fault
 
 
 def said(message: str, status: int = 400, **more: object) -> Fault:

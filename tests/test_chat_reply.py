@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepagent.backends.chat_faults import Fault
-from stepagent.backends.chat_reply import Reply, Unreadable, read_error, read_reply
-from stepagent.prompts import Prompt
+from stepagent.chat.faults import Fault
+from stepagent.chat.prompts import Prompt
+from stepagent.chat.replies import Reply, Unreadable, read_error, read_reply
 
 NAMES = st.sampled_from(
     ["choices", "message", "content", "finish_reason", "usage", "prompt_tokens", "error", "code",

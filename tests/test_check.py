@@ -8,7 +8,7 @@ from tokenizers import normalizers
 from transformers import LlamaConfig, PreTrainedTokenizerBase
 
 from stepagent.cli import main
-from stepagent.renderer import warn_once
+from stepagent.rendering.renderer import warn_once
 from stepagent.trajectories import write_jsonl
 from stepagent.types import Step, Trajectory
 from test_templates import FAMILIES, renderer

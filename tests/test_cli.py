@@ -19,9 +19,9 @@ from stepagent import cli
 from stepagent.commands import train as train_command
 from stepagent.commands.models import load_policy
 from stepagent.commands.parsing import UsageError
-from stepagent.recipes import RECIPES
-from stepagent.run import read_json
-from stepagent.settings import TASKS, make_task
+from stepagent.experiment.config import TASKS, make_task
+from stepagent.experiment.recipes import RECIPES
+from stepagent.experiment.run import read_json
 from stepagent.trajectories import read_jsonl, write_jsonl
 from stepagent.types import PracticedStep
 

@@ -3,8 +3,8 @@
 import pytest
 
 from fakes import BoxWorld
-from stepagent.demonstrations import collect
 from stepagent.tasks.base import MAX_TRIES, EnvironmentLost
+from stepagent.tasks.demonstrations import collect
 from stepagent.tasks.tries import Lost
 
 ITEMS = ["far/2", "near/1", "far/0", "near/0", "near/2"]

@@ -17,16 +17,16 @@ from fakes import BoxWorld, demonstrations, novice, practised_with, random_polic
 from stepagent import detours
 from stepagent.algorithms.discriminator import HeldOut
 from stepagent.algorithms.sft import SFTConfig
-from stepagent.backends.generation import Decoding
-from stepagent.backends.training import OptimizerConfig
 from stepagent.detours import Detours, take_detours
+from stepagent.experiment.config import SettingsError
+from stepagent.experiment.run import Run
 from stepagent.inspection import StepTree, path_logprobs, step_tree
-from stepagent.lessons import Lesson
-from stepagent.policy import Policy
-from stepagent.reflection import Inverse, MoreSFT
-from stepagent.renderer import RenderedTrajectory, Renderer
-from stepagent.run import Run
-from stepagent.settings import SettingsError
+from stepagent.learners.reflection import Inverse, MoreSFT
+from stepagent.model.generation import Decoding
+from stepagent.model.policy import Policy
+from stepagent.model.updates import OptimizerConfig
+from stepagent.practice import Lesson
+from stepagent.rendering.renderer import RenderedTrajectory, Renderer
 from stepagent.statistics import paired_difference
 from stepagent.tasks.base import MAX_TRIES, EnvironmentLost, Task
 from stepagent.trajectories import read_trajectories

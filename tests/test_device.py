@@ -6,13 +6,13 @@ from torch.nn.attention.flex_attention import flex_attention
 
 from fakes import demonstrations, practised_trees, random_policy, rendered, with_budget
 from stepagent.algorithms.sft import SFTConfig, sft
-from stepagent.backends.device import HEADROOM, MAX_TOKEN_BUDGET, ComputeConfig, fitting_tokens
-from stepagent.backends.forward import MIN_TOKEN_BUDGET, Layers, OutOfMemory
-from stepagent.backends.masks import BUCKET, filled_up, tree_masks
-from stepagent.backends.training import Metrics, OptimizerConfig
 from stepagent.inspection import path_logprobs
-from stepagent.policy import Policy
-from stepagent.prefix_tree import Pack, Row
+from stepagent.model.attention_masks import BUCKET, filled_up, tree_masks
+from stepagent.model.device import HEADROOM, MAX_TOKEN_BUDGET, ComputeConfig, fitting_tokens
+from stepagent.model.forward import MIN_TOKEN_BUDGET, Layers, OutOfMemory
+from stepagent.model.policy import Policy
+from stepagent.model.prefix_tree import Pack, Row
+from stepagent.model.updates import Metrics, OptimizerConfig
 
 
 def test_the_budget_is_what_fits_into_free_memory() -> None:

@@ -32,12 +32,12 @@ from stepagent.algorithms.discriminator import (
     step_rewards,
     train_discriminator,
 )
-from stepagent.backends.training import Metrics, OptimizerConfig
 from stepagent.inspection import StepTree, path_logprobs, step_trees
-from stepagent.lessons import Lesson, with_rewards
-from stepagent.policy import Policy
-from stepagent.prefix_tree import PrefixTree
-from stepagent.reflection import DiscriminatorAtChance, Inverse, InverseConfig
+from stepagent.learners.reflection import DiscriminatorAtChance, Inverse, InverseConfig
+from stepagent.model.policy import Policy
+from stepagent.model.prefix_tree import PrefixTree
+from stepagent.model.updates import Metrics, OptimizerConfig
+from stepagent.practice import Lesson, with_rewards
 from stepagent.types import PracticedStep
 
 OWN = [*demonstrations()[:4], *demonstrations()[40:44]]

@@ -18,9 +18,10 @@ from signal import SIGKILL
 import pytest
 
 from stepagent.cli import main
-from stepagent.tasks import fetch as fetching
 from stepagent.tasks.base import TaskDataError
-from stepagent.tasks.data import (
+from stepagent.tasks.data import fetch as fetching
+from stepagent.tasks.data.fetch import fetch
+from stepagent.tasks.data.files import (
     Prepared,
     Source,
     TaskData,
@@ -29,8 +30,7 @@ from stepagent.tasks.data import (
     read_records,
     required,
 )
-from stepagent.tasks.download import DATA, download, install, manifest_of
-from stepagent.tasks.fetch import fetch
+from stepagent.tasks.install import DATA, download, install, manifest_of
 
 BODY = bytes(range(256)) * 40_000  # about ten chunks
 SHA256 = hashlib.sha256(BODY).hexdigest()
@@ -438,8 +438,8 @@ def test_a_file_beyond_the_limit_is_refused(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from stepagent.tasks.data import Prepared, TaskData
-from stepagent.tasks.download import DATA, install
+from stepagent.tasks.data.files import Prepared, TaskData
+from stepagent.tasks.install import DATA, install
 
 def prepare(source, out, *, skip_invalid):
     (out / "half").write_text("x")

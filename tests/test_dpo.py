@@ -26,9 +26,9 @@ from fakes import (
     with_budget,
 )
 from stepagent.algorithms.dpo import DPOConfig, dpo, dpo_loss, implicit_rewards
-from stepagent.backends.training import Metrics, OptimizerConfig
 from stepagent.inspection import StepTree, expert_path_of_step, path_logprobs, step_trees
-from stepagent.policy import Policy
+from stepagent.model.policy import Policy
+from stepagent.model.updates import Metrics, OptimizerConfig
 from stepagent.types import Trajectory
 
 OWN = [*demonstrations()[:2], *demonstrations()[40:42]]

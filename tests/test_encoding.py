@@ -6,10 +6,10 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from stepagent.chat_template import TemplateError
-from stepagent.encoding import Encoder, EncodingError
-from stepagent.renderer import Renderer, warn_once
-from stepagent.tiny import CHAT_TEMPLATE, train_tokenizer
+from stepagent.rendering.chat_template import TemplateError
+from stepagent.rendering.encoding import Encoder, EncodingError
+from stepagent.rendering.renderer import Renderer, warn_once
+from stepagent.scratch.small_model import CHAT_TEMPLATE, train_tokenizer
 from stepagent.types import Step, Trajectory
 
 MARKS = ("<think>", "</think>", "<tool_call>", "<\uff5cUser\uff5c>", "[TOOL_CALLS]")

@@ -18,7 +18,6 @@ from fakes import (
     states_of,
     with_budget,
 )
-from stepagent.backends.generation import Decoding
 from stepagent.evaluation import (
     EvaluationConfig,
     choose_items,
@@ -28,7 +27,8 @@ from stepagent.evaluation import (
     summarize,
 )
 from stepagent.inspection import practise
-from stepagent.policy import PolicyError
+from stepagent.model.generation import Decoding
+from stepagent.model.policy import PolicyError
 from stepagent.rollout import rollout
 from stepagent.types import Trajectory
 

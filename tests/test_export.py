@@ -11,15 +11,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from fakes import demonstrations, practised_trees, random_policy, rendered
 from stepagent.algorithms.discriminator import expert_logits
 from stepagent.algorithms.sft import SFTConfig, sft
-from stepagent.backends.adapters import Adapter, LoRAConfig
-from stepagent.backends.training import OptimizerConfig
 from stepagent.commands.export_model import export_model
 from stepagent.commands.parsing import UsageError
 from stepagent.commands.sft import train_novice
-from stepagent.export import ExportError, export_policy, model_card
+from stepagent.experiment.export import ExportError, export_policy, model_card
+from stepagent.experiment.run import read_json, write_json
 from stepagent.inspection import path_logprobs
-from stepagent.policy import Policy
-from stepagent.run import read_json, write_json
+from stepagent.model.lora import Adapter, LoRAConfig
+from stepagent.model.policy import Policy
+from stepagent.model.updates import OptimizerConfig
 from stepagent.trajectories import write_jsonl
 
 IDS = torch.tensor([[5, 6, 7, 8, 9]])

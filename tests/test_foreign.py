@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from corridor import ITEMS, CorridorEnv, corridor_task
+from stepagent.tasks.adapters.foreign import Scoring
+from stepagent.tasks.adapters.gymnasium import GymTask
+from stepagent.tasks.adapters.replies import Unusable, names, number, quoted, text
 from stepagent.tasks.base import ExpertFailed
-from stepagent.tasks.foreign import Scoring
-from stepagent.tasks.gym_task import GymTask
-from stepagent.tasks.said import Unusable, names, number, quoted, text
 
 
 @pytest.mark.parametrize(

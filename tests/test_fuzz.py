@@ -17,7 +17,7 @@ import pytest
 from fuzz_inputs import Loss
 
 from stepagent.actions import Said
-from stepagent.renderer import RenderedTrajectory, Renderer
+from stepagent.rendering.renderer import RenderedTrajectory, Renderer
 from stepagent.trajectories import ReadResult
 
 SCRIPT = Path(fuzz.__file__)

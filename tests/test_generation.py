@@ -24,11 +24,11 @@ from fakes import (
     states_of,
     with_budget,
 )
-from stepagent.backends.forward import OutOfMemory
-from stepagent.backends.generation import Decoding, RunningEpisodes, choose, random_numbers
 from stepagent.inspection import agreement, practise
-from stepagent.policy import Policy
-from stepagent.renderer import RenderedTrajectory
+from stepagent.model.forward import OutOfMemory
+from stepagent.model.generation import Decoding, RunningEpisodes, choose, random_numbers
+from stepagent.model.policy import Policy
+from stepagent.rendering.renderer import RenderedTrajectory
 from stepagent.rollout import rollout
 from stepagent.tasks.base import MAX_TRIES
 from stepagent.tasks.tries import Lost

@@ -14,11 +14,11 @@ import torch
 from transformers import PreTrainedModel
 
 from fakes import demonstrations, random_policy
-from stepagent import gguf as own_gguf
 from stepagent.commands.models import load_policy, local_model
 from stepagent.commands.parsing import UsageError
-from stepagent.gguf import GGUFError, convert, converted
-from stepagent.policy import Policy
+from stepagent.model import gguf as own_gguf
+from stepagent.model.gguf import GGUFError, convert, converted
+from stepagent.model.policy import Policy
 
 FORK = multiprocessing.get_context("fork")  # a new interpreter would load PyTorch first
 

@@ -14,8 +14,8 @@ from fakes import (
     states_of,
 )
 from stepagent.algorithms.grpo import GRPOConfig, group_advantages, grpo
-from stepagent.backends.training import Metrics, OptimizerConfig
 from stepagent.inspection import path_logprobs, rollout_tree
+from stepagent.model.updates import Metrics, OptimizerConfig
 
 FAST = OptimizerConfig(learning_rate=1e-3, warmup_share=0.0, weight_decay=0.0)
 REWARDS = torch.tensor([1.0, 0.0, 0.5, 0.5], dtype=torch.float64)

@@ -9,11 +9,11 @@ from gymnasium import spaces
 from gymnasium.wrappers import TimeLimit
 
 from corridor import CorridorEnv, OldCorridorEnv, corridor_task, explorer
-from stepagent.tasks import foreign
+from stepagent.tasks.adapters import foreign
+from stepagent.tasks.adapters.foreign import Scoring
+from stepagent.tasks.adapters.gymnasium import GymTask
+from stepagent.tasks.adapters.replies import Unusable
 from stepagent.tasks.base import EnvironmentLost, ExpertFailed
-from stepagent.tasks.foreign import Scoring
-from stepagent.tasks.gym_task import GymTask
-from stepagent.tasks.said import Unusable
 
 SUM = Scoring(of="sum")
 

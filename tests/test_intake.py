@@ -19,10 +19,14 @@ from hypothesis import strategies as st
 
 from mind2web_files import web_task, write_ranks
 from qa_fixtures import hotpot
-from stepagent.tasks import alfworld_games, intake, mind2web_data, qa_data, webshop
+from stepagent.tasks import webshop
+from stepagent.tasks.alfworld import games as alfworld_games
 from stepagent.tasks.base import TaskDataError
-from stepagent.tasks.data import read_records
-from stepagent.tasks.qa_files import RecordFile
+from stepagent.tasks.data import limited_reader as intake
+from stepagent.tasks.data.files import read_records
+from stepagent.tasks.mind2web import data as mind2web_data
+from stepagent.tasks.qa import data as qa_data
+from stepagent.tasks.qa.files import RecordFile
 
 PREPARE: dict[str, Any] = {
     "webshop": webshop.prepare,

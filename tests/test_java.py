@@ -9,9 +9,9 @@ import pytest
 
 from stepagent.bounds import OutOfBounds
 from stepagent.tasks.base import EngineLimits, EngineMissing, EnvironmentLost
-from stepagent.tasks.java import JavaProcess
-from stepagent.tasks.scienceworld import ScienceWorld
-from stepagent.tasks.simulator import SimulatorPool
+from stepagent.tasks.scienceworld.java import JavaProcess
+from stepagent.tasks.scienceworld.simulator import SimulatorPool
+from stepagent.tasks.scienceworld.task import ScienceWorld
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str) -> None:

@@ -5,7 +5,13 @@ from pathlib import Path
 import pytest
 
 from fakes import demonstrations
-from stepagent.journal import Journal, JournalError, is_kept, journal_path, read_journal
+from stepagent.commands.episode_journal import (
+    Journal,
+    JournalError,
+    is_kept,
+    journal_path,
+    read_journal,
+)
 from stepagent.trajectories import TrajectoryError, write_jsonl
 
 FIRST, SECOND = demonstrations()[:2]

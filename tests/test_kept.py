@@ -10,7 +10,7 @@ from stepagent import cli
 from stepagent.commands import collect as collect_command
 from stepagent.commands import evaluate as evaluate_command
 from stepagent.evaluation import choose_items
-from stepagent.pipeline import PANEL_SEED
+from stepagent.experiment.pipeline import PANEL_SEED
 from stepagent.tasks.tries import Lost
 from stepagent.trajectories import read_trajectories
 

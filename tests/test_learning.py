@@ -23,13 +23,13 @@ from stepagent.algorithms.discriminator import (
 )
 from stepagent.algorithms.dpo import DPOConfig
 from stepagent.algorithms.ppo import PPOConfig, ValueHead, ppo
-from stepagent.backends.generation import Decoding
-from stepagent.backends.training import Metrics, OptimizerConfig, read_paths
 from stepagent.evaluation import EvaluationConfig, evaluate, likeness
 from stepagent.inspection import StepTree, path_logprobs, practise, step_tree, step_trees
-from stepagent.lessons import Lesson
-from stepagent.policy import Policy
-from stepagent.reflection import Implicit
+from stepagent.learners.reflection import Implicit
+from stepagent.model.generation import Decoding
+from stepagent.model.policy import Policy
+from stepagent.model.updates import Metrics, OptimizerConfig, read_paths
+from stepagent.practice import Lesson
 from stepagent.types import PracticedStep, Trajectory
 
 SAMPLED = Decoding(max_new_tokens=6, temperature=1.0)

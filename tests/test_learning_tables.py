@@ -7,8 +7,8 @@ import learning
 import learning_tables as tables
 import pytest
 
-from stepagent.recipes import RECIPES
-from stepagent.run import to_json
+from stepagent.experiment.recipes import RECIPES
+from stepagent.experiment.run import to_json
 
 
 def finished_run(

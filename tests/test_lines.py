@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from stepagent import lines
+from stepagent.files import lines
+from stepagent.files.lines import Unreadable, read_text
 from stepagent.formats.files import read_foreign
-from stepagent.lines import Unreadable, read_text
 from stepagent.trajectories import TrajectoryError, read_jsonl, read_trajectories
 from stepagent.types import Trajectory
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from fakes import random_policy
-from stepagent.backends.chat import Message, TooLong
-from stepagent.local_chat import LocalChat
+from stepagent.chat.client import Message, TooLong
+from stepagent.chat.local_client import LocalChat
 
 RULES = Message("system", "Answer with an action.")
 CHAT = [

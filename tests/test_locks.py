@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from stepagent.locks import Taken, lock
+from stepagent.files.locks import Taken, lock
 
 
 @pytest.mark.parametrize(

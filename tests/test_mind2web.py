@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 
 from mind2web_files import OPERATIONS, prepared
 from stepagent.tasks.base import ExpertFailed, TaskDataError
-from stepagent.tasks.mind2web import FOLDS, HELD_OUT, Mind2Web, Mind2WebConfig, fold_of
-from stepagent.tasks.mind2web_answers import (
+from stepagent.tasks.mind2web.answers import (
     Answer,
     StepResult,
     mind2web_metrics,
@@ -25,9 +24,10 @@ from stepagent.tasks.mind2web_answers import (
     read_answer,
     written_answer,
 )
-from stepagent.tasks.mind2web_data import prepare
-from stepagent.tasks.mind2web_steps import INDEX
-from stepagent.tasks.mind2web_tournament import answers_needed
+from stepagent.tasks.mind2web.data import prepare
+from stepagent.tasks.mind2web.steps import INDEX
+from stepagent.tasks.mind2web.task import FOLDS, HELD_OUT, Mind2Web, Mind2WebConfig, fold_of
+from stepagent.tasks.mind2web.tournament import answers_needed
 from stepagent.types import Step, Trajectory
 
 DATA = Path(os.environ.get("STEPAGENT_DATA") or Path(__file__).parents[2] / "shared" / "data")

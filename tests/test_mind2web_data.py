@@ -27,12 +27,12 @@ from mind2web_files import (
     write_ranks,
 )
 from stepagent.tasks.base import TaskDataError
-from stepagent.tasks.mind2web import Mind2Web
-from stepagent.tasks.mind2web_data import SOURCES, prepare
-from stepagent.tasks.mind2web_page import Element, Page, PageError, read_page, shown_words
-from stepagent.tasks.mind2web_ranks import read_ranks
-from stepagent.tasks.mind2web_stepfile import single_step
-from stepagent.tasks.mind2web_steps import read_index, read_step
+from stepagent.tasks.mind2web.data import SOURCES, prepare
+from stepagent.tasks.mind2web.page import Element, Page, PageError, read_page, shown_words
+from stepagent.tasks.mind2web.ranks import read_ranks
+from stepagent.tasks.mind2web.stepfile import single_step
+from stepagent.tasks.mind2web.steps import read_index, read_step
+from stepagent.tasks.mind2web.task import Mind2Web
 
 
 def prepared_steps(source: Path, out: Path, *, skip_invalid: bool = False) -> dict[str, Any]:

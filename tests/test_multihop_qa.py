@@ -12,8 +12,8 @@ import pytest
 
 from qa_fixtures import RECORDS, hotpot, prepared, task, write_list
 from stepagent.tasks.base import ExpertFailed, TaskDataError
-from stepagent.tasks.multihop_qa import INSTRUCTION, NOT_AN_ACTION, MultihopQA, QAConfig, SearchEnv
-from stepagent.tasks.qa_data import prepare
+from stepagent.tasks.qa.data import prepare
+from stepagent.tasks.qa.task import INSTRUCTION, NOT_AN_ACTION, MultihopQA, QAConfig, SearchEnv
 from stepagent.types import Step, Trajectory
 
 DATA = Path(os.environ.get("STEPAGENT_DATA") or Path(__file__).parents[2] / "shared" / "data")

@@ -18,12 +18,12 @@ from websockets.sync.server import ServerConnection
 from websockets.sync.server import serve as serve_websocket
 
 from corridor import ITEMS, CorridorEnv, corridor_task, explorer, running
+from stepagent.tasks.adapters.foreign import Items, Scoring
+from stepagent.tasks.adapters.openenv import OpenEnvConfig, OpenEnvTask
+from stepagent.tasks.adapters.remote import ServerError
 from stepagent.tasks.base import EnvironmentLost
-from stepagent.tasks.extras import PackageMissing
-from stepagent.tasks.foreign import Items, Scoring
-from stepagent.tasks.openenv import OpenEnvConfig, OpenEnvTask
-from stepagent.tasks.remote import ServerError
-from stepagent.tasks.server import serving
+from stepagent.tasks.data.extras import PackageMissing
+from stepagent.tasks.serving.server import serving
 
 ONE: Items = {"train": {"only": {"seed": 3}}}
 

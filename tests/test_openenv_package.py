@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from corridor import ITEMS, Corridor, corridor_task, explorer, running
-from stepagent.tasks.foreign import Scoring
-from stepagent.tasks.openenv import OpenEnvConfig, OpenEnvTask
-from stepagent.tasks.server import serving
+from stepagent.tasks.adapters.foreign import Scoring
+from stepagent.tasks.adapters.openenv import OpenEnvConfig, OpenEnvTask
+from stepagent.tasks.serving.server import serving
 
 pytest.importorskip("openenv")
 
@@ -159,8 +159,8 @@ def test_our_client_lists_the_items_of_its_server() -> None:
 
 
 def test_failures_of_its_server_are_told_apart() -> None:
+    from stepagent.tasks.adapters.remote import ServerError
     from stepagent.tasks.base import EnvironmentLost
-    from stepagent.tasks.remote import ServerError
 
     app = create_fastapi_app(CorridorEnvironment, Say, Heard, max_concurrent_envs=1)
     with running(app) as url:

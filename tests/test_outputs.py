@@ -18,13 +18,14 @@ import pytest
 from safetensors import SafetensorError
 
 from fakes import demonstrations, random_policy
-from stepagent import cli, locks
-from stepagent.atomic import atomic_folder, atomic_write
+from stepagent import cli
+from stepagent.commands.episode_journal import Journal, JournalError
 from stepagent.commands.outputs import check_file, check_folder
 from stepagent.commands.parsing import UsageError
-from stepagent.journal import Journal, JournalError
-from stepagent.locks import Taken, lock
-from stepagent.run import Run, RunError
+from stepagent.experiment.run import Run, RunError
+from stepagent.files import locks
+from stepagent.files.atomic import atomic_folder, atomic_write
+from stepagent.files.locks import Taken, lock
 from stepagent.trajectories import read_trajectories, write_jsonl, write_lines
 
 TINY = ["--tiny.hidden-size", "32", "--tiny.num-layers", "1", "--tiny.vocab-size", "320",
@@ -403,7 +404,7 @@ def test_a_file_system_without_locks_is_used_with_one_warning(
 
 def test_a_lock_ends_with_its_process_however_that_ends(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from stepagent.locks import lock\n"
+        "import sys, time; from pathlib import Path; from stepagent.files.locks import lock\n"
         "held = lock(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
     )
     path = tmp_path / ".lock"

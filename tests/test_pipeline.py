@@ -13,24 +13,24 @@ from typing import Any
 import pytest
 
 from fakes import BoxWorld
-from stepagent import lessons
+from stepagent import practice
 from stepagent.algorithms.discriminator import DiscriminatorAtChance, DiscriminatorConfig
-from stepagent.algorithms.pretraining import PretrainConfig
 from stepagent.algorithms.sft import SFTConfig
-from stepagent.backends.generation import Decoding
-from stepagent.backends.training import OptimizerConfig
 from stepagent.evaluation import EvaluationConfig, choose_items
-from stepagent.lessons import InspectionConfig
-from stepagent.novice import check_novice, take_novice
-from stepagent.pipeline import PANEL_SEED, train
-from stepagent.policy import Policy
-from stepagent.reflection import Inverse, InverseConfig
-from stepagent.renderer import RenderedTrajectory
-from stepagent.report import write_report
-from stepagent.run import Run, RunError, to_json
-from stepagent.settings import DataConfig, TrainConfig
-from stepagent.tasks.scienceworld import ScienceWorldConfig
-from stepagent.tiny import TinyConfig
+from stepagent.experiment.config import DataConfig, TrainConfig
+from stepagent.experiment.novice import check_novice, take_novice
+from stepagent.experiment.pipeline import PANEL_SEED, train
+from stepagent.experiment.run import Run, RunError, to_json
+from stepagent.learners.reflection import Inverse, InverseConfig
+from stepagent.model.generation import Decoding
+from stepagent.model.policy import Policy
+from stepagent.model.updates import OptimizerConfig
+from stepagent.practice import InspectionConfig
+from stepagent.rendering.renderer import RenderedTrajectory
+from stepagent.report.page import write_report
+from stepagent.scratch.pretraining import PretrainConfig
+from stepagent.scratch.small_model import TinyConfig
+from stepagent.tasks.scienceworld.task import ScienceWorldConfig
 
 FAST = OptimizerConfig(learning_rate=3e-3)
 CONFIG = TrainConfig(
@@ -109,13 +109,13 @@ def test_what_the_novice_does_is_found_out_once_for_all_methods(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     practised = []
-    inspect = lessons.inspect_demonstrations
+    inspect = practice.inspect_demonstrations
 
     def counted(policy: Policy, demonstrations: list[RenderedTrajectory], *args: Any, **more: Any):  # type: ignore[no-untyped-def]
         practised.append(len(demonstrations))
         return inspect(policy, demonstrations, *args, **more)
 
-    monkeypatch.setattr(lessons, "inspect_demonstrations", counted)
+    monkeypatch.setattr(practice, "inspect_demonstrations", counted)
     config = replace(
         CONFIG,
         rounds=1,
@@ -203,7 +203,7 @@ import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import test_pipeline
-from stepagent.run import Run
+from stepagent.experiment.run import Run
 
 log, left = Run.log, iter(range(int(sys.argv[3])))
 

@@ -31,12 +31,12 @@ from fakes import (
     rolled_out,
     states_of,
 )
-from stepagent import policy as policy_module
-from stepagent.backends import forward
-from stepagent.backends.forward import Layers
-from stepagent.backends.generation import Decoding
 from stepagent.inspection import practise
-from stepagent.policy import Policy, PolicyError
+from stepagent.model import forward
+from stepagent.model import policy as policy_module
+from stepagent.model.forward import Layers
+from stepagent.model.generation import Decoding
+from stepagent.model.policy import Policy, PolicyError
 
 SIZE = {
     "vocab_size": 400,

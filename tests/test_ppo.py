@@ -34,10 +34,10 @@ from stepagent.algorithms.ppo import (
     ppo,
     ppo_loss,
 )
-from stepagent.backends.training import Metrics, OptimizerConfig
 from stepagent.inspection import StepTree, step_trees
-from stepagent.policy import Policy
-from stepagent.prefix_tree import pack
+from stepagent.model.policy import Policy
+from stepagent.model.prefix_tree import pack
+from stepagent.model.updates import Metrics, OptimizerConfig
 
 OWN = [*demonstrations()[:2], *demonstrations()[40:42]]
 ACTIONS = [["jump", "open the red box"] for t in OWN for _ in t.steps]

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from stepagent.backends.forward import Layers
-from stepagent.prefix_tree import ROOT, Pack, PrefixTree, fill_rows, pack
+from stepagent.model.forward import Layers
+from stepagent.model.prefix_tree import ROOT, Pack, PrefixTree, fill_rows, pack
 
 VOCAB = 11
 

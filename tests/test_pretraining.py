@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fakes import demonstrations, in_float64, plain_logprobs, random_policy, rendered
-from stepagent.algorithms.pretraining import PretrainConfig, names, pretrain, rename
 from stepagent.algorithms.sft import SFTConfig
-from stepagent.backends.training import Metrics, OptimizerConfig
+from stepagent.model.updates import Metrics, OptimizerConfig
+from stepagent.scratch.pretraining import PretrainConfig, names, pretrain, rename
 from stepagent.types import Trajectory
 
 OWN = [*demonstrations()[:3], *demonstrations()[40:43]]

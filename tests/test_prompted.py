@@ -14,9 +14,9 @@ from fakes import BoxWorld, demonstrations, hear_ctrl_c
 from stepagent import cli
 from stepagent.commands import collect as collect_command
 from stepagent.commands import evaluate as evaluate_command
+from stepagent.commands.episode_journal import read_journal
 from stepagent.evaluation import choose_items, panel_hash
-from stepagent.journal import read_journal
-from stepagent.pipeline import PANEL_SEED
+from stepagent.experiment.pipeline import PANEL_SEED
 from stepagent.trajectories import read_trajectories, write_jsonl
 from stepagent.types import Step
 

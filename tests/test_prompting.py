@@ -8,9 +8,9 @@ import pytest
 
 from chat_server import Answer, ChatServer, Messages, Refuse, Say, solve_boxes
 from fakes import STEP_LIMIT, BoxWorld, demonstrations
-from stepagent.backends.chat import ChatClient, ChatConfig, ChatError
-from stepagent.prompting import MAX_SILENT, NO_ROOM, PromptedPolicy, play
-from stepagent.prompts import PromptFormat
+from stepagent.chat.client import ChatClient, ChatConfig, ChatError
+from stepagent.chat.episodes import MAX_SILENT, NO_ROOM, PromptedPolicy, play
+from stepagent.chat.prompts import PromptFormat
 from stepagent.tasks.base import MAX_TRIES, NOTHING
 from stepagent.tasks.tries import Lost
 from stepagent.types import Trajectory

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from fakes import demonstrations
-from stepagent.prompts import RULES, Prompt
+from stepagent.chat.prompts import RULES, Prompt
 from stepagent.tasks.base import NOTHING
 from stepagent.types import Step, Trajectory
 

@@ -21,11 +21,11 @@ from qa_fixtures import (
     write_zip,
 )
 from stepagent.tasks.base import TaskDataError
-from stepagent.tasks.data import Prepared
-from stepagent.tasks.qa_data import FILE, SOURCES, prepare
-from stepagent.tasks.qa_order import _without_brackets
-from stepagent.tasks.qa_questions import Dataset, Question, UnusableError, read_question
-from stepagent.tasks.qa_store import QuestionStore
+from stepagent.tasks.data.files import Prepared
+from stepagent.tasks.qa.data import FILE, SOURCES, prepare
+from stepagent.tasks.qa.order import _without_brackets
+from stepagent.tasks.qa.questions import Dataset, Question, UnusableError, read_question
+from stepagent.tasks.qa.store import QuestionStore
 
 
 @pytest.fixture

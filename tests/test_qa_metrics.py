@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepagent.tasks.qa_metrics import AnswerScore, normalise, score_answer
-from stepagent.tasks.qa_questions import Dataset
+from stepagent.tasks.qa.metrics import AnswerScore, normalise, score_answer
+from stepagent.tasks.qa.questions import Dataset
 
 DATASETS: tuple[Dataset, ...] = ("hotpotqa", "2wikimultihopqa", "musique")
 

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from stepagent.tasks import remote
+from stepagent.tasks.adapters import remote
+from stepagent.tasks.adapters.remote import JsonServer, ServerError
 from stepagent.tasks.base import EnvironmentLost
-from stepagent.tasks.remote import JsonServer, ServerError
 
 Talk = Callable[[socket.socket, bytes], None]
 

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from fakes import OBJECTS, demonstrations
-from stepagent.renderer import RenderedTrajectory, Renderer, TemplateError
-from stepagent.tiny import ASSISTANT, CHAT_TEMPLATE, END, PAD, USER, train_tokenizer
+from stepagent.rendering.renderer import RenderedTrajectory, Renderer, TemplateError
+from stepagent.scratch.small_model import ASSISTANT, CHAT_TEMPLATE, END, PAD, USER, train_tokenizer
 from stepagent.types import Step, Trajectory
 
 TEXTS = [text for t in demonstrations() for s in t.steps for text in (s.observation, s.action)]

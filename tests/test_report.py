@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from stepagent.report import ReportError, read_run, write_report
-from stepagent.report_plots import reward_histogram
+from stepagent.report.page import ReportError, read_run, write_report
+from stepagent.report.plots import reward_histogram
 from stepagent.trajectories import write_jsonl
 from stepagent.types import AgentAction, PracticedStep, Step, Trajectory
 
@@ -345,7 +345,7 @@ def test_folders_that_are_no_runs_are_refused(tmp_path: Path) -> None:
 
 
 def test_report_needs_no_torch() -> None:
-    code = "import sys, stepagent.report; sys.exit('torch' in sys.modules)"
+    code = "import sys, stepagent.report.page; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from stepagent.results import interval_text, write_results
-from stepagent.run import Run, RunError, write_json
+from stepagent.experiment.results import interval_text, write_results
+from stepagent.experiment.run import Run, RunError, write_json
 from stepagent.statistics import Interval
 from stepagent.types import Step, Trajectory
 

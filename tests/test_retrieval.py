@@ -6,7 +6,7 @@ import sys
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepagent.tasks.retrieval import BM25, K1, B
+from stepagent.tasks.qa.retrieval import BM25, K1, B
 
 WORDS = st.sampled_from(["lake", "mill", "ship", "rye", "wall"])
 TEXTS = st.lists(st.lists(WORDS, max_size=6).map(" ".join), max_size=8)
@@ -65,7 +65,7 @@ def test_odd_queries_and_texts_find_nothing() -> None:
 def test_every_process_finds_the_same() -> None:
     # Sets of words have another order in every process.
     code = (
-        "from stepagent.tasks.retrieval import BM25\n"
+        "from stepagent.tasks.qa.retrieval import BM25\n"
         "texts = [f'{w} {v} lake' for w in 'abcdef' for v in 'ghijkl']\n"
         "print(BM25(texts).search('lake c j a l', 36))"
     )

@@ -8,8 +8,8 @@ import torch
 
 from fakes import demonstrations, in_float64, random_policy, rendered
 from stepagent.inspection import path_logprobs, rollout_tree, step_tree
-from stepagent.policy import Policy
-from stepagent.renderer import RenderedTrajectory
+from stepagent.model.policy import Policy
+from stepagent.rendering.renderer import RenderedTrajectory
 from test_pipeline import CONFIG, finish
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from stepagent.atomic import atomic_folder
-from stepagent.report_runs import ReportError, read_run
-from stepagent.run import Run, RunError
+from stepagent.experiment.run import Run, RunError
+from stepagent.files.atomic import atomic_folder
+from stepagent.report.runs import ReportError, read_run
 
 SETTINGS: dict[str, Any] = {
     "recipe": "test",
@@ -152,7 +152,7 @@ def test_a_run_that_was_killed_before_its_first_file_can_be_begun_again(
 
 def test_a_second_process_is_refused_while_the_first_one_works(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from stepagent.run import Run\n"
+        "import sys; from pathlib import Path; from stepagent.experiment.run import Run\n"
         "Run(Path(sys.argv[1]), {}, resume=True)"
     )
     with Run(tmp_path, SETTINGS, resume=False):
@@ -173,7 +173,7 @@ def test_other_package_versions_are_told_of_when_a_run_is_resumed(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr("stepagent.run.version", lambda _: "1.0")
+        patched.setattr("stepagent.experiment.run.version", lambda _: "1.0")
         Run(tmp_path, SETTINGS, resume=False).close()
     with caplog.at_level(logging.WARNING):
         Run(tmp_path, SETTINGS, resume=True).close()

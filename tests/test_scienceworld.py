@@ -15,8 +15,8 @@ import pytest
 import scienceworld
 
 from stepagent.tasks.base import EnvironmentLost, ExpertFailed
-from stepagent.tasks.java import JAVA_OPTIONS
-from stepagent.tasks.scienceworld import TASK_TYPES, ScienceWorld, ScienceWorldTextEnv
+from stepagent.tasks.scienceworld.java import JAVA_OPTIONS
+from stepagent.tasks.scienceworld.task import TASK_TYPES, ScienceWorld, ScienceWorldTextEnv
 
 SHORT_ITEMS = (
     "find-plant/4",
@@ -297,7 +297,7 @@ def test_a_hanging_jvm_is_noticed_and_ended() -> None:
 @pytest.mark.parametrize("end", ["", "os.kill(os.getpid(), signal.SIGKILL)"])
 def test_the_jvm_ends_with_python_and_needs_no_java_on_the_path(end: str, tmp_path: Path) -> None:
     code = (
-        "import os, signal; from stepagent.tasks.scienceworld import ScienceWorld\n"
+        "import os, signal; from stepagent.tasks.scienceworld.task import ScienceWorld\n"
         "task = ScienceWorld(['boil']); env = task.make_env()\n"
         "env.reset(options={'item': 'boil/0'}); print(task.pool.process.pid, flush=True)\n" + end
     )

@@ -18,11 +18,12 @@ from websockets.sync.client import ClientConnection, connect
 from corridor import corridor_task
 from stepagent.cli import main
 from stepagent.commands import serve as command
-from stepagent.tasks import server_protocol, server_seats
+from stepagent.tasks.adapters.openenv import OpenEnvConfig, OpenEnvTask
+from stepagent.tasks.adapters.remote import ServerError
 from stepagent.tasks.base import EnvironmentLost
-from stepagent.tasks.openenv import OpenEnvConfig, OpenEnvTask
-from stepagent.tasks.remote import ServerError
-from stepagent.tasks.server import MAX_REQUEST_BYTES, Access, serve, serving
+from stepagent.tasks.serving import protocol as server_protocol
+from stepagent.tasks.serving import seats as server_seats
+from stepagent.tasks.serving.server import MAX_REQUEST_BYTES, Access, serve, serving
 
 RESET = {"type": "reset", "data": {"item": "train/0"}}
 TOKEN = "c0rrect-h0rse"

@@ -17,8 +17,8 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fakes import STEP_LIMIT, BoxWorld, demonstrations, random_policy
-from stepagent.backends.chat import ChatClient, ChatConfig, ChatError, Message
-from stepagent.prompting import PromptedPolicy, play
+from stepagent.chat.client import ChatClient, ChatConfig, ChatError, Message
+from stepagent.chat.episodes import PromptedPolicy, play
 
 pytestmark = pytest.mark.slow
 

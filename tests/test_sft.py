@@ -19,8 +19,8 @@ from fakes import (
     with_budget,
 )
 from stepagent.algorithms.sft import SFTConfig, sft, sft_loss
-from stepagent.backends.training import Metrics, OptimizerConfig
-from stepagent.policy import Policy
+from stepagent.model.policy import Policy
+from stepagent.model.updates import Metrics, OptimizerConfig
 
 OWN = [*demonstrations()[:3], *demonstrations()[40:43]]
 """Demonstrations of one to four steps."""

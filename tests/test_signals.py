@@ -35,7 +35,8 @@ cli.main(sys.argv[1:])
 
 STUCK = """
 import hashlib, sys, types
-from stepagent import cli, signals
+from stepagent import cli
+from stepagent.processes import signals
 
 def main(args):
     signals.GRACE_SECONDS = GRACE
@@ -147,7 +148,7 @@ def test_a_hangup_that_is_ignored_stays_ignored() -> None:
 JVM = """
 import os, signal, sys, threading
 from stepagent import cli
-from stepagent.tasks.simulator import Simulator, SimulatorPool
+from stepagent.tasks.scienceworld.simulator import Simulator, SimulatorPool
 
 at, file = sys.argv.pop(1), sys.argv.pop(1)
 

@@ -15,14 +15,14 @@ from alfworld_rooms import KINDS, ready
 from corridor import OldCorridorEnv, corridor_task, explorer, running
 from mind2web_files import prepared
 from small_shop import small_shop
-from stepagent.prompts import Prompt, PromptFormat
-from stepagent.tasks.agentgym import AgentGymConfig, AgentGymTask, Environment
-from stepagent.tasks.alfworld import Alfworld, AlfworldConfig
+from stepagent.chat.prompts import Prompt, PromptFormat
+from stepagent.tasks.adapters.agentgym import AgentGymConfig, AgentGymTask, Environment
+from stepagent.tasks.adapters.openenv import OpenEnvConfig, OpenEnvTask
+from stepagent.tasks.alfworld.task import Alfworld, AlfworldConfig
 from stepagent.tasks.base import Task
-from stepagent.tasks.mind2web import Mind2Web, Mind2WebConfig
-from stepagent.tasks.openenv import OpenEnvConfig, OpenEnvTask
-from stepagent.tasks.scienceworld import ScienceWorld
-from stepagent.tasks.server import serving
+from stepagent.tasks.mind2web.task import Mind2Web, Mind2WebConfig
+from stepagent.tasks.scienceworld.task import ScienceWorld
+from stepagent.tasks.serving.server import serving
 from stepagent.tasks.webshop import WebShop, WebShopConfig
 from stepagent.types import Trajectory
 

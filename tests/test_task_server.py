@@ -19,12 +19,12 @@ from websockets.sync.client import ClientConnection, connect
 
 from corridor import ITEMS, Corridor, CorridorEnv, corridor_task, explorer
 from fakes import hear_ctrl_c
+from stepagent.tasks.adapters.openenv import OpenEnvConfig, OpenEnvTask
+from stepagent.tasks.adapters.remote import ServerError
 from stepagent.tasks.base import EnvironmentLost
-from stepagent.tasks.extras import PackageMissing
-from stepagent.tasks.openenv import OpenEnvConfig, OpenEnvTask
-from stepagent.tasks.remote import ServerError
-from stepagent.tasks.scienceworld import ScienceWorld
-from stepagent.tasks.server import MAX_REQUEST_BYTES, serve, serving
+from stepagent.tasks.data.extras import PackageMissing
+from stepagent.tasks.scienceworld.task import ScienceWorld
+from stepagent.tasks.serving.server import MAX_REQUEST_BYTES, serve, serving
 
 
 @pytest.fixture(scope="module")

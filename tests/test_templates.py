@@ -11,7 +11,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from stepagent.renderer import Renderer
+from stepagent.rendering.renderer import Renderer
 from stepagent.types import Step, Trajectory
 
 SIMPLE = Trajectory(

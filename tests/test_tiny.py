@@ -8,10 +8,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from fakes import demonstrations
-from stepagent.copying import ROPE_THETA, write_copying
-from stepagent.policy import Policy
-from stepagent.prefix_tree import ROOT, PrefixTree
-from stepagent.tiny import TinyConfig, build_tiny_model
+from stepagent.model.policy import Policy
+from stepagent.model.prefix_tree import ROOT, PrefixTree
+from stepagent.scratch.induction_heads import ROPE_THETA, write_copying
+from stepagent.scratch.small_model import TinyConfig, build_tiny_model
 
 VOCAB = 2048
 

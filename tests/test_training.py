@@ -10,8 +10,8 @@ from torch import nn
 from fakes import demonstrations, random_policy, rendered
 from stepagent.algorithms.sft import SFTConfig, sft
 from stepagent.algorithms.value_head import ValueHead
-from stepagent.backends.training import Metrics, OptimizerConfig, TrainingError, Updater
-from stepagent.backends.weights import WeightsError
+from stepagent.model.updates import Metrics, OptimizerConfig, TrainingError, Updater
+from stepagent.model.weights import WeightsError
 
 LAYERS = random_policy().layers
 

@@ -18,10 +18,10 @@ from fakes import (
     with_budget,
 )
 from stepagent.algorithms.trajectory_dpo import TrajectoryDPOConfig, trajectory_dpo
-from stepagent.backends.training import Metrics, OptimizerConfig
 from stepagent.inspection import StepTree, rollout_tree
-from stepagent.policy import Policy
-from stepagent.renderer import RenderedTrajectory
+from stepagent.model.policy import Policy
+from stepagent.model.updates import Metrics, OptimizerConfig
+from stepagent.rendering.renderer import RenderedTrajectory
 
 FAST = OptimizerConfig(learning_rate=1e-3, warmup_share=0.0, weight_decay=0.0)
 

@@ -12,16 +12,16 @@ import pytest
 
 from fakes import demonstrations, random_policy
 from stepagent import cli
-from stepagent.backends.adapters import LoRAConfig
 from stepagent.commands.inputs import model_input
-from stepagent.manifest import RunError, check_policy, write_config
-from stepagent.novice import check_novice, open_policy, take_novice
-from stepagent.policy import Policy
-from stepagent.report import ReportError, read_run, write_report
-from stepagent.results import write_results
-from stepagent.run import Run, read_json, write_json
-from stepagent.settings import TrainConfig
-from stepagent.tasks.scienceworld import ScienceWorldConfig
+from stepagent.experiment.config import TrainConfig
+from stepagent.experiment.manifest import RunError, check_policy, write_config
+from stepagent.experiment.novice import check_novice, open_policy, take_novice
+from stepagent.experiment.results import write_results
+from stepagent.experiment.run import Run, read_json, write_json
+from stepagent.model.lora import LoRAConfig
+from stepagent.model.policy import Policy
+from stepagent.report.page import ReportError, read_run, write_report
+from stepagent.tasks.scienceworld.task import ScienceWorldConfig
 from stepagent.trajectories import write_jsonl
 from stepagent.types import AgentAction, PracticedStep, Step, Trajectory
 

@@ -12,9 +12,9 @@ from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from fakes import random_policy
-from stepagent.backends.weights import WeightsError, open_model
 from stepagent.commands.models import open_renderer
-from stepagent.policy import Policy, PolicyError
+from stepagent.model.policy import Policy, PolicyError
+from stepagent.model.weights import WeightsError, open_model
 
 Tensors = dict[str, torch.Tensor]
 NORM = "model.norm.weight"

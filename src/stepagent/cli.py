@@ -15,7 +15,9 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, suppress
 from typing import NoReturn
 
-from stepagent.signals import stopping  # nothing slow: only behind it a signal is one line
+from stepagent.processes.signals import (
+    stopping,  # nothing slow: only behind it a signal is one line
+)
 
 COMMANDS = {
     "train": ("train", "a whole run from a recipe, from novice to expert"),
@@ -23,11 +25,11 @@ COMMANDS = {
     "tasks": ("tasks", "which tasks there are, and whether their data is"),
     "download": ("download", "the data of a task"),
     "collect": ("collect", "expert trajectories from a task"),
-    "import": ("importing", "trajectories from files in other formats"),
-    "export": ("exporting", "files in other formats from trajectories"),
+    "import": ("import_", "trajectories from files in other formats"),
+    "export": ("export", "files in other formats from trajectories"),
     "check": ("check", "what a model would read and learn of trajectories"),
     "sft": ("sft", "a novice from demonstrations"),
-    "inspect": ("inspection", "what a policy does in every state of the demonstrations"),
+    "inspect": ("inspect", "what a policy does in every state of the demonstrations"),
     "reflect": ("reflect", "rounds of inspection and reflection on files, without an environment"),
     "evaluate": ("evaluate", "episodes of a policy in a task"),
     "serve": ("serve", "a task as an OpenEnv server, for other trainers"),
@@ -144,7 +146,7 @@ def _fail(message: str) -> NoReturn:
 
 def _say(message: str) -> None:
     """One line on standard error that cannot steer the terminal."""
-    from stepagent.trajectories import printable
+    from stepagent.console.printable import printable
 
     with suppress(OSError, ValueError):  # it may be closed, or on a full disk as well
         line = printable(" ".join(message.split()), limit=len(message))

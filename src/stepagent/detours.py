@@ -21,11 +21,11 @@ from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
 
 from stepagent.actions import same_action
-from stepagent.backends.generation import Decoding
+from stepagent.console.progress import track
 from stepagent.inspection import practise
-from stepagent.policy import Policy
-from stepagent.progress import track
-from stepagent.renderer import RenderedTrajectory
+from stepagent.model.generation import Decoding
+from stepagent.model.policy import Policy
+from stepagent.rendering.renderer import RenderedTrajectory
 from stepagent.tasks.base import Task, TextEnv
 from stepagent.tasks.tries import Lost, all_lost, retried
 from stepagent.types import AgentAction, Step

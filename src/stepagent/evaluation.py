@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from stepagent.backends.generation import Decoding
 from stepagent.bounds import COUNT, check_bounds
+from stepagent.console.progress import track
 from stepagent.inspection import agreement, path_logprobs, practise, step_tree
-from stepagent.policy import Policy
-from stepagent.progress import track
-from stepagent.renderer import RenderedTrajectory
+from stepagent.model.generation import Decoding
+from stepagent.model.policy import Policy
+from stepagent.rendering.renderer import RenderedTrajectory
 from stepagent.rollout import rollout
 from stepagent.statistics import Interval, mean_interval, proportion_interval
 from stepagent.tasks.base import Split, Task

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from stepagent.actions import same_action
-from stepagent.backends.generation import (
+from stepagent.console.progress import track
+from stepagent.model.generation import (
     Branch,
     Decoding,
     Generated,
@@ -20,11 +21,10 @@ from stepagent.backends.generation import (
     decode_branches,
     random_numbers,
 )
-from stepagent.backends.training import read_paths
-from stepagent.policy import Policy
-from stepagent.prefix_tree import ROOT, PrefixTree, fill_rows, lay_out
-from stepagent.progress import track
-from stepagent.renderer import RenderedTrajectory
+from stepagent.model.policy import Policy
+from stepagent.model.prefix_tree import ROOT, PrefixTree, fill_rows, lay_out
+from stepagent.model.updates import read_paths
+from stepagent.rendering.renderer import RenderedTrajectory
 from stepagent.types import AgentAction, PracticedStep
 
 DECODING_ROWS = 2

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from stepagent.backends.forward import OutOfMemory
-from stepagent.backends.generation import Decoding, RunningEpisodes, random_numbers
-from stepagent.policy import Policy, PolicyError
-from stepagent.renderer import RenderedTrajectory
+from stepagent.model.forward import OutOfMemory
+from stepagent.model.generation import Decoding, RunningEpisodes, random_numbers
+from stepagent.model.policy import Policy, PolicyError
+from stepagent.rendering.renderer import RenderedTrajectory
 from stepagent.tasks.base import NOTHING, EnvironmentLost, Task, TextEnv
 from stepagent.tasks.tries import Lost, Tries, play_all
 from stepagent.types import Step, Trajectory

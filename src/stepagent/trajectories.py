@@ -19,8 +19,9 @@ from typing import Any, TypeVar, cast
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from stepagent.atomic import atomic_write
-from stepagent.lines import Unreadable, read_lines
+from stepagent.console.printable import printable, shown
+from stepagent.files.atomic import atomic_write
+from stepagent.files.lines import Unreadable, read_lines
 from stepagent.types import Fragment, Record, Trajectory
 
 R = TypeVar("R", bound=Record)
@@ -239,32 +240,6 @@ def _record_type_at(record_type: type[Record], location: tuple[int | str, ...]) 
         if type(None) in (choices := typing.get_args(found)):
             found = choices[0]
     return cast(type[Record], found)
-
-
-def shown(value: object) -> str:
-    """A short, printable picture of a value from a file."""
-    match value:
-        case None | True | False:
-            return {None: "null", True: "true", False: "false"}[value]
-        case str():
-            return f"'{printable(value)}'"
-        case list():
-            return "a list" if value else "an empty list"
-        case dict():
-            return "an object"
-        case int() if abs(value) > 10**15:
-            return "a huge number"
-        case _:
-            return repr(value)
-
-
-def printable(text: str, limit: int = 60) -> str:
-    """The start of a text, with what could end the line or steer a terminal escaped."""
-    shown = "".join(
-        char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode()
-        for char in text[:limit]
-    )
-    return shown + "..." * (len(text) > limit)
 
 
 def error_at(path: str | Path, reason: str, line_number: int | None = None) -> TrajectoryError:

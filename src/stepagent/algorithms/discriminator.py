@@ -35,7 +35,10 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torch.nn import functional as F
 
-from stepagent.backends.training import (
+from stepagent.bounds import COUNT, Between, check_bounds
+from stepagent.inspection import StepTree, expert_path_of_step, path_logprobs
+from stepagent.model.policy import Policy
+from stepagent.model.updates import (
     Metrics,
     OptimizerConfig,
     Updater,
@@ -44,9 +47,6 @@ from stepagent.backends.training import (
     num_batches,
     shuffled_batches,
 )
-from stepagent.bounds import COUNT, Between, check_bounds
-from stepagent.inspection import StepTree, expert_path_of_step, path_logprobs
-from stepagent.policy import Policy
 
 RewardForm = Literal["gail", "log-d", "logit"]
 

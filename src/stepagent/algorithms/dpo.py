@@ -20,7 +20,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stepagent.algorithms.sft import sft_loss
-from stepagent.backends.training import (
+from stepagent.bounds import AMOUNT, COUNT, Above, check_bounds
+from stepagent.inspection import StepTree, expert_path_of_step, path_logprobs
+from stepagent.model.policy import Policy
+from stepagent.model.updates import (
     Metrics,
     OptimizerConfig,
     Updater,
@@ -29,9 +32,6 @@ from stepagent.backends.training import (
     num_batches,
     shuffled_batches,
 )
-from stepagent.bounds import AMOUNT, COUNT, Above, check_bounds
-from stepagent.inspection import StepTree, expert_path_of_step, path_logprobs
-from stepagent.policy import Policy
 
 ROUNDING = 1e-4
 """Margins up to this are none: where a round begins policy and reference are the same, and which

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from stepagent.algorithms.ppo import PPOConfig, Targets, improve
 from stepagent.algorithms.value_head import ValueHead
-from stepagent.backends.training import Metrics, OptimizerConfig, read_trees
 from stepagent.bounds import AMOUNT, COUNT, Above, check_bounds
 from stepagent.inspection import StepTree
-from stepagent.policy import Policy
+from stepagent.model.policy import Policy
+from stepagent.model.updates import Metrics, OptimizerConfig, read_trees
 
 
 @dataclass(frozen=True, kw_only=True)

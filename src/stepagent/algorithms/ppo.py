@@ -24,7 +24,11 @@ from torch import Tensor
 
 from stepagent.algorithms.sft import sft_loss
 from stepagent.algorithms.value_head import ValueHead
-from stepagent.backends.training import (
+from stepagent.bounds import AMOUNT, COUNT, SHARE, Above, check_bounds
+from stepagent.inspection import StepTree
+from stepagent.model.policy import Policy
+from stepagent.model.prefix_tree import Pack
+from stepagent.model.updates import (
     Metrics,
     OptimizerConfig,
     Updater,
@@ -34,10 +38,6 @@ from stepagent.backends.training import (
     read_trees,
     shuffled_batches,
 )
-from stepagent.bounds import AMOUNT, COUNT, SHARE, Above, check_bounds
-from stepagent.inspection import StepTree
-from stepagent.policy import Policy
-from stepagent.prefix_tree import Pack
 
 
 @dataclass(frozen=True, kw_only=True)

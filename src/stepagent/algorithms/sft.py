@@ -12,7 +12,11 @@ from functools import partial
 
 from torch import Tensor
 
-from stepagent.backends.training import (
+from stepagent.bounds import AMOUNT, COUNT, check_bounds
+from stepagent.inspection import step_tree
+from stepagent.model.policy import Policy
+from stepagent.model.prefix_tree import PrefixTree
+from stepagent.model.updates import (
     Metrics,
     OptimizerConfig,
     Updater,
@@ -20,11 +24,7 @@ from stepagent.backends.training import (
     num_batches,
     shuffled_batches,
 )
-from stepagent.bounds import AMOUNT, COUNT, check_bounds
-from stepagent.inspection import step_tree
-from stepagent.policy import Policy
-from stepagent.prefix_tree import PrefixTree
-from stepagent.renderer import RenderedTrajectory
+from stepagent.rendering.renderer import RenderedTrajectory
 
 
 @dataclass(frozen=True, kw_only=True)

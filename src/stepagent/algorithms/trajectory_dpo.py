@@ -19,7 +19,10 @@ from torch.nn import functional as F
 
 from stepagent.algorithms.dpo import ROUNDING
 from stepagent.algorithms.sft import sft_loss
-from stepagent.backends.training import (
+from stepagent.bounds import AMOUNT, COUNT, Above, check_bounds
+from stepagent.inspection import StepTree
+from stepagent.model.policy import Policy
+from stepagent.model.updates import (
     Metrics,
     OptimizerConfig,
     Updater,
@@ -28,9 +31,6 @@ from stepagent.backends.training import (
     read_paths,
     shuffled_batches,
 )
-from stepagent.bounds import AMOUNT, COUNT, Above, check_bounds
-from stepagent.inspection import StepTree
-from stepagent.policy import Policy
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,8 +5,9 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from stepagent.backends.forward import Layers
-from stepagent.backends.weights import (
+from stepagent.model.forward import Layers
+from stepagent.model.policy import Reading
+from stepagent.model.weights import (
     UNREADABLE,
     WeightsError,
     check_finite,
@@ -15,7 +16,6 @@ from stepagent.backends.weights import (
     reason,
     refuse_pointers,
 )
-from stepagent.policy import Reading
 
 VALUE_HEAD = "value_head.safetensors"
 

@@ -8,15 +8,8 @@ from typing import Annotated
 import tyro
 from pydantic import JsonValue
 
-from stepagent.commands.models import TaskChoice, open_task
-from stepagent.commands.outputs import check_file
-from stepagent.commands.parsing import (
-    UsageError,
-    check_at_least_one,
-    run_command,
-    unknown,
-)
-from stepagent.commands.prompted import (
+from stepagent.chat.episodes import protocol_of
+from stepagent.commands.chat_models import (
     PREFIX,
     PROMPTED,
     PromptedConfig,
@@ -27,14 +20,22 @@ from stepagent.commands.prompted import (
     print_bill,
     print_lost,
 )
-from stepagent.demonstrations import demonstrate, solved, sorted_out
+from stepagent.commands.episode_journal import PLAYED, drop_journal, is_kept, journal_path, kept
+from stepagent.commands.models import TaskChoice, open_task
+from stepagent.commands.outputs import check_file
+from stepagent.commands.parsing import (
+    UsageError,
+    check_at_least_one,
+    run_command,
+    unknown,
+)
+from stepagent.console.printable import printable
 from stepagent.evaluation import choose_items
-from stepagent.journal import PLAYED, drop_journal, is_kept, journal_path, kept
-from stepagent.pipeline import PANEL_SEED
-from stepagent.prompting import protocol_of
+from stepagent.experiment.pipeline import PANEL_SEED
 from stepagent.tasks.base import Split
+from stepagent.tasks.demonstrations import demonstrate, solved, sorted_out
 from stepagent.tasks.tries import Lost
-from stepagent.trajectories import printable, write_jsonl
+from stepagent.trajectories import write_jsonl
 from stepagent.types import Trajectory
 
 OWN = "task"

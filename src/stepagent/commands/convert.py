@@ -6,11 +6,11 @@ from typing import Annotated
 
 import tyro
 
-from stepagent.atomic import atomic_folder
 from stepagent.commands.models import prepare
 from stepagent.commands.outputs import check_folder
 from stepagent.commands.parsing import run_command
-from stepagent.gguf import convert
+from stepagent.files.atomic import atomic_folder
+from stepagent.model.gguf import convert
 
 
 def convert_file(

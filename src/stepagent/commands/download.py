@@ -7,11 +7,11 @@ from typing import Annotated
 import tyro
 
 from stepagent.commands.parsing import UsageError, run_command, unknown
-from stepagent.settings import TASKS
-from stepagent.tasks.data import data_folder
-from stepagent.tasks.download import DATA, download, install, manifest_of, remove_leftovers
-from stepagent.tasks.fetch import TIMEOUT_SECONDS
-from stepagent.trajectories import printable
+from stepagent.console.printable import printable
+from stepagent.experiment.config import TASKS
+from stepagent.tasks.data.fetch import TIMEOUT_SECONDS
+from stepagent.tasks.data.files import data_folder
+from stepagent.tasks.install import DATA, download, install, manifest_of, remove_leftovers
 
 
 def download_task(

@@ -9,13 +9,9 @@ from typing import Annotated
 import tyro
 from pydantic import JsonValue
 
-from stepagent.backends.chat import ChatClient
-from stepagent.backends.device import ComputeConfig
-from stepagent.commands.inputs import model_input
-from stepagent.commands.models import TaskChoice, load_policy, local_model, open_task, prepare
-from stepagent.commands.outputs import check_file
-from stepagent.commands.parsing import UsageError, check_at_least_one, run_command
-from stepagent.commands.prompted import (
+from stepagent.chat.client import ChatClient
+from stepagent.chat.episodes import protocol_of
+from stepagent.commands.chat_models import (
     PROMPTED,
     PromptedConfig,
     model_name,
@@ -25,6 +21,11 @@ from stepagent.commands.prompted import (
     print_bill,
     print_lost,
 )
+from stepagent.commands.episode_journal import PLAYED, drop_journal, is_kept, journal_path, kept
+from stepagent.commands.inputs import model_input
+from stepagent.commands.models import TaskChoice, load_policy, local_model, open_task, prepare
+from stepagent.commands.outputs import check_file
+from stepagent.commands.parsing import UsageError, check_at_least_one, run_command
 from stepagent.evaluation import (
     EvaluationConfig,
     choose_items,
@@ -32,10 +33,9 @@ from stepagent.evaluation import (
     panel_hash,
     summarize,
 )
-from stepagent.journal import PLAYED, drop_journal, is_kept, journal_path, kept
-from stepagent.pipeline import PANEL_SEED
-from stepagent.prompting import protocol_of
-from stepagent.results import interval_text
+from stepagent.experiment.pipeline import PANEL_SEED
+from stepagent.experiment.results import interval_text
+from stepagent.model.device import ComputeConfig
 from stepagent.tasks.base import Split
 from stepagent.tasks.tries import Lost
 from stepagent.trajectories import write_jsonl

@@ -10,8 +10,8 @@ from stepagent.commands.inputs import files_of
 from stepagent.commands.models import local_model, prepare
 from stepagent.commands.outputs import check_folder
 from stepagent.commands.parsing import UsageError, run_command
-from stepagent.export import export_discriminator, export_policy
-from stepagent.manifest import check_policy
+from stepagent.experiment.export import export_discriminator, export_policy
+from stepagent.experiment.manifest import check_policy
 
 
 def export_model(

@@ -4,9 +4,9 @@ import hashlib
 import json
 from pathlib import Path
 
-from stepagent.atomic import file_hash
-from stepagent.backends.adapter_files import AdapterError, base_of
-from stepagent.manifest import MANIFEST, read_json
+from stepagent.experiment.manifest import MANIFEST, read_json
+from stepagent.files.atomic import file_hash
+from stepagent.model.adapter_files import AdapterError, base_of
 
 TEXT = (".md", ".txt")
 """Files of a model folder that say nothing to the model, unless they are its vocabulary."""

@@ -8,16 +8,16 @@ import torch
 import tyro
 from transformers.utils import logging as transformers_logging
 
-from stepagent.backends.adapter_files import base_of, is_adapter
-from stepagent.backends.adapters import LoRAConfig
-from stepagent.backends.device import ComputeConfig
-from stepagent.backends.weights import open_config, place
 from stepagent.commands.parsing import UsageError
-from stepagent.gguf import converted
-from stepagent.manifest import check_policy
-from stepagent.policy import Policy, open_tokenizer
-from stepagent.renderer import Renderer
-from stepagent.settings import TASKS, TaskConfig, make_task
+from stepagent.experiment.config import TASKS, TaskConfig, make_task
+from stepagent.experiment.manifest import check_policy
+from stepagent.model.adapter_files import base_of, is_adapter
+from stepagent.model.device import ComputeConfig
+from stepagent.model.gguf import converted
+from stepagent.model.lora import LoRAConfig
+from stepagent.model.policy import Policy, open_tokenizer
+from stepagent.model.weights import open_config, place
+from stepagent.rendering.renderer import Renderer
 from stepagent.tasks.base import Task
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from stepagent.commands.parsing import UsageError
-from stepagent.manifest import MANIFEST, check_name, shown
+from stepagent.experiment.manifest import MANIFEST, check_name, shown
 
 
 def check_file(file: Path, *, inputs: Iterable[Path] = (), overwrite: bool = False) -> None:

@@ -8,22 +8,22 @@ from typing import Any, Literal
 import tyro
 
 from stepagent.algorithms.dpo import DPOConfig
-from stepagent.atomic import file_hash
-from stepagent.backends.adapters import LoRAConfig
-from stepagent.backends.device import ComputeConfig
 from stepagent.bounds import COUNT, SEED, check_bounds
+from stepagent.commands.demonstrations import read_demonstrations, render_demonstrations
 from stepagent.commands.inputs import model_input
 from stepagent.commands.models import load_policy, local_model, prepare
 from stepagent.commands.outputs import check_no_input
 from stepagent.commands.parsing import CONFIG, UsageError
-from stepagent.commands.reading import read_demonstrations, render_demonstrations
 from stepagent.evaluation import likeness
-from stepagent.lessons import InspectionConfig, Lesson, Practice
-from stepagent.policy import Policy
-from stepagent.reflection import Implicit, Inverse, InverseConfig, Learner
-from stepagent.renderer import RenderedTrajectory
-from stepagent.rounds import Rounds
-from stepagent.run import Run, to_json
+from stepagent.experiment.rounds import Rounds
+from stepagent.experiment.run import Run, to_json
+from stepagent.files.atomic import file_hash
+from stepagent.learners.reflection import Implicit, Inverse, InverseConfig, Learner
+from stepagent.model.device import ComputeConfig
+from stepagent.model.lora import LoRAConfig
+from stepagent.model.policy import Policy
+from stepagent.practice import InspectionConfig, Lesson, Practice
+from stepagent.rendering.renderer import RenderedTrajectory
 
 SETTINGS = ("compute", "lora", "inspection", "implicit", "inverse")
 

@@ -7,9 +7,9 @@ import tyro
 
 from stepagent.commands.outputs import check_file
 from stepagent.commands.parsing import run_command
-from stepagent.manifest import shown
-from stepagent.report import GENERATOR, write_report
-from stepagent.report_runs import PARTS, ReportError
+from stepagent.experiment.manifest import shown
+from stepagent.report.page import GENERATOR, write_report
+from stepagent.report.runs import PARTS, ReportError
 
 
 def report(

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from stepagent.commands.models import TaskChoice, open_task
 from stepagent.commands.parsing import UsageError, check_at_least_one, run_command
-from stepagent.tasks.intake import ordinary
-from stepagent.tasks.server import IDLE_SECONDS, Access, serve
+from stepagent.tasks.data.limited_reader import ordinary
+from stepagent.tasks.serving.server import IDLE_SECONDS, Access, serve
 
 TOKEN = "STEPAGENT_TOKEN"
 MAX_TOKEN_BYTES = 4096

@@ -7,18 +7,18 @@ from typing import Annotated
 import tyro
 
 from stepagent.algorithms.sft import SFTConfig, sft
-from stepagent.atomic import atomic_folder
-from stepagent.backends.adapters import LoRAConfig
-from stepagent.backends.device import ComputeConfig
-from stepagent.backends.training import Metrics, num_batches
 from stepagent.bounds import COUNT, check_bounds
+from stepagent.commands.demonstrations import read_demonstrations, render_demonstrations
 from stepagent.commands.inputs import files_of
 from stepagent.commands.models import load_policy, prepare
 from stepagent.commands.outputs import check_folder
 from stepagent.commands.parsing import UsageError, run_command
-from stepagent.commands.reading import read_demonstrations, render_demonstrations
-from stepagent.progress import track
-from stepagent.tiny import TinyConfig, build_tiny_model
+from stepagent.console.progress import track
+from stepagent.files.atomic import atomic_folder
+from stepagent.model.device import ComputeConfig
+from stepagent.model.lora import LoRAConfig
+from stepagent.model.updates import Metrics, num_batches
+from stepagent.scratch.small_model import TinyConfig, build_tiny_model
 
 DEFAULT, DEFAULT_TINY = SFTConfig(), TinyConfig()
 DEFAULT_COMPUTE, DEFAULT_LORA = ComputeConfig(), LoRAConfig()

@@ -7,11 +7,11 @@ import tyro
 
 from stepagent.commands.models import open_task
 from stepagent.commands.parsing import UsageError, run_command, unknown
-from stepagent.settings import TASKS
+from stepagent.console.printable import printable
+from stepagent.experiment.config import TASKS
 from stepagent.tasks.base import Split, Task, TaskDataError
-from stepagent.tasks.data import data_folder
-from stepagent.tasks.download import DATA, manifest_of
-from stepagent.trajectories import printable
+from stepagent.tasks.data.files import data_folder
+from stepagent.tasks.install import DATA, manifest_of
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 

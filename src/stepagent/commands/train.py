@@ -13,13 +13,13 @@ from stepagent.commands.models import local_model, open_task, prepare
 from stepagent.commands.outputs import check_no_input
 from stepagent.commands.parsing import CONFIG, UsageError, unknown
 from stepagent.commands.report import check_page
-from stepagent.manifest import check_policy
-from stepagent.novice import check_novice, model_name, take_novice
-from stepagent.pipeline import train
-from stepagent.recipes import RECIPES
-from stepagent.report import write_report
-from stepagent.run import Run, to_json
-from stepagent.settings import TrainConfig
+from stepagent.experiment.config import TrainConfig
+from stepagent.experiment.manifest import check_policy
+from stepagent.experiment.novice import check_novice, model_name, take_novice
+from stepagent.experiment.pipeline import train
+from stepagent.experiment.recipes import RECIPES
+from stepagent.experiment.run import Run, to_json
+from stepagent.report.page import write_report
 from stepagent.tasks.base import Task
 
 

@@ -15,11 +15,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue
 
+from stepagent.console.printable import shown
 from stepagent.formats.content import call_of_fields, text_of
 from stepagent.formats.dialogue import Dialogue, Header, read_dialogue, write_dialogue
 from stepagent.formats.records import KEY, Dumped, Extras, FormatError, Notes, checked
 from stepagent.formats.turns import Style, Turn
-from stepagent.trajectories import shown
 from stepagent.types import NonEmpty, Record, Trajectory
 
 ATIF = Style(

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from pydantic import JsonValue
 
 from stepagent.actions import Call
+from stepagent.console.printable import shown
 from stepagent.formats.records import FormatError, Notes, from_text
-from stepagent.trajectories import shown
 
 
 @dataclass

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 
 from pydantic import JsonValue, ValidationError
 
+from stepagent.console.printable import shown
 from stepagent.formats.records import Extras, FormatError, StepTexts, checked_trajectory
 from stepagent.formats.turns import Kept, KeptTurn, Style, Turn, read_action, write_action
-from stepagent.trajectories import shown
 from stepagent.types import Step, Trajectory
 
 BLANK_LINE = "\n\n"

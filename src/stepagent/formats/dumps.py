@@ -6,8 +6,8 @@ Read as messages: `prompt` and `completion` (TRL), `query` and `answers` (xLAM, 
 
 from pydantic import JsonValue
 
+from stepagent.console.printable import printable, shown
 from stepagent.formats.records import FormatError, Notes, from_text
-from stepagent.trajectories import printable, shown
 
 Fields = dict[str, JsonValue]
 

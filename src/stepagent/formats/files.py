@@ -14,6 +14,7 @@ from pathlib import Path
 from pydantic import JsonValue
 from pydantic_core import from_json
 
+from stepagent.console.printable import shown
 from stepagent.formats.atif import read_atif, write_atif
 from stepagent.formats.dumps import is_messages, refusal
 from stepagent.formats.knowagent import read_knowagent
@@ -29,7 +30,6 @@ from stepagent.trajectories import (
     error_at,
     lines_of,
     parse,
-    shown,
     write_lines,
 )
 from stepagent.types import Trajectory

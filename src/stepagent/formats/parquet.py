@@ -11,8 +11,9 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from stepagent.lines import PARQUET, Unreadable, open_ordinary
-from stepagent.trajectories import error_at, printable, shown
+from stepagent.console.printable import printable, shown
+from stepagent.files.lines import PARQUET, Unreadable, open_ordinary
+from stepagent.trajectories import error_at
 
 _ROWS_AT_ONCE = 256
 

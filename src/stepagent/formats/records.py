@@ -12,7 +12,8 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, JsonValue, ValidationError, ValidationInfo, model_validator
 
-from stepagent.trajectories import parse, printable, problem_of, shown
+from stepagent.console.printable import printable, shown
+from stepagent.trajectories import parse, problem_of
 from stepagent.types import NonEmpty, Record, Trajectory
 
 R = TypeVar("R", bound=Record)

@@ -2,8 +2,8 @@
 
 from pydantic import JsonValue
 
+from stepagent.console.printable import shown
 from stepagent.formats.records import FormatError, Notes, from_text
-from stepagent.trajectories import shown
 
 Schema = dict[str, JsonValue]
 

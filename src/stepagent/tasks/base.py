@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol
 import gymnasium as gym
 
 from stepagent.bounds import SECONDS, check_bounds
-from stepagent.trajectories import printable
+from stepagent.console.printable import printable
 from stepagent.types import Trajectory
 
 Split = Literal["train", "dev", "test"]

@@ -10,9 +10,9 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import TypeVar
 
-from stepagent.children import ENDING
+from stepagent.console.printable import printable
+from stepagent.processes.children import ENDING
 from stepagent.tasks.base import MAX_TRIES, EnvironmentLost
-from stepagent.trajectories import printable
 
 logger = logging.getLogger(__name__)
 

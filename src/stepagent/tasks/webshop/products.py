@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
-from stepagent.trajectories import shown
+from stepagent.console.printable import shown
 from stepagent.types import Record
 
 FACTS = "catalogue.json"

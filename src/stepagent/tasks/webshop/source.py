@@ -18,9 +18,9 @@ from typing import Any, TextIO, TypeVar
 from pydantic import ValidationError
 
 from stepagent.tasks.base import TaskDataError
-from stepagent.tasks.data import Prepared, Source, read_json, records_of
-from stepagent.tasks.extras import needs
-from stepagent.tasks.intake import content
+from stepagent.tasks.data.extras import needs
+from stepagent.tasks.data.files import Prepared, Source, read_json, records_of
+from stepagent.tasks.data.limited_reader import content
 from stepagent.tasks.webshop.goals import Instruction
 from stepagent.tasks.webshop.products import FACTS, WITHOUT_ATTRIBUTES, Product, RawProduct
 from stepagent.trajectories import problem_of

@@ -18,9 +18,9 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from stepagent.tasks.base import Split
-from stepagent.tasks.data import required
+from stepagent.tasks.data.extras import needs
+from stepagent.tasks.data.files import required
 from stepagent.tasks.episode import EpisodeEnv, Outcome, follow
-from stepagent.tasks.extras import needs
 from stepagent.tasks.webshop.nouns import RULES, tagger
 from stepagent.tasks.webshop.pages import Page
 from stepagent.tasks.webshop.products import FACTS

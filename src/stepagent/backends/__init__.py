@@ -1,1 +1,0 @@
-"""What the method runs on: forward passes, generation and parameter updates."""

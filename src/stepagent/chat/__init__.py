@@ -1,0 +1,1 @@
+"""Chat models on OpenAI-compatible servers that act in environments."""

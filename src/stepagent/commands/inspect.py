@@ -1,0 +1,65 @@
+"""`stepagent inspect`: what a policy does in every state of the demonstrations."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from stepagent.commands.demonstrations import read_demonstrations, render_demonstrations
+from stepagent.commands.models import load_policy, prepare
+from stepagent.commands.outputs import check_file
+from stepagent.commands.parsing import run_command
+from stepagent.inspection import agreement
+from stepagent.model.device import ComputeConfig
+from stepagent.practice import InspectionConfig, inspect_demonstrations
+from stepagent.trajectories import write_jsonl
+
+DEFAULT, DEFAULT_COMPUTE = InspectionConfig(), ComputeConfig()
+
+
+def inspect(
+    *,
+    policy: str,
+    demonstrations: Path,
+    out: Path,
+    skip_invalid: bool = False,
+    overwrite: bool = False,
+    seed: int = 0,
+    compute: ComputeConfig = DEFAULT_COMPUTE,
+    config: Annotated[InspectionConfig, tyro.conf.arg(name="")] = DEFAULT,
+) -> None:
+    """Lets a policy act in every state of the expert's trajectories; no environment is needed.
+
+    Reads POLICY and trajectories, one per line of JSON; writes OUT, one practised step per line:
+    the expert's action and the agent's own.
+
+    For example: stepagent inspect --policy novice --demonstrations held-out.jsonl --out steps.jsonl
+
+    Args:
+        policy: A model folder, a GGUF file, or the id of a model on the hub.
+        demonstrations: The expert's trajectories.
+        out: The file for the practised steps; a name that ends in .gz is compressed.
+        skip_invalid: Leave out and list lines that are no valid trajectory, and trajectories that
+            are longer than the model's context.
+        overwrite: Replace OUT if it exists.
+        seed: Of the sampling.
+        compute: Device, precision and memory.
+        config: How the agent acts.
+    """
+    check_file(out, inputs=[Path(policy), demonstrations], overwrite=overwrite)
+    prepare()
+    trajectories = read_demonstrations(demonstrations, skip_invalid=skip_invalid)
+    agent = load_policy(policy, compute)
+    rendered = render_demonstrations(agent, trajectories, skip_invalid=skip_invalid)
+    practised = inspect_demonstrations(agent, rendered, config, seed=seed)
+    write_jsonl(out, practised, replace=overwrite)
+    print(
+        f"{out}: {len(practised)} practised steps of {len(rendered)} trajectories, "
+        f"{agreement(practised):.1%} of the agent's actions are the expert's"
+    )
+
+
+def main(args: Sequence[str]) -> None:
+    """The command."""
+    run_command(inspect, "inspect", args)

@@ -1,0 +1,27 @@
+"""Text from outside on one printable line, for messages."""
+
+
+def shown(value: object) -> str:
+    """A short, printable picture of a value from a file."""
+    match value:
+        case None | True | False:
+            return {None: "null", True: "true", False: "false"}[value]
+        case str():
+            return f"'{printable(value)}'"
+        case list():
+            return "a list" if value else "an empty list"
+        case dict():
+            return "an object"
+        case int() if abs(value) > 10**15:
+            return "a huge number"
+        case _:
+            return repr(value)
+
+
+def printable(text: str, limit: int = 60) -> str:
+    """The start of a text, with what could end the line or steer a terminal escaped."""
+    shown = "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode()
+        for char in text[:limit]
+    )
+    return shown + "..." * (len(text) > limit)

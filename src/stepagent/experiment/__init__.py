@@ -1,0 +1,1 @@
+"""A whole run: settings, recipes, the run folder, rounds, selection and results."""

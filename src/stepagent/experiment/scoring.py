@@ -1,0 +1,134 @@
+"""How the policies of a run do: on dev after every round, on test once."""
+
+import logging
+from collections.abc import Sequence
+
+from stepagent.chat.episodes import NO_ROOM, PromptedPolicy, play
+from stepagent.chat.local_client import LocalChat
+from stepagent.evaluation import evaluate, likeness, summarize
+from stepagent.experiment.config import PromptMethod, TrainConfig
+from stepagent.experiment.novice import base_model, model_name, open_policy
+from stepagent.experiment.run import Run, write_json
+from stepagent.model.policy import Policy
+from stepagent.practice import Lesson
+from stepagent.tasks.base import Task
+from stepagent.tasks.tries import Lost
+from stepagent.types import Trajectory
+
+logger = logging.getLogger(__name__)
+
+
+def score_on_dev(
+    config: TrainConfig,
+    run: Run,
+    task: Task,
+    policy: Policy,
+    lesson: Lesson,
+    method: str,
+    number: int,
+) -> dict[str, float | None]:
+    """Logs and returns how the policy does on the dev panel and how close it is to the expert."""
+    panel = run.read_json("data", "panels.json")["dev"]
+    result = evaluate(
+        policy, task, panel, config.evaluation, seed=config.seed, description=f"{method}: dev"
+    )
+    name = f"{method}-dev-round{number}"
+    run.write_records(f"episodes/{name}.jsonl", result.episodes)
+    _record_lost(run, name, result.lost, len(panel))
+    like = likeness(
+        policy,
+        lesson.held_out,
+        max_new_tokens=config.evaluation.decoding.max_new_tokens,
+    )
+    metrics: dict[str, float | None] = {
+        "score": result.score.mean,
+        "score_low": result.score.low,
+        "score_high": result.score.high,
+        "success": result.success.mean,
+        "agreement": like.agreement,
+        "expert_logprob": like.expert_logprob,
+    }
+    if result.lost:
+        metrics["lost"] = len(result.lost)
+    run.log(stage=method, round=number, phase="dev", **metrics)
+    return metrics
+
+
+def _record_lost(run: Run, name: str, lost: Sequence[Lost], count: int) -> None:
+    """Names the episodes that are missing among so many, in config.json and on standard error."""
+    for one in lost:
+        logger.warning("lost: %s", one)
+    # A unit that was cut off may have recorded others.
+    if lost or f"{name}, lost" in run.config["data"]:
+        run.record_data(f"{name}, lost", {"lost": [str(one) for one in lost], "of": count})
+
+
+def best_round(run: Run, method: str) -> int:
+    """The round with the highest dev score, the earliest of equals; 0 is the novice itself."""
+    if method == "sft":
+        return 0
+    scores = [run.read_json("sft-dev", "dev.json")["score"]]
+    while run.is_done(unit := f"{method}-round{len(scores)}"):
+        scores.append(run.read_json(unit, "dev.json")["score"])
+    return scores.index(max(scores))
+
+
+def score_on_test(config: TrainConfig, run: Run, task: Task, method: str) -> None:
+    """The method's best round on the test panel, once."""
+    number = best_round(run, method)
+    panel = run.read_json("data", "panels.json")["test"]
+    with run.unit(f"{method}-test") as folder:
+        if method != "sft" and number == 0:
+            episodes = run.read_records("episodes/sft-test.jsonl", Trajectory)
+            if known := run.config["data"].get("sft-test, lost"):
+                run.record_data(f"{method}-test, lost", known)
+        else:
+            policy = open_policy(config, run, f"{method}-round{number}" if number else "sft")
+            result = evaluate(
+                policy,
+                task,
+                panel,
+                config.evaluation,
+                seed=config.seed,
+                description=f"{method}: test",
+            )
+            episodes = result.episodes
+            _record_lost(run, f"{method}-test", result.lost, len(panel))
+        run.write_records(f"episodes/{method}-test.jsonl", episodes)
+        write_json(folder / "metrics.json", task.metrics(episodes))
+        write_json(folder / "best_round.json", number)
+
+
+def score_prompted(config: TrainConfig, run: Run, task: Task, method: PromptMethod) -> None:
+    """The model on the test panel, prompted as it was before SFT; greedy, as a chat model is.
+
+    A prompt that does not fit into its context is noted in config.json, and nothing is tested.
+    """
+    with run.unit(f"{method}-test") as folder:
+        model = base_model(config, run)
+        prompted = PromptedPolicy(
+            LocalChat(
+                model_name(config.model) if isinstance(config.model, str) else "base",
+                Policy.load(model, config.compute),
+                max_tokens=config.prompting.max_tokens,
+            ),
+            task,
+            "react",
+            demonstrations=run.read_records("demonstrations.jsonl", Trajectory),
+            few_shot=config.prompting.few_shot if method == "react" else 0,
+        )
+        panel = run.read_json("data", "panels.json")["test"]
+        parallel = config.evaluation.num_parallel
+        found = list(play(prompted, panel, num_parallel=parallel))
+        lost = [outcome for outcome in found if isinstance(outcome, Lost)]
+        played = {e.id: e for e in found if isinstance(e, Trajectory)}
+        result = summarize([played[item] for item in panel if item in played], lost)
+        episodes = result.episodes
+        for episode in episodes:
+            if (reason := str(episode.metadata["stopped"])).startswith(NO_ROOM):
+                run.record_data(method, {"stopped": f"{episode.id}: {reason}"})
+                return
+        _record_lost(run, f"{method}-test", lost, len(panel))
+        run.write_records(f"episodes/{method}-test.jsonl", episodes)
+        write_json(folder / "metrics.json", task.metrics(episodes))
+        write_json(folder / "best_round.json", 0)

@@ -1,0 +1,1 @@
+"""What improves a policy in a round: reflections, controls and baselines."""

@@ -1,0 +1,181 @@
+"""Baselines that learn from episodes of their own: what reflection is compared with.
+
+Each plays the items of the demonstrations in the environment first, which reflection never does,
+and learns from the final reward of an episode, not of a step.
+
+    RFT         clone the demonstrations and the agent's own successes
+    ETO, SPIN   prefer the expert's whole episode to the agent's own (trajectory DPO)
+    PPO, GRPO   raise the final reward
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from stepagent.algorithms.grpo import GRPOConfig, grpo
+from stepagent.algorithms.ppo import PPOConfig, ppo
+from stepagent.algorithms.sft import SFTConfig, sft
+from stepagent.algorithms.trajectory_dpo import TrajectoryDPOConfig, trajectory_dpo
+from stepagent.algorithms.value_head import ValueHead
+from stepagent.bounds import COUNT, check_bounds
+from stepagent.inspection import rollout_tree
+from stepagent.learners.reflection import Log, Stateless
+from stepagent.model.policy import Policy
+from stepagent.practice import Lesson
+from stepagent.rendering.renderer import RenderedTrajectory
+
+
+@dataclass(frozen=True, kw_only=True)
+class RFTConfig:
+    """One round of rejection sampling."""
+
+    episodes: int = 4
+    """Of each item that is played. Other items are played in the next round, so that a round has
+    one episode for each demonstration, however many are of the same item."""
+    sft: SFTConfig = SFTConfig(epochs=1)
+    """On the demonstrations and the successes."""
+
+    def __post_init__(self) -> None:
+        """Raises `OutOfBounds` for numbers that cannot be."""
+        check_bounds(self, {"episodes": COUNT})
+
+
+class RFT(Stateless):
+    """Rejection-sampling fine-tuning (Yuan et al. 2023, arXiv 2308.01825), of whole episodes.
+
+    Equal successes of an item count once, as in the paper; what the expert did too does not count.
+    """
+
+    practises = False
+
+    def __init__(self, config: RFTConfig) -> None:
+        """One `RFTConfig` for every round."""
+        self.config = config
+        self.explores = config.episodes
+
+    def learn(self, policy: Policy, lesson: Lesson, *, seed: int, log: Log) -> list[Tensor] | None:
+        """Clones the demonstrations and what succeeded."""
+        known = {(d.trajectory.id, d.actions) for d in lesson.demonstrations}
+        succeeded = {
+            (e.trajectory.id, e.actions): e
+            for e in lesson.explored
+            if e.trajectory.success and (e.trajectory.id, e.actions) not in known
+        }
+        log("train", {"successes": len(succeeded)})
+        both = [*lesson.demonstrations, *succeeded.values()]
+        sft(policy, both, self.config.sft, seed=seed, log=lambda m: log("train", m))
+        return None
+
+
+class ETO(Stateless):
+    """Exploration-based trajectory optimization (Song et al. 2024, arXiv 2403.02502).
+
+    The expert's episode against the agent's own, where that has the lower score.
+    """
+
+    practises = False
+    explores = 1
+
+    def __init__(self, config: TrajectoryDPOConfig) -> None:
+        """One `TrajectoryDPOConfig` for every round."""
+        self.config = config
+
+    def learn(self, policy: Policy, lesson: Lesson, *, seed: int, log: Log) -> list[Tensor] | None:
+        """Trajectory DPO on the pairs; none leave the policy as it is."""
+        pairs = [
+            (rollout_tree([expert]), rollout_tree([agent]))
+            for expert, agent in _by_item(lesson)
+            if self.prefers(expert, agent)
+        ]
+        log("train", {"pairs": len(pairs)})
+        if pairs:
+            trajectory_dpo(policy, pairs, self.config, seed=seed, log=lambda m: log("train", m))
+        return None
+
+    def prefers(self, expert: RenderedTrajectory, agent: RenderedTrajectory) -> bool:
+        """Whether the two are a pair."""
+        return _final_reward(agent) < _final_reward(expert)
+
+
+class SPIN(ETO):
+    """Self-play fine-tuning (Chen et al. 2024, arXiv 2401.01335): every episode is a pair."""
+
+    def prefers(self, expert: RenderedTrajectory, agent: RenderedTrajectory) -> bool:
+        """Unless they are the same."""
+        # Other ids can spell the same text.
+        done = ([step.action for step in t.trajectory.steps] for t in (expert, agent))
+        return next(done) != next(done)
+
+
+class FinalPPO(Stateless):
+    """PPO (Schulman et al. 2017) whose only reward is the score at the end of an episode."""
+
+    practises = False
+    explores = 1
+
+    def __init__(self, config: PPOConfig, policy: Policy) -> None:
+        """The value head starts at zero."""
+        self.config = config
+        self.value_head = ValueHead(policy.layers)
+
+    def learn(self, policy: Policy, lesson: Lesson, *, seed: int, log: Log) -> list[Tensor] | None:
+        """Raises the final reward of the explored episodes."""
+        episodes = [rollout_tree([e]) for e in lesson.explored]
+        rewards = [
+            final_reward * e.is_end
+            for e, final_reward in zip(episodes, map(_final_reward, lesson.explored), strict=True)
+        ]
+        facts = ppo(
+            policy, self.value_head, episodes, rewards, self.config, seed=seed,
+            log=lambda m: log("ppo", m),
+        )  # fmt: skip
+        log("ppo", facts)
+        return None
+
+    def save(self, folder: Path) -> None:
+        """The value head as safetensors."""
+        self.value_head.save(folder)
+
+    def load(self, folder: Path) -> None:
+        """Reads it."""
+        self.value_head.load(folder)
+
+
+class GRPO(Stateless):
+    """Group-relative policy optimization of the final score (Shao et al. 2024)."""
+
+    practises = False
+
+    def __init__(self, config: GRPOConfig) -> None:
+        """One `GRPOConfig` for every round."""
+        self.config = config
+        self.explores = config.group_size
+
+    def learn(self, policy: Policy, lesson: Lesson, *, seed: int, log: Log) -> list[Tensor] | None:
+        """Raises what is above the average of its item."""
+        groups = lesson.explored_by_item.values()
+        facts = grpo(
+            policy,
+            [rollout_tree(episodes) for episodes in groups],
+            [torch.tensor([_final_reward(e) for e in episodes]) for episodes in groups],
+            self.config,
+            seed=seed,
+            log=lambda m: log("train", m),
+        )
+        log("train", facts)
+        return None
+
+
+def _final_reward(episode: RenderedTrajectory) -> float:
+    """0 to 1."""
+    return (episode.trajectory.score or 0.0) / 100
+
+
+def _by_item(lesson: Lesson) -> Iterator[tuple[RenderedTrajectory, RenderedTrajectory]]:
+    """Each explored episode with the demonstration of its item."""
+    expert = {d.trajectory.id: d for d in lesson.demonstrations}
+    for episode in lesson.explored:
+        yield expert[episode.trajectory.id], episode

@@ -1,0 +1,1 @@
+"""The language model: forward passes, generation, adapters and updates over a prefix tree."""

@@ -1,0 +1,105 @@
+"""Adapter folders of PEFT's: of which kind they are, what their base is, and their weights."""
+
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import cast
+
+from peft import PeftConfig, PeftType, load_peft_weights
+from torch import Tensor
+from transformers.utils.peft_utils import find_adapter_config_file
+
+from stepagent.console.printable import printable
+from stepagent.model.weights import UNREADABLE, place, reason, refuse_pointers
+
+logger = logging.getLogger(__name__)
+
+_BESIDE_THE_LAYERS = (
+    PeftType.ADAPTION_PROMPT, PeftType.POLY, PeftType.SHADOW, PeftType.XLORA,
+)  # fmt: skip
+"""Kinds that need more than the layers' forward passes, or attend in a way of their own."""
+
+
+class AdapterError(ValueError):
+    """An adapter cannot be opened, or not be merged; the message is one line."""
+
+
+def is_adapter(source: str) -> bool:
+    """Whether a folder or an id on the hub is an adapter."""
+    with one_line(source):
+        found = find_adapter_config_file(source)
+    return found is not None
+
+
+def base_of(source: str) -> str:
+    """The base model of an adapter: a folder, or an id on the hub.
+
+    A relative path is looked for in the adapter's folder first. A folder that is not where it was
+    is looked for beside the adapter, by its name. Raises `AdapterError` if it is nowhere.
+    """
+    name = read_config(source).base_model_name_or_path
+    if not name:
+        raise AdapterError(f"{place(source)}: names no base model in its adapter_config.json")
+    folder = Path(source)
+    for path in (folder / name, Path(name), folder.resolve().parent / Path(name).name):
+        if (path / "adapter_config.json").is_file():
+            raise AdapterError(
+                f"{place(source)}: its base {place(path)} is an adapter itself; expected a whole "
+                "model, stepagent export-model --merged makes one"
+            )
+        if (path / "config.json").is_file():
+            if not Path(name).is_absolute() or path != Path(name):
+                logger.info(
+                    "%s: its base %s is taken from %s", place(source), place(name), place(path)
+                )
+            return str(path.resolve())
+    if re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
+        return str(name)
+    raise AdapterError(
+        f"{place(source)}: its base model {place(name)} is not there; put it there or beside the "
+        "adapter, or write its place as base_model_name_or_path into adapter_config.json"
+    )
+
+
+def read_config(source: str) -> PeftConfig:
+    """Of a folder or an id; refuses what cannot work on a prefix tree."""
+    refuse_pointers(source)
+    with one_line(source):
+        try:
+            config = cast(PeftConfig, PeftConfig.from_pretrained(source))
+        except KeyError as error:
+            raise ValueError(f"PEFT knows no adapters of kind {error}") from None
+    if (
+        config.is_prompt_learning
+        or config.peft_type in _BESIDE_THE_LAYERS
+        or getattr(config, "alora_invocation_tokens", None)
+    ):
+        raise AdapterError(
+            f"{place(source)}: an adapter of kind {kind_of(config)} cannot be used: it "
+            "does not work through the layers alone; expected LoRA or another kind that does"
+        )
+    return config
+
+
+def kind_of(config: PeftConfig) -> str:
+    """PEFT's name for it, printable."""
+    return printable(str(getattr(config.peft_type, "value", config.peft_type)))
+
+
+def read_weights(source: str) -> dict[str, Tensor]:
+    """The tensors in an adapter's file."""
+    refuse_pointers(source)
+    with one_line(source):
+        weights = load_peft_weights(source, "cpu")
+    return cast(dict[str, Tensor], weights)
+
+
+@contextmanager
+def one_line(source: str | Path) -> Iterator[None]:
+    """Errors of PEFT inside become an `AdapterError` that names the folder."""
+    try:
+        yield
+    except UNREADABLE as error:
+        raise AdapterError(f"{place(source)}: cannot be opened: {reason(error)}") from None

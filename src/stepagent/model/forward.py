@@ -1,0 +1,209 @@
+"""A language model's layers, read over rows of the prefix tree.
+
+For a model whose layers cannot follow a tree each path is a row of its own: values are the same,
+only slower.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import Self, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from stepagent.model.attention_masks import by_kind, dense, filled_up, follows_trees, tree_masks
+from stepagent.model.device import CPU_TOKEN_BUDGET
+from stepagent.model.lora import Adapter
+from stepagent.model.prefix_tree import Pack, PrefixTree, Row, pack
+
+logger = logging.getLogger(__name__)
+
+MIN_TOKEN_BUDGET = 64
+"""Half of this would hold hardly any trajectory."""
+
+
+class OutOfMemory(RuntimeError):
+    """Memory does not suffice even for one trajectory at a time."""
+
+
+class Layers:
+    """The layers of a language model below its output head, under one adapter or none."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        token_budget: int = CPU_TOKEN_BUDGET,
+        is_half: bool = False,
+        adapter: Adapter | None = None,
+        decoding_kernel: str | None = None,
+    ) -> None:
+        """`token_budget` bounds the tokens that are forwarded together; `is_half` is bfloat16."""
+        self.model = model
+        self.token_budget = token_budget
+        self.is_half = is_half
+        self.adapter = adapter
+        # FlexAttention compiles for every length, and with a cache lengths grow with every token.
+        kernel = self.config._attn_implementation
+        self.decoding_kernel = decoding_kernel or kernel
+        """How attention is computed where there is a cache."""
+        self.shares_prefixes = follows_trees(model)
+        """Whether paths of a tree share a row; else each has its own."""
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        """Of the language model, also where it is part of a larger one."""
+        return self.model.config.get_text_config()
+
+    @property
+    def width(self) -> int:
+        """Size of a hidden state."""
+        return cast(int, self.config.hidden_size)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of what is computed from hidden states: at least float32."""
+        return torch.promote_types(self.model.dtype, torch.float32)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What training updates."""
+        if self.adapter is None:
+            return list(self.model.parameters())
+        return self.adapter.parameters()
+
+    def copy(self, name: str) -> Self:
+        """Other layers that start equal; LoRA is copied as `name` on the same model."""
+        if self.adapter is None:
+            model, adapter = deepcopy(self.model), None
+        else:
+            adapter = self.adapter.copy(name)
+            model = adapter.model
+        copied = type(self)(
+            model,
+            token_budget=self.token_budget,
+            is_half=self.is_half,
+            adapter=adapter,
+            decoding_kernel=self.decoding_kernel,
+        )
+        copied.shares_prefixes = self.shares_prefixes
+        return copied
+
+    def halve_budget(self) -> None:
+        """After memory ran out; raises `OutOfMemory` if fewer tokens at once would not help."""
+        if self.token_budget <= MIN_TOKEN_BUDGET:
+            raise OutOfMemory(
+                f"out of memory with {self.token_budget} tokens at once; a smaller model, LoRA, "
+                "gradient checkpointing or shorter trajectories would need less"
+            )
+        self.token_budget //= 2
+        logger.info("out of memory: from now on %d tokens at once", self.token_budget)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Forward passes inside go through the own adapter, in the precision of the device."""
+        if self.adapter is not None:
+            self.adapter.activate()
+        device = self.model.device.type
+        with torch.autocast(device, torch.bfloat16, enabled=self.is_half):
+            yield
+
+    def packs(self, trees: Sequence[PrefixTree]) -> Iterator[Pack]:
+        """The trees in packs within the token budget, on the model's device."""
+        for packed in pack(trees, self.token_budget, shared=self.shares_prefixes):
+            yield packed.to(self.model.device)
+
+    def row_hidden(self, row: Row) -> Tensor:
+        """(length, width) final hidden states of a row."""
+        length = len(row.token_ids)
+        masks = None
+        if self.shares_prefixes:
+            if self.config._attn_implementation == "flex_attention":
+                row = filled_up(row)
+            masks = tree_masks(self.config, row)
+        with self.reading(), self._checkpointing():
+            output = self.model.get_decoder()(
+                input_ids=row.token_ids[None],
+                position_ids=row.positions[None],
+                attention_mask=masks,
+                use_cache=False,
+            )
+        return cast(Tensor, output.last_hidden_state[0, :length])
+
+    @contextmanager
+    def _checkpointing(self) -> Iterator[None]:
+        """Layers asked to checkpoint do so inside, where there is a gradient.
+
+        They do it in training mode only, in which they could not use a cache either; and dropout is
+        never wanted, since what was sampled has to be read as it was.
+        """
+        layers = [m for m in self.model.modules() if isinstance(m, GradientCheckpointingLayer)]
+        for layer in layers:
+            layer.training = layer.gradient_checkpointing and torch.is_grad_enabled()
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.training = False
+
+    def extend(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        cache: Cache,
+        visible: Callable[[int | None], Tensor],
+    ) -> Tensor:
+        """(batch, new, width) hidden states of new tokens (batch, new) behind those in a cache.
+
+        `visible` is given a window or None and returns the bool mask (batch, 1, new, seen).
+        """
+        config, kernel = self.config, self.decoding_kernel
+        implementation = config._attn_implementation
+        config._attn_implementation = kernel
+        try:
+            with self.reading():
+                output = self.model.get_decoder()(
+                    input_ids=token_ids,
+                    position_ids=positions,
+                    attention_mask=by_kind(config, lambda window: dense(visible(window), kernel)),
+                    past_key_values=cache,
+                    use_cache=True,
+                )
+        finally:
+            config._attn_implementation = implementation
+        return cast(Tensor, output.last_hidden_state)
+
+    def continue_sequence(self, token_ids: Tensor, cache: Cache | None) -> tuple[Tensor, Cache]:
+        """Hidden state (1, width) after new tokens (1, new), by the model's own cache and mask."""
+        with self.reading():
+            output = self.model.get_decoder()(
+                input_ids=token_ids, past_key_values=cache, use_cache=True
+            )
+        return output.last_hidden_state[:, -1], output.past_key_values
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., vocabulary) next-token logits, given in at least float32."""
+        head, config = cast(nn.Module, self.model.get_output_embeddings()), self.config
+        with self.reading():
+            logits = cast(Tensor, head(hidden))
+        logits = logits.to(self.dtype)
+        # What some families do behind the head: Cohere, Granite, Gemma 2.
+        if scale := getattr(config, "logit_scale", None):
+            logits = logits * scale
+        if scaling := getattr(config, "logits_scaling", None):
+            logits = logits / scaling
+        if cap := getattr(config, "final_logit_softcapping", None):
+            logits = torch.tanh(logits / cap) * cap
+        return logits
+
+    def hidden(self, packed: Pack) -> tuple[Tensor, Tensor]:
+        """Hidden states (tokens, width) of all tokens, (predictors, width) of the predictors."""
+        with self.reading():  # once for all rows: autocast keeps its copies of the weights inside
+            by_row = [self.row_hidden(row) for row in packed.rows]
+        predictors = [h[row.predictors] for h, row in zip(by_row, packed.rows, strict=True)]
+        return torch.cat(by_row), torch.cat(predictors)

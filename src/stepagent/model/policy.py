@@ -1,0 +1,296 @@
+"""A policy: a causal language model with its renderer, read through the prefix tree."""
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from stepagent.console.printable import printable
+from stepagent.model.adapter_files import base_of, is_adapter
+from stepagent.model.attention_masks import layer_kinds
+from stepagent.model.device import CPU_TOKEN_BUDGET, ComputeConfig, fitting_tokens
+from stepagent.model.forward import Layers
+from stepagent.model.lora import Adapter, LoRAConfig
+from stepagent.model.prefix_tree import ROOT, Pack, PrefixTree
+from stepagent.model.weights import (
+    UNREADABLE,
+    check_finite,
+    open_model,
+    place,
+    put,
+    reason,
+)
+from stepagent.rendering.chat_template import TemplateError
+from stepagent.rendering.renderer import RenderedTrajectory, Renderer
+from stepagent.types import Trajectory
+
+logger = logging.getLogger(__name__)
+
+MAX_LOGITS = 2**26
+"""Logits that are made at once, 256 MB in float32, however many tokens are read."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a policy says about the paths of a pack."""
+
+    logprobs: Tensor
+    """(targets,) log-probability of each path token given what is before it, in nats."""
+    entropies: Tensor
+    """(targets,) entropy, in nats, of the distribution that each path token was drawn from."""
+    state_hidden: Tensor
+    """(paths, width) hidden state at the last token before each path."""
+
+
+class PolicyError(ValueError):
+    """A policy cannot be used, or not for this trajectory; the message is one line."""
+
+
+class Policy:
+    """A language model that acts."""
+
+    def __init__(self, layers: Layers, renderer: Renderer) -> None:
+        """Takes the layers of a causal language model and the renderer of its own tokenizer."""
+        self.model = layers.model
+        self.layers = layers
+        self.renderer = renderer
+
+    @classmethod
+    def load(
+        cls,
+        name: str | Path,
+        compute: ComputeConfig = ComputeConfig(),  # noqa: B008, it is frozen
+        lora: LoRAConfig = LoRAConfig(),  # noqa: B008
+        *,
+        seed: int = 0,
+    ) -> Self:
+        """Opens a Hugging Face model: the id of one on the hub, a model folder, an adapter folder.
+
+        With LoRA the model is frozen and gets a new adapter, drawn by `seed`, unless the folder is
+        one already.
+        Raises `TemplateError` if the chat template cannot be taken apart, `WeightsError` or
+        `AdapterError` if not all weights are there, `PolicyError` if the model computes its logits
+        in an unknown way or has no embeddings for some tokens.
+        """
+        source = str(name)
+        adapted = is_adapter(source)
+        base = base_of(source) if adapted else source
+        has_frozen = adapted or lora.rank > 0
+        model = open_model(
+            base, torch.bfloat16 if has_frozen and compute.is_half else torch.float32
+        )
+        device, kernel = compute.torch_device, model.config._attn_implementation
+        if device.type == "cuda" and model._supports_flex_attn:
+            model.set_attn_implementation("flex_attention")
+        adapter = None
+        if adapted:
+            adapter = Adapter.open(source, model)
+        elif lora.rank:
+            adapter = Adapter.add(model, lora, seed=seed)
+        tokenizer = open_tokenizer(source, base)
+        rows = len(cast(nn.Embedding, model.get_input_embeddings()).weight)
+        ids = max(tokenizer.get_vocab().values())
+        if ids >= rows:
+            raise PolicyError(
+                f"{place(source)}: its tokenizer has {ids + 1} tokens, its model embeddings for "
+                f"{rows} only; expected the tokenizer that belongs to the model"
+            )
+        if compute.gradient_checkpointing:
+            model.activation_checkpointing_enable()
+        layers = Layers(
+            cast(PreTrainedModel, model.to(device)),  # type: ignore[arg-type]
+            token_budget=compute.token_budget or CPU_TOKEN_BUDGET,
+            is_half=compute.is_half,
+            adapter=adapter,
+            decoding_kernel=kernel,
+        )
+        policy = cls(layers, Renderer(tokenizer))
+        policy._check_reading()
+        if not layers.shares_prefixes:
+            kinds = ", ".join(sorted(layer_kinds(layers.config)))
+            logger.info("%s: %s layers cannot share prefixes: slower, same results", source, kinds)
+        if not policy.renderer.is_stable:
+            logger.info("%s: its chat template rewrites earlier turns; states share less", source)
+        if compute.token_budget is None and device.type == "cuda":
+            layers.token_budget = policy._fitting_tokens()
+            logger.info("%s: %d tokens fit at once", source, layers.token_budget)
+        return policy
+
+    @torch.no_grad()
+    def _check_reading(self) -> None:
+        """Compares a small tree with plain calls of the model.
+
+        Raises `PolicyError` if one path alone is read differently: then the model does more than
+        its layers and its head. Where a tree is read differently, paths get rows of their own.
+        """
+        if getattr(self.layers.config, "max_position_embeddings", None) is None:
+            raise PolicyError(f"{self._place}: its config states no longest sequence")
+        adapter = self.layers.adapter
+        whole = self.model if adapter is None else adapter.peft
+        root, left, right = list(range(1, 6)), [6, 7, 8], [9, 10, 11]
+        expected = []
+        for branch in (left, right):
+            ids = torch.tensor([[*root, *branch]], device=self.model.device)
+            with self.layers.reading():
+                logits = whole(input_ids=ids).logits[0, len(root) - 1 : -1]
+            chosen = torch.log_softmax(logits.to(self.layers.dtype), -1)
+            expected.append(chosen.gather(1, ids[0, len(root) :, None])[:, 0])
+        tree = PrefixTree()
+        state = tree.add(ROOT, root)[-1]
+        for branch in (left, right):
+            tree.add_path(state, branch)
+
+        tolerance = 0.5 if self.layers.is_half else 0.05  # of rounding, in nats
+
+        def reads_alike() -> bool:
+            (packed,) = self.layers.packs([tree])
+            return torch.allclose(self.read(packed).logprobs, torch.cat(expected), atol=tolerance)
+
+        if reads_alike():
+            return
+        self.layers.shares_prefixes = False
+        if not reads_alike():
+            raise PolicyError(
+                f"{self._place}: its log-probabilities are not those of its layers and its head"
+            )
+
+    def _fitting_tokens(self) -> int:
+        """The token budget for training that the free memory of the GPU allows, by two tries."""
+        peaks = []
+        for tokens in (512, 1024):
+            tree = PrefixTree()
+            tree.add_path(tree.add(ROOT, [0])[-1], [i % 100 for i in range(1, tokens)])
+            torch.cuda.reset_peak_memory_stats()
+            (packed,) = self.layers.packs([tree])
+            self.read(packed).logprobs.sum().backward()  # type: ignore[no-untyped-call]
+            peaks.append(torch.cuda.max_memory_allocated())
+        parameters = self.layers.parameters()
+        for parameter in parameters:
+            parameter.grad = None
+        torch.cuda.empty_cache()
+        reserved = 12 * sum(p.numel() for p in parameters)  # gradient and AdamW's two moments
+        return fitting_tokens(torch.cuda.mem_get_info()[0], reserved, (peaks[1] - peaks[0]) / 512)
+
+    def copy(self, name: str) -> Self:
+        """Another policy that starts equal; an adapter gets a copy, `name`, on the same model."""
+        return type(self)(self.layers.copy(name), self.renderer)
+
+    def save(self, folder: Path) -> None:
+        """Writes a Hugging Face model folder, or an adapter folder if there is an adapter.
+
+        Raises `WeightsError` if a weight is not finite; then nothing is written.
+        """
+        if self.layers.adapter is not None:
+            self.layers.adapter.save(folder)
+        else:
+            check_finite(f"{folder}: not saved", self.model.state_dict())
+            self.model.save_pretrained(folder)
+        self.renderer.tokenizer.save_pretrained(folder)
+
+    def restore(self, folder: Path) -> None:
+        """Takes over the weights that `save` wrote, in place; raises as `load` does."""
+        if self.layers.adapter is not None:
+            self.layers.adapter.restore(folder)
+        else:
+            saved = open_model(str(folder), torch.float32)
+            put(folder, self.model, saved.state_dict())
+
+    def render(self, trajectory: Trajectory) -> RenderedTrajectory:
+        """The trajectory as token ids.
+
+        Raises `PolicyError` if it is longer than the context, `TemplateError` if the chat template
+        or the tokenizer would lose a part of it.
+        """
+        rendered = self.renderer.render(trajectory)
+        if rendered.num_tokens > self.context:
+            raise PolicyError(
+                f"{printable(trajectory.id)}: has {rendered.num_tokens} tokens, the model's "
+                f"context is {self.context}"
+            )
+        return rendered
+
+    def render_fitting(
+        self, trajectories: Iterable[Trajectory]
+    ) -> tuple[list[RenderedTrajectory], list[str]]:
+        """Those that fit into the context and can be written, and why each other one is left out.
+
+        Nothing is cut out of a history: what the agent learns to do in a state, it is to do in the
+        same state. Raises `PolicyError` if none is left.
+        """
+        fitting, left_out = list[RenderedTrajectory](), list[str]()
+        for trajectory in trajectories:
+            try:
+                fitting.append(self.render(trajectory))
+            except (PolicyError, TemplateError) as error:
+                left_out.append(str(error))
+        if not fitting and left_out:
+            raise PolicyError(f"none of {len(left_out)} trajectories fits: {left_out[0]}")
+        return fitting, left_out
+
+    def read(self, pack: Pack) -> Reading:
+        """Log-probabilities of all paths of a pack, one forward pass for each row."""
+        hidden, at_predictors = self.layers.hidden(pack)
+        order = torch.argsort(pack.target_predictor, stable=True)
+        predictor, ids = pack.target_predictor[order], pack.target_ids[order]
+        size = max(1, MAX_LOGITS // self.layers.config.vocab_size)
+        parts = []
+        for start in range(0, len(at_predictors), size):
+            first, last = torch.searchsorted(
+                predictor, predictor.new_tensor([start, start + size])
+            ).tolist()
+            arguments = (
+                at_predictors[start : start + size], predictor[first:last] - start, ids[first:last],
+            )  # fmt: skip
+            if len(at_predictors) <= size:
+                parts.append(self._read_targets(*arguments))
+            else:
+                # Each part's logits are made again for its gradient, so only one is held at a time.
+                parts.append(checkpoint(self._read_targets, *arguments, use_reentrant=False))
+        back = torch.argsort(order)
+        logprobs, entropies = (torch.cat(part)[back] for part in zip(*parts, strict=True))
+        return Reading(logprobs, entropies, hidden[pack.path_state].to(self.layers.dtype))
+
+    def _read_targets(
+        self, hidden: Tensor, predictor: Tensor, ids: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        logprobs = torch.log_softmax(self.layers.logits(hidden), dim=-1)
+        entropies = -(logprobs.exp() * logprobs).sum(-1)
+        return logprobs[predictor, ids], entropies[predictor]
+
+    def path_logprobs(self, pack: Pack) -> Tensor:
+        """(paths,) log-probability of each whole path, in nats."""
+        return pack.sum_by_path(self.read(pack).logprobs)
+
+    @property
+    def _place(self) -> str:
+        return place(self.model.name_or_path or "model")
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What training updates: the adapter if there is one, else the whole model."""
+        return self.layers.parameters()
+
+    @property
+    def context(self) -> int:
+        """Longest sequence that the model can see, in tokens."""
+        return cast(int, self.layers.config.max_position_embeddings)
+
+
+def open_tokenizer(source: str, base: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model, or of its base if an adapter has none; raises `PolicyError`."""
+    own = Path(source)
+    if source != base and own.is_dir() and not (own / "tokenizer_config.json").is_file():
+        source = base
+    try:
+        return AutoTokenizer.from_pretrained(
+            source, local_files_only=Path(source).is_dir(), trust_remote_code=False
+        )
+    except UNREADABLE as error:
+        raise PolicyError(
+            f"{place(source)}: its tokenizer cannot be opened: {reason(error)}"
+        ) from None

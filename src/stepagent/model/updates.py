@@ -1,0 +1,222 @@
+"""Parameter updates: one optimizer step for each batch of prefix trees, whatever the loss is."""
+
+import math
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import get_linear_schedule_with_warmup
+
+from stepagent.bounds import AMOUNT, SHARE, Above, check_bounds
+from stepagent.console.progress import track
+from stepagent.model.forward import Layers
+from stepagent.model.prefix_tree import Pack, PrefixTree
+
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW with linear warm-up and linear decay to zero."""
+
+    learning_rate: float
+    """Highest learning rate."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay."""
+    warmup_share: float = 0.1
+    """Share of all updates in which the learning rate rises."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm."""
+
+    def __post_init__(self) -> None:
+        """Raises `OutOfBounds` for numbers that cannot be."""
+        check_bounds(
+            self,
+            {
+                "learning_rate": Above(0),
+                "weight_decay": AMOUNT,
+                "warmup_share": SHARE,
+                "max_grad_norm": Above(0),
+            },
+        )
+
+
+_LOSS = "_loss"
+"""The sum that was differentiated, among the metrics until it is checked."""
+
+MOST_SKIPPED = 3
+"""So many updates in a row that are not finite end a stage: its weights will not recover."""
+
+
+class TrainingError(RuntimeError):
+    """A stage of training cannot go on; the message is one line."""
+
+
+class Updater:
+    """The optimizer and schedule of one training stage."""
+
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        config: OptimizerConfig,
+        num_updates: int,
+        *,
+        stage: str = "Training",
+        apart: Iterable[nn.Parameter] = (),
+    ) -> None:
+        """`num_updates` is the number of updates that the schedule is made for; `stage` names them.
+
+        `apart` are parameters that share no gradient with the others: each of the two sets is
+        clipped by its own norm, or a large error of one would slow the other down.
+        """
+        self.stage = stage
+        self.done, self.skipped, self.skipped_in_a_row = 0, 0, 0
+        self.max_grad_norm = config.max_grad_norm
+        groups = [{"params": [p for p in own if p.requires_grad]} for own in (parameters, apart)]
+        self.optimizer = torch.optim.AdamW(
+            groups, lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+        self.schedule = get_linear_schedule_with_warmup(
+            self.optimizer, int(config.warmup_share * num_updates), num_updates
+        )
+
+    def update(
+        self, layers: Layers, losses: Callable[[], Iterable[tuple[Tensor, Metrics]]]
+    ) -> Metrics:
+        """One optimizer step on the sum of the losses, each freed before the next one is made.
+
+        The metrics of the parts are summed as well, so each part has to weigh its own by its share.
+        Where memory runs out the layers' token budget is halved and the step is begun again.
+
+        A loss or gradient that is not finite changes no weight: the update is skipped and counted,
+        and the learning rate goes on as planned. Raises `TrainingError` after `MOST_SKIPPED` of
+        them in a row, and if an update leaves weights that are not finite.
+        """
+        total = None
+        while total is None:
+            # The budget is halved outside of `except`, where the failed graph is free again.
+            with suppress(torch.OutOfMemoryError):
+                total = self._gradient(losses())
+            if total is None:
+                self.optimizer.zero_grad(set_to_none=True)
+                layers.halve_budget()
+        loss = total.pop(_LOSS, 0.0)
+        norms = [
+            float(nn.utils.clip_grad_norm_(group["params"], self.max_grad_norm))
+            for group in self.optimizer.param_groups
+        ]
+        total |= {"learning_rate": self.schedule.get_last_lr()[0], "grad_norm": norms[0]}
+        self._step(all(map(math.isfinite, (loss, *norms))))
+        return total | {"skipped_updates": self.skipped}
+
+    def _step(self, is_finite: bool) -> None:
+        """One step of the optimizer, unless it is skipped, and of the schedule."""
+        self.done += 1
+        if is_finite:
+            self.optimizer.step()
+            self.skipped_in_a_row = 0
+        else:
+            self.skipped += 1
+            self.skipped_in_a_row += 1
+        self.optimizer.zero_grad(set_to_none=True)
+        with warnings.catch_warnings():
+            # PyTorch takes a first update that is skipped for a mistake in the order of calls.
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+            self.schedule.step()
+        if self.skipped_in_a_row >= MOST_SKIPPED:
+            raise TrainingError(
+                f"{self.stage}: the loss or gradient of update {self.done} was not finite, as in "
+                f"the {MOST_SKIPPED - 1} before it; a smaller learning rate, or "
+                "--compute.precision float32, may help"
+            )
+        if is_finite and not self._has_finite_weights():
+            raise TrainingError(
+                f"{self.stage}: update {self.done} left weights that are not finite; a smaller "
+                "learning rate may help"
+            )
+
+    def _has_finite_weights(self) -> bool:
+        weights = [p for group in self.optimizer.param_groups for p in group["params"]]
+        checks = [torch.isfinite(weight.detach()).all() for weight in weights]
+        return bool(torch.stack(checks).all()) if checks else True
+
+    def _gradient(self, losses: Iterable[tuple[Tensor, Metrics]]) -> Metrics:
+        total: Metrics = {}
+        for loss, metrics in losses:
+            loss.backward()  # type: ignore[no-untyped-call]
+            total[_LOSS] = total.get(_LOSS, 0.0) + float(loss.detach())
+            for name, value in metrics.items():
+                total[name] = total.get(name, 0.0) + value
+        return total
+
+
+def num_batches(count: int, batch_size: int) -> int:
+    """Batches in one epoch over `count` items."""
+    return -(-count // batch_size)
+
+
+def shuffled_batches(
+    count: int, batch_size: int, description: str, *, seed: int, epoch: int
+) -> Iterator[list[int]]:
+    """The items 0 to count - 1 in batches; the order depends on the seed and the epoch alone."""
+    order = np.random.default_rng([seed, epoch]).permutation(count).tolist()
+    starts = range(0, count, batch_size)
+    for start in track(starts, f"{description}, pass {epoch + 1}"):
+        yield order[start : start + batch_size]
+
+
+def batch_packs(
+    layers: Layers, trees: Sequence[PrefixTree], batch: Sequence[int]
+) -> Iterator[tuple[Pack, list[int]]]:
+    """The packs of a batch of trees, each with its trees' numbers in the order of its paths."""
+    for packed in layers.packs([trees[i] for i in batch]):
+        yield packed, [batch[i] for i in packed.trees]
+
+
+def gather(values: Sequence[Tensor], trees: Sequence[int], device: torch.device) -> Tensor:
+    """The values of some trees, one after another, on a device."""
+    return torch.cat([values[i] for i in trees]).to(device)
+
+
+@torch.no_grad()
+def read_trees(
+    layers: Layers, trees: Sequence[PrefixTree], read: Callable[[Pack], tuple[Tensor, ...]]
+) -> list[tuple[Tensor, ...]]:
+    """For each tree what `read` says of it, without gradient and on the CPU.
+
+    `read` returns tensors of a pack that hold a value for each path or for each path token; each is
+    cut up again by trees.
+    """
+    while True:
+        with suppress(torch.OutOfMemoryError):
+            return _read(layers.packs(trees), trees, read)
+        layers.halve_budget()
+
+
+def _read(
+    packs: Iterable[Pack],
+    trees: Sequence[PrefixTree],
+    read: Callable[[Pack], tuple[Tensor, ...]],
+) -> list[tuple[Tensor, ...]]:
+    found: list[tuple[Tensor, ...]] = [()] * len(trees)
+    for packed in packs:
+        num_paths = [len(trees[i].paths) for i in packed.trees]
+        num_targets = [sum(map(len, trees[i].paths)) for i in packed.trees]
+        parts = [
+            torch.split(values.cpu(), num_paths if len(values) == packed.num_paths else num_targets)
+            for values in read(packed)
+        ]
+        for place, tree in enumerate(packed.trees):
+            found[tree] = tuple(part[place] for part in parts)
+    return found
+
+
+def read_paths(
+    layers: Layers, trees: Sequence[PrefixTree], read: Callable[[Pack], Tensor]
+) -> list[Tensor]:
+    """For each tree what `read` says of its paths, (paths,); no gradient."""
+    return [value for (value,) in read_trees(layers, trees, lambda packed: (read(packed),))]

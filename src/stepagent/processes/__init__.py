@@ -1,0 +1,1 @@
+"""Child processes, and how a signal ends a command in time."""

@@ -1,0 +1,262 @@
+"""What the report reads: a run folder as one frozen view.
+
+A part that the run does not have yet is empty here, so an unfinished run can be read at any time.
+A part that is damaged or not as its unit wrote it, or a folder that is no run, is one clear line of
+error. What no finished unit wrote is left out, except the rows of the unit that is being worked on.
+"""
+
+import json
+import math
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from markupsafe import Markup
+from pydantic import BaseModel, BeforeValidator, ConfigDict, JsonValue, TypeAdapter, ValidationError
+
+from stepagent.experiment.manifest import MANIFEST, METRICS, RunError, Units, read_config, shown
+from stepagent.files.lines import Unreadable, open_ordinary
+from stepagent.trajectories import TrajectoryError, read_jsonl
+from stepagent.types import PracticedStep, Record, Trajectory
+
+S = TypeVar("S")
+T = TypeVar("T", bound=Record)
+PARTS = ("config.json", "results.json", "metrics.jsonl", "practice", "episodes")
+
+
+class ReportError(ValueError):
+    """A run folder cannot be read or a report not written; the message is one line."""
+
+
+def _known_number(value: Any) -> Any:
+    """A diverged run writes NaN, for which JSON has no word; it is shown as not known."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+Number = Annotated[float | None, BeforeValidator(_known_number)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Settings(_Part):
+    """What config.json says was run."""
+
+    recipe: str = ""
+    seed: int | None = None
+    created: str = ""
+    versions: dict[str, JsonValue] = {}
+    protocol: dict[str, JsonValue] = {}
+    config: dict[str, JsonValue] = {}
+    data: dict[str, JsonValue] = {}
+
+
+class Result(_Part):
+    """One line of the final evaluation: score in 0 to 100, or success as a rate in 0 to 1."""
+
+    method: str
+    task: str
+    split: str
+    metric: str
+    mean: Number
+    low: Number = None
+    high: Number = None
+    n: int
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """One row of metrics.jsonl; only finite numbers are kept in `values`."""
+
+    stage: str
+    round: int
+    phase: str
+    values: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Practice:
+    """Held-out expert steps that one method's policy practised in one round."""
+
+    method: str
+    round: int
+    steps: tuple[PracticedStep, ...]
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """Evaluation episodes of one method; `round` is None for its final policy."""
+
+    method: str
+    split: str
+    round: int | None
+    trajectories: tuple[Trajectory, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunView:
+    """Everything that the report shows of one run folder."""
+
+    path: Path
+    settings: Settings
+    results: tuple[Result, ...]
+    summary: str
+    metrics: tuple[Metrics, ...]
+    demonstrations: tuple[Trajectory, ...]
+    held_out: tuple[Trajectory, ...]
+    """Expert trajectories whose steps were practised."""
+    practice: tuple[Practice, ...]
+    episodes: tuple[Episodes, ...]
+    notes: tuple[str, ...]
+    """What the run does not have yet, what was left out of it, whether it was not checked."""
+
+
+def read_run(path: Path) -> RunView:
+    """The run in folder `path`, as far as it has got."""
+    if not path.is_dir():
+        raise ReportError(f"{shown(path)}: no such folder, expected a run folder with config.json")
+    if not any((path / part).exists() for part in PARTS):
+        raise ReportError(f"{shown(path)}: not a run folder, expected config.json in it")
+    config = path / "config.json"
+    settings = _parsed(config, Settings) if config.exists() else Settings()
+    try:
+        units = _units(path)
+        finished = set(units.check_rows()) if units else set()
+    except RunError as error:
+        raise ReportError(str(error)) from None
+    found = {name: path / name for name in _names(path)}
+    known = {name: file for name, file in found.items() if not units or units.writer(name)}
+    notes = [f"no {part} yet" for part in PARTS if not (path / part).exists()]
+    notes += [
+        f"{name} is of no finished unit and was left out" for name in found if name not in known
+    ]
+    if not units:
+        notes.append("an earlier version wrote it without hashes, so its files are not checked")
+    metrics, cut = _metrics(path / METRICS)
+    if cut:
+        notes.append("the last line of metrics.jsonl is cut off and was left out")
+    if units:
+        # A method that was stopped has rows of a unit that could not be finished.
+        stopped = {name for name, facts in settings.data.items() if "stopped" in _object(facts)}
+        last = max(finished, default=0)
+        kept = [n in finished or n > last or row.stage in stopped for n, row in metrics]
+        if left_out := kept.count(False):
+            notes.append(f"{left_out} rows of metrics.jsonl are of no finished unit, left out")
+        metrics = [row for row, is_kept in zip(metrics, kept, strict=True) if is_kept]
+    results, summary = known.get("results.json"), known.get("summary.md")
+    return RunView(
+        path=path,
+        settings=settings,
+        results=tuple(_parsed(results, list[Result])) if results else (),
+        summary=_text(summary) if summary else "",
+        metrics=tuple(row for _, row in metrics),
+        demonstrations=_records(known.get("demonstrations.jsonl"), Trajectory),
+        held_out=_records(known.get("practice/demonstrations-dev.jsonl"), Trajectory),
+        practice=tuple(_practice(known)),
+        episodes=tuple(_episodes(known)),
+        notes=tuple(notes),
+    )
+
+
+def _units(path: Path) -> Units | None:
+    """The finished units, whose files are as they were written; None if there are no hashes."""
+    config = read_config(path) if (path / "config.json").exists() else None
+    if config is None:
+        if [*path.glob(f"units/*/{MANIFEST}")]:
+            raise RunError(f"{shown(path / 'config.json')}: without its hashes; restore it")
+        return None
+    units = Units(path, config["units"])
+    units.check_all(weights=False)
+    return units
+
+
+def _names(path: Path) -> Iterator[str]:
+    """The files of a run that are shown, by their paths within it."""
+    for name in ("demonstrations.jsonl", "results.json", "summary.md"):
+        if (path / name).exists():
+            yield name
+    for part in ("practice", "episodes"):
+        yield from sorted(f"{part}/{file.name}" for file in (path / part).glob("*.jsonl"))
+
+
+def _object(value: JsonValue) -> dict[str, JsonValue]:
+    return value if isinstance(value, dict) else {}
+
+
+def _practice(files: Mapping[str, Path]) -> Iterator[Practice]:
+    found = (re.fullmatch(r"practice/(.+)-round(\d+)\.jsonl", name) for name in files)
+    names = [(match[1], int(match[2]), match[0]) for match in found if match]
+    for method, round_number, name in sorted(names):
+        yield Practice(method, round_number, _records(files[name], PracticedStep))
+
+
+def _episodes(files: Mapping[str, Path]) -> Iterator[Episodes]:
+    for name, path in files.items():
+        if match := re.fullmatch(r"episodes/(.+?)-([^-]+?)(?:-round(\d+))?\.jsonl", name):
+            round_number = int(match[3]) if match[3] else None
+            yield Episodes(match[1], match[2], round_number, _records(path, Trajectory))
+
+
+def _records(path: Path | None, record_type: type[T]) -> tuple[T, ...]:
+    try:
+        return read_jsonl(path, record_type) if path else ()
+    except TrajectoryError as error:
+        raise ReportError(str(error)) from None
+
+
+def _metrics(path: Path) -> tuple[list[tuple[int, Metrics]], bool]:
+    """The rows by line, and whether the last one was cut off by a kill or is being written."""
+    rows: list[tuple[int, Metrics]] = []
+    lines = _text(path).rstrip("\n").split("\n") if path.exists() and _text(path) else []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            stage, phase, round_number = row["stage"], row["phase"], int(row["round"])
+            values = {
+                name: float(value)
+                for name, value in row.items()
+                if type(value) in (int, float) and math.isfinite(value) and name != "round"
+            }
+        except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError):
+            if number == len(lines):
+                return rows, True
+            expected = "an object with stage, round and phase"
+            raise ReportError(f"{shown(path)}:{number}: expected {expected} on one line") from None
+        rows.append((number, Metrics(str(stage), round_number, str(phase), values)))
+    return rows, False
+
+
+def _text(path: Path) -> str:
+    try:
+        with open_ordinary(path, "expected a file of a run") as file:
+            return file.read().decode("utf-8", "replace")
+    except OSError as error:
+        raise ReportError(f"{shown(path)}: cannot be read: {error.strerror}") from None
+    except Unreadable as error:
+        raise ReportError(f"{shown(path)}: {error}") from None
+
+
+def _parsed(path: Path, shape: type[S]) -> S:
+    try:
+        return TypeAdapter(shape).validate_json(_text(path))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the file"
+        line = str(visible(f"{path}: {place}: {first['msg']}"))
+        raise ReportError(" ".join(line.split("\n"))) from None
+
+
+def visible(value: object) -> object:
+    """Text whose control and direction characters show as escapes; all else as it is."""
+    if not isinstance(value, str) or isinstance(value, Markup) or value.isprintable():
+        return value
+    return "".join(
+        c
+        if c.isprintable() or c in "\n\t" or unicodedata.category(c) == "Zs"
+        else c.encode("unicode_escape").decode()
+        for c in value
+    )

@@ -1,0 +1,1 @@
+"""A small model made from scratch, and its pretraining."""

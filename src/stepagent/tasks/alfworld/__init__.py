@@ -1,0 +1,1 @@
+"""ALFWorld, text only; `task.py` is where to begin."""

@@ -1,0 +1,1 @@
+"""Data files of benchmarks: downloaded, unpacked and read within limits."""

@@ -1,0 +1,90 @@
+"""Demonstrations: what an expert solved is collected, what it did not is counted."""
+
+from collections.abc import Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import partial
+
+from stepagent.console.progress import track
+from stepagent.tasks.base import ExpertFailed, Task
+from stepagent.tasks.tries import Lost, Missing, all_lost, play_all, retried
+from stepagent.types import Trajectory
+
+
+@dataclass(frozen=True)
+class Unsolved(Missing):
+    """An item that the expert did not solve; the reason names it."""
+
+
+@dataclass(frozen=True)
+class Collection:
+    """What the expert did, and on which items it failed."""
+
+    trajectories: tuple[Trajectory, ...]
+    """In the order of the items."""
+    failed: tuple[str, ...]
+    """One line for each item that the expert did not solve."""
+    lost: tuple[Lost, ...] = ()
+    """Items whose environment was lost too often."""
+
+
+Demonstrated = Trajectory | Unsolved | Lost
+
+
+def demonstrate(
+    task: Task, items: Sequence[str], *, num_parallel: int
+) -> Generator[Demonstrated, None, None]:
+    """What comes of the expert's attempt at each item, as they are finished."""
+    return play_all(partial(_demonstrate, task), items, num_parallel)
+
+
+def _demonstrate(
+    task: Task, items: Sequence[str], num_parallel: int
+) -> Generator[Demonstrated, None, None]:
+    def attempt(item: str) -> Demonstrated:
+        try:
+            return retried(item, lambda: task.expert(item))
+        except ExpertFailed as error:
+            return Unsolved(item, str(error))
+
+    threads = ThreadPoolExecutor(num_parallel)
+    try:
+        waiting = [threads.submit(attempt, item) for item in items]
+        for finished in as_completed(waiting):
+            yield finished.result()
+    finally:
+        threads.shutdown(cancel_futures=True)
+
+
+def sorted_out(found: Sequence[Trajectory | Missing]) -> Collection:
+    """Raises `EnvironmentLost` if there is nothing but lost environments."""
+    lost = tuple(f for f in found if isinstance(f, Lost))
+    if lost and len(lost) == len(found):
+        raise all_lost(lost, len(found))
+    return Collection(
+        trajectories=tuple(f for f in found if isinstance(f, Trajectory)),
+        failed=tuple(f.reason for f in found if isinstance(f, Unsolved)),
+        lost=lost,
+    )
+
+
+def collect(task: Task, items: Sequence[str], *, num_parallel: int = 4) -> Collection:
+    """The expert's trajectories on the items."""
+    found = {}
+    outcomes = demonstrate(task, items, num_parallel=num_parallel)
+    for outcome in track(outcomes, "Collecting", total=len(items)):
+        found[outcome.id if isinstance(outcome, Trajectory) else outcome.item] = outcome
+    return sorted_out([found[item] for item in items])
+
+
+def solved(episodes: Sequence[Trajectory], lost: Sequence[Lost] = ()) -> Collection:
+    """The successful ones among episodes of a policy that is taken for an expert."""
+    return Collection(
+        trajectories=tuple(t for t in episodes if t.success),
+        failed=tuple(
+            f"{t.id}: score {t.score:g} after {len(t.steps)} steps, not solved"
+            for t in episodes
+            if not t.success
+        ),
+        lost=tuple(lost),
+    )

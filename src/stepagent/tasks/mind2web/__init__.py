@@ -1,0 +1,1 @@
+"""Mind2Web; `task.py` is where to begin."""

@@ -1,0 +1,1 @@
+"""HotpotQA, 2WikiMultihopQA and MuSiQue; `task.py` is where to begin."""

@@ -1,0 +1,1 @@
+"""ScienceWorld; `task.py` is where to begin."""

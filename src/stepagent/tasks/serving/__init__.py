@@ -1,0 +1,1 @@
+"""Our tasks as OpenEnv servers, for other trainers."""
