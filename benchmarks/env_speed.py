@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from stepagent.evaluation import choose_items
-from stepagent.experiment.config import TASKS, make_task
+from stepagent.experiment.config import TASKS
 from stepagent.tasks.base import Task
 from stepagent.tasks.demonstrations import collect
 from stepagent.tasks.scienceworld.task import ScienceWorld
@@ -49,7 +49,7 @@ def show(**row: object) -> None:
 
 def measure(name: str, num_items: int, num_threads: int) -> None:
     """One task, alone and in threads."""
-    task = make_task(TASKS[name])
+    task = TASKS[name].make_task()
     try:
         items = choose_items(task, "train", num_items, seed=0)[: num_items * 4]
         trajectories = collect(task, items).trajectories

@@ -30,10 +30,11 @@ from matplotlib.patches import StepPatch
 from fakes import BoxWorld
 from stepagent import cli
 from stepagent.algorithms.discriminator import DiscriminatorConfig
-from stepagent.commands import collect, evaluate, models, reflect, report, train  # noqa: F401
+from stepagent.commands import collect, evaluate, reflect, report, train  # noqa: F401
 from stepagent.experiment.recipes import RECIPES
 from stepagent.files.atomic import TEMPORARY
-from stepagent.learners.reflection import InverseConfig
+from stepagent.learners.inverse import InverseConfig
+from stepagent.tasks.scienceworld.task import ScienceWorldConfig
 from test_pipeline import CONFIG, FAST
 
 PATIENCE = 120.0
@@ -46,7 +47,7 @@ SMALL = replace(
     sft=replace(CONFIG.sft, epochs=1),
     inverse=InverseConfig(discriminator=DiscriminatorConfig(warmup_epochs=5, optimizer=FAST)),
 )
-REAL_TASKS = models.make_task
+REAL_TASK = ScienceWorldConfig.make_task
 
 
 def _sketch(figure: Figure, file: Any, **_: Any) -> None:
@@ -171,7 +172,7 @@ def _become(
         torch.set_num_threads(1)
         RECIPES["boxes"] = SMALL
         Figure.savefig = _sketch  # type: ignore[method-assign]
-        models.make_task = REAL_TASKS if real else lambda config: BoxWorld()
+        ScienceWorldConfig.make_task = REAL_TASK if real else lambda config: BoxWorld()  # type: ignore
         if fault:
             fault()
         sys.argv = ["stepagent", *shlex.split(line)]

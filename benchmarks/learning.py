@@ -21,19 +21,20 @@ from learning_tables import Row, filled
 
 from stepagent.experiment.recipes import RECIPES
 from stepagent.experiment.run import to_json
+from stepagent.experiment.run_folder import CHOSEN_FILE, tested_unit, unit_file
 from stepagent.files.atomic import atomic_write
 from stepagent.files.locks import lock
-from stepagent.types import METHODS
+from stepagent.methods import METHODS, NOVICE
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "learning.jsonl"
 DOCS = ROOT / "docs"
 PAGES = (ROOT / "README.md", DOCS / "results.md", DOCS / "tasks.md", DOCS / "models.md")
 KEY = ("recipe", "task", "policy", "method", "seed", "split", "metric")
-PROMPTED = {"zero_shot", "react"}
+PROMPTED = {name for name, method in METHODS.items() if method.kind == "prompt"}
 PRACTISING = {"implicit", "inverse", "step_dpo", "dagger"}
 NOT_A_LEARNERS = {"model", "seed", "methods", "prompting.methods"}
-LEARNERS = METHODS.keys() - PROMPTED - {"sft"}
+LEARNERS = {name for name, method in METHODS.items() if method.has_rounds}
 
 
 def rows_of(run: Path) -> Iterator[Row]:
@@ -59,8 +60,8 @@ def rows_of(run: Path) -> Iterator[Row]:
         }
         known = {**common, "method": _label(method, changes), "episodes": result["n"], **taken}
         yield {**known, "split": "test", "metric": result["metric"], "value": result["mean"]}
-        if result["metric"] == "score" and method in LEARNERS | {"sft"}:
-            tested = json.loads((run / "units" / f"{method}-test" / "best_round.json").read_bytes())
+        if result["metric"] == "score" and method in LEARNERS | {NOVICE}:
+            tested = json.loads((run / unit_file(tested_unit(method), CHOSEN_FILE)).read_bytes())
             yield {**known, "split": "test", "metric": "best_round", "value": tested}
             for row in own:
                 for name in ("score", "agreement", "expert_logprob", "js_divergence"):

@@ -11,8 +11,8 @@ from statistics import mean
 from typing import Any
 
 from stepagent.experiment.results import interval_text
+from stepagent.methods import METHODS, method_label
 from stepagent.statistics import mean_interval, paired_difference
-from stepagent.types import METHODS
 
 OURS = ("implicit", "inverse", "dagger")
 
@@ -100,7 +100,7 @@ def results(rows: Sequence[Row]) -> str:
     panel = _with_recipe_settings(rows)
     compared = dict.fromkeys(("sft_more", panel.best_baseline, "dagger")) if panel.rows else {}
     header = ["method", "seeds", "rounds tested", "score", "success, %"]
-    header += [f"minus {METHODS[other]}" for other in compared]
+    header += [f"minus {method_label(other)}" for other in compared]
     lines = []
     for method in panel.methods:
         scores = mean_interval([*panel.by_seed(method).values()])
@@ -180,7 +180,7 @@ def tasks(rows: Sequence[Row]) -> str:
         estimates = panel.on_dev("inverse", "js_divergence").values()
         cells.append(", ".join(f"{mean(values.values()):.3f}" for values in estimates) or "-")
         lines.append(cells)
-    names = [METHODS[method] for method in shown]
+    names = [method_label(method) for method in shown]
     return _markdown(["task", "seeds", "test items", *names, "JS estimate"], lines)
 
 
@@ -213,7 +213,7 @@ def _plain(method: str) -> str:
 def _name(method: str) -> str:
     """For people; settings that are not the recipe's stay as they are."""
     plain, *changes = method.split()
-    return ", ".join([METHODS[plain], *changes])
+    return ", ".join([method_label(plain), *changes])
 
 
 def filled(page: str, rows: Sequence[Row]) -> str:

@@ -29,6 +29,7 @@ from stepagent.model.forward import Layers
 from stepagent.model.generation import Decoding
 from stepagent.model.policy import Policy
 from stepagent.model.updates import Metrics, OptimizerConfig
+from stepagent.practice import Lesson
 from stepagent.rendering.renderer import RenderedTrajectory
 from stepagent.rollout import rollout
 from stepagent.scratch.small_model import TinyConfig, build_tiny_model
@@ -348,3 +349,21 @@ def gradient_norm(loss: torch.Tensor, modules: Sequence[torch.nn.Module]) -> flo
 def hear_ctrl_c() -> None:
     """For a process that is to be interrupted: tests may run where interrupts are ignored."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def lesson_of(
+    own: Sequence[RenderedTrajectory],
+    practised: Sequence[PracticedStep] = (),
+    held_out: Sequence[RenderedTrajectory] = (),
+    held_out_practised: Sequence[PracticedStep] = (),
+    explored: Sequence[RenderedTrajectory] = (),
+) -> Lesson:
+    """A lesson of what a test makes itself; measured on what was practised on the held-out part."""
+    return Lesson(
+        demonstrations=own,
+        practised=practised,
+        held_out=held_out,
+        held_out_practised=held_out_practised,
+        compared=step_trees(held_out, held_out_practised),
+        explored=explored,
+    )

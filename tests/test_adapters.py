@@ -8,20 +8,22 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from fakes import demonstrations, practised_trees, random_policy, rendered
+from fakes import demonstrations, lesson_of, practised_trees, random_policy, rendered
 from stepagent.algorithms.discriminator import (
-    DiscriminatorAtChance,
     DiscriminatorConfig,
 )
 from stepagent.algorithms.dpo import DPOConfig
 from stepagent.algorithms.sft import SFTConfig, sft
-from stepagent.inspection import StepTree, path_logprobs
-from stepagent.learners.reflection import Implicit, Inverse, InverseConfig
+from stepagent.inspection import StepTree, path_logprobs, practise
+from stepagent.learners.base import LearnerStopped
+from stepagent.learners.implicit import Implicit
+from stepagent.learners.inverse import Inverse, InverseConfig
 from stepagent.model.device import ComputeConfig
+from stepagent.model.generation import Decoding
 from stepagent.model.lora import LoRAConfig
 from stepagent.model.policy import Policy
 from stepagent.model.updates import Metrics, OptimizerConfig
-from stepagent.practice import InspectionConfig, Lesson, inspect_demonstrations
+from stepagent.practice import Lesson
 
 FAST = OptimizerConfig(learning_rate=1e-2, warmup_share=0.0)
 
@@ -48,10 +50,8 @@ def taught(policy: Policy) -> Policy:
 
 def lesson(policy: Policy) -> Lesson:
     own, held = (rendered(policy, demonstrations()[i : i + 6]) for i in (0, 8))
-    practised = [
-        inspect_demonstrations(policy, part, InspectionConfig(), seed=0) for part in (own, held)
-    ]
-    return Lesson(own, practised[0], held, practised[1])
+    practised = [practise(policy, part, Decoding(), seed=0) for part in (own, held)]
+    return lesson_of(own, practised[0], held, practised[1])
 
 
 def values(policy: Policy, trees: list[StepTree]) -> torch.Tensor:
@@ -86,7 +86,7 @@ def test_the_discriminator_starts_equal_and_is_trained_apart(base: Path, rank: i
     assert all(torch.equal(p, q) and p.data_ptr() != q.data_ptr() for p, q in pairs)
     copied = [p.detach().clone() for p in learner.discriminator.parameters()]
     # It may be at chance after so little training, which is not what this is about.
-    with suppress(DiscriminatorAtChance):
+    with suppress(LearnerStopped):
         learner.measure(policy, lesson(policy), seed=0, log=lambda *_: None)
     now = zip(learner.discriminator.parameters(), copied, strict=True)
     assert not all(torch.equal(p, q) for p, q in now)
@@ -102,7 +102,7 @@ def test_a_discriminator_that_is_an_adapter_is_the_same_after_saving_and_loading
         InverseConfig(discriminator=DiscriminatorConfig(optimizer=FAST, warmup_epochs=1)), policy
     )
     own, trees = lesson(policy), practised_trees(policy)
-    with suppress(DiscriminatorAtChance):
+    with suppress(LearnerStopped):
         learner.measure(policy, own, seed=0, log=lambda *_: None)
     learner.save(tmp_path)
     opened = Policy.load(tmp_path / "policy")
@@ -201,7 +201,7 @@ def test_gradient_checkpointing_leaves_practice_as_it_is(base: Path) -> None:
     for checkpointing in (False, True):
         policy = Policy.load(base, ComputeConfig(gradient_checkpointing=checkpointing))
         own = rendered(taught(policy), demonstrations()[:3])
-        found.append(inspect_demonstrations(policy, own, InspectionConfig(), seed=0))
+        found.append(practise(policy, own, Decoding(), seed=0))
     assert [s.agent_actions[0].token_ids for s in found[0]] == [
         s.agent_actions[0].token_ids for s in found[1]
     ]

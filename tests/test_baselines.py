@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from fakes import BoxWorld, demonstrations, random_policy, rendered
+from fakes import BoxWorld, demonstrations, lesson_of, random_policy, rendered
 from stepagent.algorithms.trajectory_dpo import TrajectoryDPOConfig
-from stepagent.experiment.config import Method, PromptingConfig
+from stepagent.experiment.config import LearntMethod, PromptingConfig
 from stepagent.experiment.novice import take_novice
 from stepagent.experiment.pipeline import train
 from stepagent.experiment.run import Run
@@ -21,7 +21,7 @@ from stepagent.trajectories import read_jsonl
 from stepagent.types import Trajectory
 from test_pipeline import CONFIG, Killed, assert_same, dies_at_row, finish, open_run, rows_of
 
-BASELINES: tuple[Method, ...] = ("step_dpo", "rft", "eto", "spin", "ppo", "grpo")
+BASELINES: tuple[LearntMethod, ...] = ("step_dpo", "rft", "eto", "spin", "ppo", "grpo")
 EVERY = replace(
     CONFIG,
     prompting=PromptingConfig(methods=("zero_shot", "react"), few_shot=1, max_tokens=6),
@@ -108,7 +108,7 @@ def lesson(scores: list[float]) -> Lesson:
         for d in rendered(random_policy(), demonstrations()[: len(scores)])
     ]
     explored = [played(d, score) for d, score in zip(own, scores, strict=True)]
-    return Lesson(own, (), (), (), explored)
+    return lesson_of(own, explored=explored)
 
 
 def test_eto_learns_from_episodes_that_are_worse_and_spin_from_all_that_differ() -> None:

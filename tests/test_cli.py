@@ -19,7 +19,7 @@ from stepagent import cli
 from stepagent.commands import train as train_command
 from stepagent.commands.models import load_policy
 from stepagent.commands.parsing import UsageError
-from stepagent.experiment.config import TASKS, make_task
+from stepagent.experiment.config import TASKS
 from stepagent.experiment.recipes import RECIPES
 from stepagent.experiment.run import read_json
 from stepagent.trajectories import read_jsonl, write_jsonl
@@ -133,7 +133,7 @@ def test_every_option_of_a_recipe_says_what_it_is(capsys: pytest.CaptureFixture[
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_has_a_task_that_exists(name: str) -> None:
-    assert make_task(RECIPES[name].task).name in TASKS
+    assert RECIPES[name].task.make_task().name in TASKS
 
 
 @pytest.mark.parametrize(

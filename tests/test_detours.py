@@ -13,7 +13,15 @@ import torch
 from safetensors.torch import load_file
 
 from corridor import CorridorEnv, corridor_task
-from fakes import BoxWorld, demonstrations, novice, practised_with, random_policy, rendered
+from fakes import (
+    BoxWorld,
+    demonstrations,
+    lesson_of,
+    novice,
+    practised_with,
+    random_policy,
+    rendered,
+)
 from stepagent import detours
 from stepagent.algorithms.discriminator import HeldOut
 from stepagent.algorithms.sft import SFTConfig
@@ -21,11 +29,11 @@ from stepagent.detours import Detours, take_detours
 from stepagent.experiment.config import SettingsError
 from stepagent.experiment.run import Run
 from stepagent.inspection import StepTree, path_logprobs, step_tree
-from stepagent.learners.reflection import Inverse, MoreSFT
+from stepagent.learners.inverse import Inverse
+from stepagent.learners.sft import MoreSFT
 from stepagent.model.generation import Decoding
 from stepagent.model.policy import Policy
 from stepagent.model.updates import OptimizerConfig
-from stepagent.practice import Lesson
 from stepagent.rendering.renderer import RenderedTrajectory, Renderer
 from stepagent.statistics import paired_difference
 from stepagent.tasks.base import MAX_TRIES, EnvironmentLost, Task
@@ -245,7 +253,7 @@ def test_learning_in_detours_is_learning_to_get_back() -> None:
         found = []
         for learnt in (own, among.demonstrations):
             policy = novice(4)
-            MoreSFT(config).learn(policy, Lesson(learnt, (), (), ()), seed=seed, log=silent)
+            MoreSFT(config, practises=False).learn(policy, lesson_of(learnt), seed=seed, log=silent)
             found.append(float(torch.cat(path_logprobs(policy, behind)).mean()))
         differences.append(found[1] - found[0])
     interval = paired_difference(differences, [0.0] * len(differences))

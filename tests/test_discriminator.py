@@ -15,6 +15,7 @@ from fakes import (
     assert_packing_changes_nothing,
     demonstrations,
     in_float64,
+    lesson_of,
     practised_trees,
     practised_with,
     random_policy,
@@ -33,7 +34,8 @@ from stepagent.algorithms.discriminator import (
     train_discriminator,
 )
 from stepagent.inspection import StepTree, path_logprobs, step_trees
-from stepagent.learners.reflection import DiscriminatorAtChance, Inverse, InverseConfig
+from stepagent.learners.base import LearnerStopped
+from stepagent.learners.inverse import Inverse, InverseConfig
 from stepagent.model.policy import Policy
 from stepagent.model.prefix_tree import PrefixTree
 from stepagent.model.updates import Metrics, OptimizerConfig
@@ -80,7 +82,7 @@ def lesson(policy: Policy, actions: dict[str, str] | None) -> Lesson:
         for step in t.steps
     ]
     steps = practised_with(policy, OWN, taken)
-    return Lesson(own, steps, own, steps)
+    return lesson_of(own, steps, own, steps)
 
 
 def test_loss_by_hand() -> None:
@@ -350,7 +352,7 @@ def test_practised_steps_must_cover_every_step_in_order() -> None:
 def test_inverse_reflection_refuses_a_discriminator_at_chance() -> None:
     policy = random_policy()
     learner = Inverse(InverseConfig(discriminator=config(warmup_epochs=2)), policy)
-    with pytest.raises(DiscriminatorAtChance, match="2 epochs"):
+    with pytest.raises(LearnerStopped, match="2 epochs"):
         learner.measure(policy, lesson(policy, None), seed=0, log=lambda *_: None)
     assert not learner.is_warm
 
@@ -360,7 +362,8 @@ def test_inverse_reflection_is_the_same_after_saving_and_loading(tmp_path: Path)
     own = lesson(policy, {"go": "jump", "open": "go on"})
     settings = InverseConfig(discriminator=config(warmup_epochs=20))
     learner, again = Inverse(settings, policy), Inverse(settings, random_policy(1))
-    measured = learner.measure(policy, own, seed=0, log=lambda *_: None)
+    learner.measure(policy, own, seed=0, log=lambda *_: None)
+    measured = learner.judge(policy, own.held_out_trees)
     assert measured.beats_chance and learner.is_warm
     learner.save(tmp_path)
     again.load(tmp_path)

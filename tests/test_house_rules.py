@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "src" / "stepagent"
 
 LAYERS = (
-    ("bounds", "console", "processes", "statistics", "types"),
+    ("bounds", "console", "methods", "processes", "statistics", "types"),
     ("actions", "files"),
     ("rendering", "trajectories"),
     ("formats", "model", "tasks"),

@@ -10,6 +10,7 @@ from scipy import stats
 from fakes import (
     BoxWorld,
     demonstrations,
+    lesson_of,
     novice,
     practised_with,
     random_policy,
@@ -25,11 +26,10 @@ from stepagent.algorithms.dpo import DPOConfig
 from stepagent.algorithms.ppo import PPOConfig, ValueHead, ppo
 from stepagent.evaluation import EvaluationConfig, evaluate, likeness
 from stepagent.inspection import StepTree, path_logprobs, practise, step_tree, step_trees
-from stepagent.learners.reflection import Implicit
+from stepagent.learners.implicit import Implicit
 from stepagent.model.generation import Decoding
 from stepagent.model.policy import Policy
 from stepagent.model.updates import Metrics, OptimizerConfig, read_paths
-from stepagent.practice import Lesson
 from stepagent.types import PracticedStep, Trajectory
 
 SAMPLED = Decoding(max_new_tokens=6, temperature=1.0)
@@ -88,7 +88,7 @@ def test_implicit_reflection_makes_the_policy_more_like_the_expert() -> None:
     )  # fmt: skip
     settings = DPOConfig(optimizer=OptimizerConfig(learning_rate=1e-3), epochs=3)
     for number in range(2):
-        lesson = Lesson(
+        lesson = lesson_of(
             rendered(policy, TRAIN), sample(policy, TRAIN, number),
             rendered(policy, HELD_OUT), sample(policy, HELD_OUT, number),
         )  # fmt: skip
@@ -102,7 +102,7 @@ def test_implicit_reflection_makes_the_policy_more_like_the_expert() -> None:
 
 def test_implicit_rewards_of_held_out_steps_prefer_the_expert() -> None:
     policy = novice()
-    lesson = Lesson(
+    lesson = lesson_of(
         rendered(policy, TRAIN), sample(policy, TRAIN, 0),
         rendered(policy, HELD_OUT), sample(policy, HELD_OUT, 0),
     )  # fmt: skip

@@ -14,14 +14,16 @@ import pytest
 
 from fakes import BoxWorld
 from stepagent import practice
-from stepagent.algorithms.discriminator import DiscriminatorAtChance, DiscriminatorConfig
+from stepagent.algorithms.discriminator import DiscriminatorConfig
 from stepagent.algorithms.sft import SFTConfig
 from stepagent.evaluation import EvaluationConfig, choose_items
 from stepagent.experiment.config import DataConfig, TrainConfig
 from stepagent.experiment.novice import check_novice, take_novice
 from stepagent.experiment.pipeline import PANEL_SEED, train
 from stepagent.experiment.run import Run, RunError, to_json
-from stepagent.learners.reflection import Inverse, InverseConfig
+from stepagent.learners.base import LearnerStopped
+from stepagent.learners.inverse import Inverse, InverseConfig
+from stepagent.learners.sft import MoreSFTConfig
 from stepagent.model.generation import Decoding
 from stepagent.model.policy import Policy
 from stepagent.model.updates import OptimizerConfig
@@ -41,7 +43,7 @@ CONFIG = TrainConfig(
         reading=SFTConfig(epochs=1, optimizer=FAST), copying=SFTConfig(epochs=2, optimizer=FAST)
     ),
     sft=SFTConfig(epochs=4, optimizer=FAST),
-    sft_more=SFTConfig(epochs=1, optimizer=FAST),
+    sft_more=MoreSFTConfig(epochs=1, optimizer=FAST),
     rounds=2,
     inspection=InspectionConfig(decoding=Decoding(max_new_tokens=8)),
     inverse=InverseConfig(discriminator=DiscriminatorConfig(warmup_epochs=20, optimizer=FAST)),
@@ -109,13 +111,13 @@ def test_what_the_novice_does_is_found_out_once_for_all_methods(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     practised = []
-    inspect = practice.inspect_demonstrations
+    inspect = practice.practise
 
     def counted(policy: Policy, demonstrations: list[RenderedTrajectory], *args: Any, **more: Any):  # type: ignore[no-untyped-def]
         practised.append(len(demonstrations))
         return inspect(policy, demonstrations, *args, **more)
 
-    monkeypatch.setattr(practice, "inspect_demonstrations", counted)
+    monkeypatch.setattr(practice, "practise", counted)
     config = replace(
         CONFIG,
         rounds=1,
@@ -266,7 +268,7 @@ def test_a_discriminator_at_chance_stops_its_method_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def at_chance(*_: object, **__: object) -> None:
-        raise DiscriminatorAtChance("no better than chance")
+        raise LearnerStopped("no better than chance")
 
     monkeypatch.setattr(Inverse, "measure", at_chance)
     folder = finish(tmp_path / "run", replace(CONFIG, rounds=1))

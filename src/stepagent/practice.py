@@ -1,17 +1,25 @@
-"""Lessons: what a learner works with in one round, and how it is made by practice."""
+"""Practice: what the policy of a round does in the expert's states, as a lesson for a learner."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from torch import Tensor
 
-from stepagent.bounds import COUNT, check_bounds
-from stepagent.detours import Detours
+from stepagent.bounds import AMOUNT, COUNT, check_bounds
+from stepagent.console.progress import track
+from stepagent.detours import Detours, take_detours
 from stepagent.inspection import StepTree, practise, rollout_tree, step_trees
 from stepagent.model.generation import Decoding
 from stepagent.model.policy import Policy
 from stepagent.rendering.renderer import RenderedTrajectory
+from stepagent.rollout import rollout
+from stepagent.tasks.base import Task
+from stepagent.tasks.tries import Lost, all_lost
 from stepagent.types import PracticedStep
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,137 +27,239 @@ class InspectionConfig:
     """How the agent practises."""
 
     num_actions: int = 1
-    """Agent actions in each expert state."""
+    """Actions sampled in each of the expert's states."""
     decoding: Decoding = Decoding()
     """How they are sampled."""
 
     def __post_init__(self) -> None:
-        """Raises `OutOfBounds` for numbers that cannot be."""
+        """Raises `OutOfBounds` for numbers out of range."""
         check_bounds(self, {"num_actions": COUNT})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class Playground:
+    """An environment to practise in."""
+
+    task: Task
+    detours: int
+    """The agent's mistakes in a row that are inserted into a demonstration; 0 for none."""
+    num_parallel: int = 8
+    """Episodes that run at the same time."""
+
+    def __post_init__(self) -> None:
+        """Raises `OutOfBounds` for numbers out of range."""
+        check_bounds(self, {"detours": AMOUNT, "num_parallel": COUNT})
+
+
+@dataclass(frozen=True, kw_only=True)
 class Lesson:
-    """What a learner works with in one round."""
+    """What a learner works with in one round; complete when it is made."""
 
     demonstrations: Sequence[RenderedTrajectory]
+    """The expert's trajectories; with the agent's mistakes in them if it took detours."""
     practised: Sequence[PracticedStep]
+    """The agent's actions in every state of the demonstrations, in their order; empty for a learner
+    that does not practise."""
     held_out: Sequence[RenderedTrajectory]
+    """Trajectories of the expert that nothing is learnt from."""
     held_out_practised: Sequence[PracticedStep]
+    """The agent's actions in their states; empty as above."""
+    compared: Sequence[StepTree]
+    """Held-out states like those that the agent learns in, with its actions: where a learner
+    measures how far it is from the expert."""
     explored: Sequence[RenderedTrajectory] = ()
     """Episodes that the policy of the round played itself on the items of the demonstrations."""
+    lost: int = 0
+    """Episodes that are missing among them because their environment was lost."""
     detours: Detours | None = None
-    """How the agent's mistakes came into the demonstrations, if they have any."""
-    compared: Sequence[StepTree] = ()
-    """What is practised where policies are compared, if those are detours."""
+    """How the agent's mistakes came into the demonstrations, if it took detours."""
 
-    @property
+    @cached_property
     def trees(self) -> list[StepTree]:
         """The demonstrations with the agent's actions as branches."""
         return step_trees(self.demonstrations, self.practised)
 
-    @property
+    @cached_property
+    def held_out_trees(self) -> list[StepTree]:
+        """The held-out trajectories with the agent's actions as branches."""
+        return step_trees(self.held_out, self.held_out_practised)
+
+    @cached_property
     def explored_by_item(self) -> dict[str, list[RenderedTrajectory]]:
-        """The agent's own episodes of each item that it explored."""
+        """The agent's own episodes by item."""
         found: dict[str, list[RenderedTrajectory]] = {}
         for episode in self.explored:
             found.setdefault(episode.trajectory.id, []).append(episode)
         return found
 
-    @property
+    @cached_property
     def rollout_trees(self) -> list[StepTree]:
         """The explored items: each demonstration with the agent's own episodes of its item."""
         expert = {d.trajectory.id: d for d in self.demonstrations}
         return [rollout_tree(own, expert[item]) for item, own in self.explored_by_item.items()]
 
-    @property
-    def held_out_trees(self) -> list[StepTree]:
-        """The held-out trajectories with the agent's actions as branches."""
-        return step_trees(self.held_out, self.held_out_practised)
 
-    @property
-    def compared_trees(self) -> Sequence[StepTree]:
-        """Where the agent is compared with the expert: held-out states like those it learns in."""
-        return self.compared or self.held_out_trees
-
-
-def inspect_demonstrations(
-    policy: Policy,
-    demonstrations: Sequence[RenderedTrajectory],
-    config: InspectionConfig,
-    *,
-    seed: int,
-) -> list[PracticedStep]:
-    """The agent's own actions in every state of the demonstrations."""
-    return practise(
-        policy,
-        demonstrations,
-        config.decoding,
-        seed=seed,
-        num_actions=config.num_actions,
-    )
+Comparison = Callable[[Policy, int], Sequence[StepTree]]
+"""What a policy does in the states where all policies are compared, by the number of a round, whose
+seed it acts by."""
 
 
 class Practice:
-    """Lessons for the rounds: what a round's starting policy does in every expert state.
+    """Makes the lessons of all rounds.
 
-    All methods of a run begin with the same novice and practise by the same seed, so what it does
-    is found out once, by the first of them.
+    All methods of a run start from the same novice and practise by the same seed, so the practice
+    of round 1 is done once, by the first of them.
     """
 
     def __init__(
         self,
-        lesson: Lesson,
-        inspection: InspectionConfig,
+        demonstrations: Sequence[RenderedTrajectory],
+        held_out: Sequence[RenderedTrajectory],
+        config: InspectionConfig,
         *,
         seed: int,
-        detour: Callable[[Policy, Sequence[RenderedTrajectory], int], Detours] | None = None,
+        playground: Playground | None = None,
     ) -> None:
-        """`lesson` has the demonstrations and nothing practised yet.
-
-        `detour` makes trajectories anew, by a round's policy and seed, with its mistakes in them.
-        """
-        self.lesson = lesson
-        self.inspection = inspection
+        """Without a playground the agent practises in the expert's states only."""
+        self.demonstrations = demonstrations
+        self.held_out = held_out
+        self.config = config
         self.seed = seed
-        self.detour = detour
+        self.playground = playground
         self._first: Lesson | None = None
-        self._compared: Sequence[RenderedTrajectory] | None = None
 
-    def practised(self, policy: Policy, number: int) -> Lesson:
-        """The lesson of a round, practised with the policy that the round starts from."""
-        if number == 1 and self._first is not None:
-            return self._first
-        seed, lesson = self.seed_of(number), self.lesson
-        if self.detour is not None:
-            detours = self.detour(policy, lesson.demonstrations, seed)
-            lesson = replace(lesson, demonstrations=detours.demonstrations, detours=detours)
-        own, held = (
-            inspect_demonstrations(policy, trajectories, self.inspection, seed=seed)
-            for trajectories in (lesson.demonstrations, lesson.held_out)
-        )
-        found = replace(lesson, practised=own, held_out_practised=held)
-        if number == 1:
-            self._first = found
-        return found
+    def lesson(
+        self,
+        policy: Policy,
+        number: int,
+        *,
+        practises: bool = True,
+        explores: int = 0,
+        comparison: Comparison | None = None,
+    ) -> Lesson:
+        """The lesson of round `number`, made with the policy that the round starts from.
 
-    def choose_compared(self, novice: Policy) -> None:
-        """Policies are compared in the same states: in detours, if any, those of the novice."""
-        held_out = self.lesson.held_out
-        if self.detour is not None:
-            held_out = self.detour(novice, held_out, self.seed_of(1)).demonstrations
-        self._compared = held_out
+        With `explores` the policy also plays so many episodes of each item. `comparison` chooses
+        where the learner measures; without one, in what was practised on the held-out trajectories.
+        """
+        lesson = self._practised(policy, number) if practises else self._unpractised
+        if explores:
+            episodes, lost = self._explored(policy, explores, number)
+            lesson = replace(lesson, explored=episodes, lost=lost)
+        if comparison is not None and lesson.detours is not None:
+            lesson = replace(lesson, compared=comparison(policy, number))
+        return lesson
 
-    def compared(self, policy: Policy, number: int) -> list[StepTree]:
-        """What a policy does in the states where policies are compared, by the seed of a round."""
-        assert self._compared is not None, "choose_compared comes first"
-        seed = self.seed_of(number)
-        practised = inspect_demonstrations(policy, self._compared, self.inspection, seed=seed)
-        return step_trees(self._compared, practised)
+    def comparison(self, novice: Policy) -> Comparison:
+        """Compares policies in the same states: with detours, in those of the novice."""
+        held_out = self.held_out
+        if self._takes_detours:
+            held_out = self._detours(novice, held_out, self.seed_of(1)).demonstrations
+
+        def compared(policy: Policy, number: int) -> Sequence[StepTree]:
+            return step_trees(held_out, self._inspected(policy, held_out, number))
+
+        return compared
 
     def seed_of(self, number: int) -> int:
         """The seed of a round."""
         return self.seed * 1000 + number
+
+    @property
+    def _takes_detours(self) -> bool:
+        return self.playground is not None and self.playground.detours > 0
+
+    @property
+    def _unpractised(self) -> Lesson:
+        return Lesson(
+            demonstrations=self.demonstrations,
+            practised=(),
+            held_out=self.held_out,
+            held_out_practised=(),
+            compared=(),
+        )
+
+    def _practised(self, policy: Policy, number: int) -> Lesson:
+        if number == 1 and self._first is not None:
+            return self._first
+        demonstrations, detours = self.demonstrations, None
+        if self._takes_detours:
+            detours = self._detours(policy, demonstrations, self.seed_of(number))
+            demonstrations = detours.demonstrations
+        practised, held_out_practised = (
+            self._inspected(policy, trajectories, number)
+            for trajectories in (demonstrations, self.held_out)
+        )
+        found = Lesson(
+            demonstrations=demonstrations,
+            practised=practised,
+            held_out=self.held_out,
+            held_out_practised=held_out_practised,
+            compared=step_trees(self.held_out, held_out_practised),
+            detours=detours,
+        )
+        if number == 1:
+            self._first = found
+        return found
+
+    def _inspected(
+        self, policy: Policy, trajectories: Sequence[RenderedTrajectory], number: int
+    ) -> list[PracticedStep]:
+        return practise(
+            policy,
+            trajectories,
+            self.config.decoding,
+            seed=self.seed_of(number),
+            num_actions=self.config.num_actions,
+        )
+
+    def _detours(
+        self, policy: Policy, trajectories: Sequence[RenderedTrajectory], seed: int
+    ) -> Detours:
+        assert self.playground is not None
+        return take_detours(
+            policy,
+            self.playground.task,
+            trajectories,
+            self.config.decoding,
+            in_a_row=self.playground.detours,
+            seed=seed,
+            num_parallel=self.playground.num_parallel,
+        )
+
+    def _explored(
+        self, policy: Policy, episodes: int, number: int
+    ) -> tuple[list[RenderedTrajectory], int]:
+        """One episode for each demonstration, and how many were lost.
+
+        An item is not played in every round if it has several episodes.
+        """
+        if self.playground is None:
+            raise ValueError("the policy plays episodes of its own: expected an environment")
+        every = [d.trajectory.id for d in self.demonstrations]
+        stride = min(episodes, len(every))
+        items = every[number % stride :: stride]
+        found, lost = list[RenderedTrajectory](), list[Lost]()
+        for turn in range(episodes):
+            outcomes = rollout(
+                policy,
+                self.playground.task,
+                items,
+                self.config.decoding,
+                seed=self.seed_of(number) * 1000 + turn,
+                num_parallel=self.playground.num_parallel,
+            )
+            played = dict[str, RenderedTrajectory]()
+            for outcome in track(outcomes, "Exploration", total=len(items)):
+                if isinstance(outcome, Lost):
+                    logger.warning("lost: %s", outcome)
+                    lost.append(outcome)
+                else:
+                    played[outcome.trajectory.id] = outcome
+            found += [played[item] for item in items if item in played]
+        if lost and not found:
+            raise all_lost(lost, len(lost))
+        return found, len(lost)
 
 
 def with_rewards(

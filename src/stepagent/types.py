@@ -8,23 +8,6 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints
 
-METHODS = {
-    "zero_shot": "Prompting, zero-shot",
-    "react": "Prompting, ReAct",
-    "sft": "SFT (start)",
-    "sft_more": "SFT, continued",
-    "implicit": "Implicit reflection",
-    "inverse": "Inverse reflection",
-    "step_dpo": "Step-wise DPO, no anchor",
-    "dagger": "SFT in detours (DAgger)",
-    "rft": "RFT",
-    "eto": "ETO",
-    "spin": "SPIN",
-    "ppo": "PPO, final reward",
-    "grpo": "GRPO, final reward",
-}
-"""The methods a run compares, in the order of tables, with their names for people."""
-
 NonEmpty = Annotated[str, StringConstraints(strip_whitespace=False, min_length=1, pattern=r"\S")]
 
 

@@ -189,10 +189,6 @@ def expert_logits(
     return [log_p - log_pi for log_p, log_pi in zip(logprobs, agent_logprobs, strict=True)]
 
 
-class DiscriminatorAtChance(RuntimeError):
-    """The discriminator is no better than chance on held-out steps: its reward is noise."""
-
-
 @dataclass(frozen=True)
 class HeldOut:
     """What the discriminator makes of practised steps it was not trained on."""

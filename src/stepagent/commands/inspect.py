@@ -10,9 +10,9 @@ from stepagent.commands.demonstrations import read_demonstrations, render_demons
 from stepagent.commands.models import load_policy, prepare
 from stepagent.commands.outputs import check_file
 from stepagent.commands.parsing import run_command
-from stepagent.inspection import agreement
+from stepagent.inspection import agreement, practise
 from stepagent.model.device import ComputeConfig
-from stepagent.practice import InspectionConfig, inspect_demonstrations
+from stepagent.practice import InspectionConfig
 from stepagent.trajectories import write_jsonl
 
 DEFAULT, DEFAULT_COMPUTE = InspectionConfig(), ComputeConfig()
@@ -52,7 +52,9 @@ def inspect(
     trajectories = read_demonstrations(demonstrations, skip_invalid=skip_invalid)
     agent = load_policy(policy, compute)
     rendered = render_demonstrations(agent, trajectories, skip_invalid=skip_invalid)
-    practised = inspect_demonstrations(agent, rendered, config, seed=seed)
+    practised = practise(
+        agent, rendered, config.decoding, seed=seed, num_actions=config.num_actions
+    )
     write_jsonl(out, practised, replace=overwrite)
     print(
         f"{out}: {len(practised)} practised steps of {len(rendered)} trajectories, "

@@ -9,7 +9,7 @@ import tyro
 from transformers.utils import logging as transformers_logging
 
 from stepagent.commands.parsing import UsageError
-from stepagent.experiment.config import TASKS, TaskConfig, make_task
+from stepagent.experiment.config import TASKS, TaskConfig
 from stepagent.experiment.manifest import check_policy
 from stepagent.model.adapter_files import base_of, is_adapter
 from stepagent.model.device import ComputeConfig
@@ -93,6 +93,6 @@ def open_renderer(name: str) -> tuple[Renderer, int]:
 def open_task(config: TaskConfig) -> Task:
     """The task; raises `UsageError` for unknown names."""
     try:
-        return make_task(config)
+        return config.make_task()
     except ValueError as error:
         raise UsageError(str(error)) from None

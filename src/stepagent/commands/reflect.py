@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import tyro
 
-from stepagent.algorithms.dpo import DPOConfig
 from stepagent.bounds import COUNT, SEED, check_bounds
 from stepagent.commands.demonstrations import read_demonstrations, render_demonstrations
 from stepagent.commands.inputs import model_input
@@ -17,12 +16,14 @@ from stepagent.commands.parsing import CONFIG, UsageError
 from stepagent.evaluation import likeness
 from stepagent.experiment.rounds import Rounds
 from stepagent.experiment.run import Run, to_json
+from stepagent.experiment.run_folder import START, round_unit
 from stepagent.files.atomic import file_hash
-from stepagent.learners.reflection import Implicit, Inverse, InverseConfig, Learner
+from stepagent.learners.implicit import ImplicitConfig
+from stepagent.learners.inverse import InverseConfig
 from stepagent.model.device import ComputeConfig
 from stepagent.model.lora import LoRAConfig
 from stepagent.model.policy import Policy
-from stepagent.practice import InspectionConfig, Lesson, Practice
+from stepagent.practice import InspectionConfig, Practice
 from stepagent.rendering.renderer import RenderedTrajectory
 
 SETTINGS = ("compute", "lora", "inspection", "implicit", "inverse")
@@ -75,7 +76,7 @@ class Arguments:
     """Low-rank adapters instead of the whole model."""
     inspection: InspectionConfig = InspectionConfig()
     """How the agent practises."""
-    implicit: DPOConfig = DPOConfig()
+    implicit: ImplicitConfig = ImplicitConfig()
     """One round of implicit reflection."""
     inverse: InverseConfig = InverseConfig()
     """One round of inverse reflection."""
@@ -96,16 +97,16 @@ def main(args: Sequence[str]) -> None:
     prepare()
     model = local_model(found.policy)
     policy = load_policy(model, found.compute, found.lora, seed=found.seed)
-    lesson = Lesson(
-        demonstrations=_rendered(policy, found.demonstrations, found),
-        practised=(),
-        held_out=_rendered(policy, found.held_out, found),
-        held_out_practised=(),
+    practice = Practice(
+        _rendered(policy, found.demonstrations, found),
+        _rendered(policy, found.held_out, found),
+        found.inspection,
+        seed=found.seed,
     )
     with Run(found.out, _settings(found, model), resume=found.resume) as run:
-        _reflect(found, run, policy, lesson)
+        _reflect(found, run, policy, practice)
         print(_table(run))
-    print(f"Policies: {found.out}/units/{found.method}-round1 to {found.rounds}")
+    print(f"Policies: {found.out}/units/{round_unit(found.method, 1)} to {found.rounds}")
 
 
 def _rendered(policy: Policy, file: Path, args: Arguments) -> list[RenderedTrajectory]:
@@ -129,23 +130,21 @@ def _settings(args: Arguments, model: str) -> dict[str, Any]:
     }
 
 
-def _reflect(args: Arguments, run: Run, policy: Policy, lesson: Lesson) -> None:
+def _reflect(args: Arguments, run: Run, policy: Policy, practice: Practice) -> None:
     def dev(policy: Policy, number: int) -> dict[str, float | None]:
-        return _log_likeness(args, run, policy, lesson, number)
+        return _log_likeness(args, run, policy, practice.held_out, number)
 
-    if not run.is_done("round0"):
-        with run.unit("round0") as folder:
+    if not run.is_done(START):
+        with run.unit(START) as folder:
             dev(policy, 0)
             policy.save(folder)
-    learner: Learner = (
-        Implicit(args.implicit) if args.method == "implicit" else Inverse(args.inverse, policy)
-    )
+    config = args.implicit if args.method == "implicit" else args.inverse
     Rounds(
         run=run,
         method=args.method,
-        learner=learner,
-        practice=Practice(lesson, args.inspection, seed=args.seed),
-        novice=run.unit_folder("round0"),
+        learner=config.learner(policy),
+        practice=practice,
+        novice=run.unit_folder(START),
         evaluate=dev,
     ).go(policy, args.rounds)
     if stopped := run.config["data"].get(args.method, {}).get("stopped"):
@@ -153,11 +152,15 @@ def _reflect(args: Arguments, run: Run, policy: Policy, lesson: Lesson) -> None:
 
 
 def _log_likeness(
-    args: Arguments, run: Run, policy: Policy, lesson: Lesson, number: int
+    args: Arguments,
+    run: Run,
+    policy: Policy,
+    held_out: Sequence[RenderedTrajectory],
+    number: int,
 ) -> dict[str, float | None]:
     found = likeness(
         policy,
-        lesson.held_out,
+        held_out,
         max_new_tokens=args.inspection.decoding.max_new_tokens,
     )
     metrics = {"agreement": found.agreement, "expert_logprob": found.expert_logprob}

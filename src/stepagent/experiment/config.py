@@ -1,49 +1,46 @@
 """All settings of a run. Recipes are complete ones; every field is a command-line option."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias, cast
 
-from stepagent.algorithms.dpo import DPOConfig
-from stepagent.algorithms.grpo import GRPOConfig
-from stepagent.algorithms.ppo import PPOConfig
 from stepagent.algorithms.sft import SFTConfig
-from stepagent.algorithms.trajectory_dpo import TrajectoryDPOConfig
 from stepagent.bounds import AMOUNT, COUNT, SEED, check_bounds
 from stepagent.evaluation import EvaluationConfig
-from stepagent.learners.baselines import RFTConfig
-from stepagent.learners.reflection import InverseConfig
+from stepagent.learners.base import LearnerConfig
+from stepagent.learners.baselines import (
+    ETOConfig,
+    FinalGRPOConfig,
+    FinalPPOConfig,
+    RFTConfig,
+    SPINConfig,
+)
+from stepagent.learners.implicit import ImplicitConfig
+from stepagent.learners.inverse import InverseConfig
+from stepagent.learners.sft import DAggerConfig, MoreSFTConfig
+from stepagent.methods import CONTROL, METHODS, REFLECTIONS
 from stepagent.model.device import ComputeConfig
 from stepagent.model.lora import LoRAConfig
 from stepagent.model.updates import OptimizerConfig
 from stepagent.practice import InspectionConfig
 from stepagent.scratch.pretraining import PretrainConfig
 from stepagent.scratch.small_model import TinyConfig
-from stepagent.tasks.alfworld.task import Alfworld, AlfworldConfig
-from stepagent.tasks.base import Task
-from stepagent.tasks.mind2web.task import Mind2Web, Mind2WebConfig
-from stepagent.tasks.qa.task import MultihopQA, QAConfig
-from stepagent.tasks.scienceworld.task import ScienceWorld, ScienceWorldConfig
-from stepagent.tasks.webshop import WebShop, WebShopConfig
+from stepagent.tasks.alfworld.task import AlfworldConfig
+from stepagent.tasks.mind2web.task import Mind2WebConfig
+from stepagent.tasks.qa.task import QAConfig
+from stepagent.tasks.scienceworld.task import ScienceWorldConfig
+from stepagent.tasks.webshop import WebShopConfig
 
 
 class SettingsError(ValueError):
     """Settings that contradict each other; the message is one line."""
 
 
-Method = Literal[
-    "sft_more",
-    "implicit",
-    "inverse",
-    "step_dpo",
-    "dagger",
-    "rft",
-    "eto",
-    "spin",
-    "ppo",
-    "grpo",
-]
-
-PromptMethod = Literal["zero_shot", "react"]
+if TYPE_CHECKING:
+    LearntMethod: TypeAlias = str
+    PromptMethod: TypeAlias = str
+else:  # the names of the table, for options and their help; no type checker could read this
+    LearntMethod = Literal[tuple(name for name, m in METHODS.items() if m.has_rounds)]
+    PromptMethod = Literal[tuple(name for name, m in METHODS.items() if m.kind == "prompt")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,23 +73,6 @@ TASKS: dict[str, TaskConfig] = {
     "musique": QAConfig(dataset="musique"),
 }
 """Every task by its name, with the protocol that is used if nothing else is asked for."""
-
-
-def make_task(config: TaskConfig) -> Task:
-    """The task of a run."""
-    match config:
-        case ScienceWorldConfig():
-            return ScienceWorld(
-                config.task_types, config.simplification, config.step_limit, engine=config.engine
-            )
-        case AlfworldConfig():
-            return Alfworld(config)
-        case WebShopConfig():
-            return WebShop(config)
-        case Mind2WebConfig():
-            return Mind2Web(config)
-        case QAConfig():
-            return MultihopQA(config)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +120,7 @@ class TrainConfig:
     """The novice."""
     prompting: PromptingConfig = PromptingConfig()
     """Baselines that learn nothing."""
-    methods: tuple[Method, ...] = ("sft_more", "implicit", "inverse")
+    methods: tuple[LearntMethod, ...] = (CONTROL, *REFLECTIONS)
     """Learners to compare, each from the same novice."""
     rounds: int = 2
     """Rounds of each learner."""
@@ -149,25 +129,25 @@ class TrainConfig:
     detours: int = 0
     """How many mistakes in a row the agent makes in an environment before the expert goes on, in
     practice for implicit, inverse, step_dpo and dagger; 0 needs no environment."""
-    sft_more: SFTConfig = SFTConfig(epochs=2, optimizer=OptimizerConfig(learning_rate=2e-4))
+    sft_more: MoreSFTConfig = MoreSFTConfig(epochs=2, optimizer=OptimizerConfig(learning_rate=2e-4))
     """One round of the control; as many updates as one round of reflection is fair."""
-    dagger: SFTConfig = SFTConfig(epochs=2, optimizer=OptimizerConfig(learning_rate=2e-4))
+    dagger: DAggerConfig = DAggerConfig(epochs=2, optimizer=OptimizerConfig(learning_rate=2e-4))
     """One round of SFT in detours."""
-    implicit: DPOConfig = DPOConfig()
+    implicit: ImplicitConfig = ImplicitConfig()
     """One round of implicit reflection."""
     inverse: InverseConfig = InverseConfig()
     """One round of inverse reflection."""
-    step_dpo: DPOConfig = DPOConfig(sft_coef=0.0)
+    step_dpo: ImplicitConfig = ImplicitConfig(sft_coef=0.0)
     """One round of implicit reflection without its anchor."""
     rft: RFTConfig = RFTConfig()
     """One round of rejection sampling."""
-    eto: TrajectoryDPOConfig = TrajectoryDPOConfig()
+    eto: ETOConfig = ETOConfig()
     """One round of ETO."""
-    spin: TrajectoryDPOConfig = TrajectoryDPOConfig()
+    spin: SPINConfig = SPINConfig()
     """One round of SPIN."""
-    ppo: PPOConfig = PPOConfig(epochs=1, sft_coef=0.0, kl_coef=0.04)
+    ppo: FinalPPOConfig = FinalPPOConfig(epochs=1, sft_coef=0.0, kl_coef=0.04)
     """One round of PPO on final rewards."""
-    grpo: GRPOConfig = GRPOConfig()
+    grpo: FinalGRPOConfig = FinalGRPOConfig()
     """One round of GRPO on final rewards."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """Episodes in the environment."""
@@ -187,3 +167,7 @@ class TrainConfig:
             )
         if not self.detours and "dagger" in self.methods:
             raise SettingsError("--methods dagger: learns in detours; expected --detours 1 or more")
+
+    def learner_config(self, method: str) -> LearnerConfig:
+        """The settings of a method that learns in rounds: the field of its name."""
+        return cast(LearnerConfig, getattr(self, method))

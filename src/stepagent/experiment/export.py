@@ -13,14 +13,26 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from stepagent.experiment.run import read_json
+from stepagent.experiment.manifest import read_json
+from stepagent.experiment.run_folder import (
+    CHOSEN_FILE,
+    CONFIG,
+    DEV_FILE,
+    METRICS,
+    RESULTS_JSON,
+    Round,
+    dev_unit,
+    round_of_unit,
+    tested_unit,
+    unit_file,
+)
 from stepagent.files.atomic import atomic_folder
+from stepagent.methods import method_label
 from stepagent.model.adapter_files import AdapterError, base_of
 from stepagent.model.device import ComputeConfig
 from stepagent.model.lora import Adapter
 from stepagent.model.policy import Policy
 from stepagent.model.weights import open_config, open_model, place, stored_dtypes
-from stepagent.types import METHODS
 
 
 class ExportError(ValueError):
@@ -130,9 +142,10 @@ def _check_same(model: Path, found: Tensor, expected: Tensor, dtype: torch.dtype
 def model_card(unit: Path, kind: str, loader: str, *, usage: str = "") -> str:
     """What a model is, in Markdown; what the run folder does not say is a dash."""
     folder = unit.parent.parent
-    run: dict[str, Any] = read_json(folder / "config.json") if _is_run(folder) else {}
-    measured = folder / "units" / "sft-dev" if unit.name == "sft" else unit
-    dev = read_json(measured / "dev.json") if (measured / "dev.json").is_file() else {}
+    run: dict[str, Any] = read_json(folder / CONFIG) if _is_run(folder) else {}
+    trained = round_of_unit(unit.name)
+    measured = unit.parent / dev_unit(*trained) / DEV_FILE if trained else unit / DEV_FILE
+    dev = read_json(measured) if measured.is_file() else {}
     base = read_json(unit / "adapter_config.json") if _is_adapter(unit) else {}
     tags = ["stepagent", "agent"]
     front = {"library_name": "peft" if loader == "PeftModel" else "transformers", "tags": tags}
@@ -141,44 +154,43 @@ def model_card(unit: Path, kind: str, loader: str, *, usage: str = "") -> str:
     lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in front.items()), "---", ""]
     lines += [f"# {unit.name}", "", f"This is {kind}, trained step by step with StepAgent; open it"]
     lines += [f"with `{loader}`.", "", *([usage, ""] if usage else [])]
-    lines += _table("Training", _training(run, unit.name))
+    lines += _table("Training", _training(run, unit.name, trained))
     lines += _table("On dev", dev)
     lines += _table("Data", {n: _short(f) for n, f in run.get("data", {}).items()})
     lines += _table("Protocol", run.get("protocol", {}))
-    lines += _table("Test", _tested(folder, unit.name))
+    lines += _table("Test", _tested(folder, trained))
     return "\n".join(lines)
 
 
 def _is_run(folder: Path) -> bool:
-    return (folder / "config.json").is_file() and (folder / "metrics.jsonl").is_file()
+    return (folder / CONFIG).is_file() and (folder / METRICS).is_file()
 
 
 def _is_adapter(unit: Path) -> bool:
     return (unit / "adapter_config.json").is_file()
 
 
-def _training(run: dict[str, Any], unit: str) -> dict[str, Any]:
-    method = unit.rpartition("-round")[0] or unit
+def _training(run: dict[str, Any], unit: str, trained: Round | None) -> dict[str, Any]:
+    method = trained.method if trained else unit
     own = run.get("config", {}).get(method, {})
     return {
         "recipe": run.get("recipe"),
-        "method": METHODS.get(method, method),
+        "method": method_label(method),
         "seed": run.get("seed"),
         "settings": own,
         "versions": run.get("versions"),
     }
 
 
-def _tested(folder: Path, unit: str) -> dict[str, Any]:
-    """Test results, if it was this unit that was tested."""
-    method, _, number = unit.rpartition("-round") if unit != "sft" else ("sft", "", "0")
-    chosen, results = (
-        folder / "units" / f"{method}-test" / "best_round.json",
-        folder / "results.json",
-    )
-    if not chosen.is_file() or str(read_json(chosen)) != number or not results.is_file():
+def _tested(folder: Path, trained: Round | None) -> dict[str, Any]:
+    """Test results, if it was this round that was tested."""
+    if trained is None:
         return {}
-    rows = [row for row in read_json(results) if row["method"] == method]
+    chosen = folder / unit_file(tested_unit(trained.method), CHOSEN_FILE)
+    results = folder / RESULTS_JSON
+    if not chosen.is_file() or read_json(chosen) != trained.number or not results.is_file():
+        return {}
+    rows = [row for row in read_json(results) if row["method"] == trained.method]
     return {r["metric"]: f"{r['mean']} ({r['low']} to {r['high']}), n = {r['n']}" for r in rows}
 
 

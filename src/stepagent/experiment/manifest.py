@@ -14,11 +14,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from stepagent.console.printable import printable
+from stepagent.experiment.run_folder import CONFIG, METRICS, unit_file
 from stepagent.files.atomic import TEMPORARY, atomic_write, disk_errors, file_hash
 from stepagent.files.lines import Unreadable, open_ordinary
 
 MANIFEST = "manifest.json"
-METRICS = "metrics.jsonl"
 WEIGHTS = (".safetensors", ".bin")
 
 
@@ -66,7 +66,7 @@ def check_name(path: Path) -> None:
 
 def write_config(folder: Path, config: Mapping[str, Any]) -> None:
     """Writes config.json with a hash of its values."""
-    write_json(folder / "config.json", {**config, "sha256": _hash_of_values(config)})
+    write_json(folder / CONFIG, {**config, "sha256": _hash_of_values(config)})
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:
@@ -74,7 +74,7 @@ def read_config(folder: Path) -> dict[str, Any] | None:
 
     Raises `RunError` if it is no config.json of a run, or was changed.
     """
-    path = folder / "config.json"
+    path = folder / CONFIG
     config = read_json(path)
     if not isinstance(config, dict):
         raise RunError(f"{shown(path)}: not an object; expected the settings of a run")
@@ -116,7 +116,7 @@ def make_manifest(
     made: Path, unit: str, elsewhere: Mapping[str, str], rows: Sequence[Mapping[str, Any]]
 ) -> Manifest:
     """The manifest of a unit whose files are in the folder `made`, written into that folder too."""
-    own = {f"units/{unit}/{name}": file_hash(made / name) for name in _files(made)}
+    own = {unit_file(unit, name): file_hash(made / name) for name in _files(made)}
     found = Manifest(dict(sorted({**own, **elsewhere}.items())), rows_hash(rows))
     write_json(made / MANIFEST, asdict(found))
     return found
@@ -213,7 +213,7 @@ class Units:
                     raise self._error(path, unit, fault)
             folder = self.folder / "units" / unit
             for name in _files(folder):
-                if f"units/{unit}/{name}" not in files:
+                if unit_file(unit, name) not in files:
                     raise RunError(
                         f"{shown(folder / name)}: not written by unit {printable(unit)}; "
                         "move it out of the folder"
@@ -222,18 +222,19 @@ class Units:
     def check_rows(self) -> dict[int, dict[str, Any]]:
         """The rows of finished units by line; raises `RunError` if they are not as written."""
         path = self.folder / METRICS
-        numbered = read_rows(path)
-        own = {n: row for n, row in numbered.items() if row and row.get("unit") in self.names}
-        damaged = [number for number, row in numbered.items() if row is None]
+        found = read_rows(path)
+        own = {n: row for n, row in found.rows.items() if row.get("unit") in self.names}
         rows: dict[str, list[dict[str, Any]]] = {unit: [] for unit in self.names}
         for row in own.values():
             rows[row["unit"]].append(row)
         for unit in self.names:
             if rows_hash(rows[unit]) != self.manifests[unit].rows:
-                place = f"{shown(path)}:{damaged[0]}: not JSON" if damaged else shown(path)
+                place = (
+                    f"{shown(path)}:{found.damaged[0]}: not JSON" if found.damaged else shown(path)
+                )
                 fault = f"the rows of unit {printable(unit)} are not as it wrote them"
                 raise RunError(f"{place}: {fault}; {self._remedy(unit)}")
-        for number in damaged:
+        for number in found.damaged:
             if number < max(own, default=0):
                 raise RunError(f"{shown(path)}:{number}: not JSON; no unit wrote it, take it out")
         order = [self.names.index(row["unit"]) for row in own.values()]
@@ -250,25 +251,34 @@ class Units:
         return f"restore it, or delete {', '.join(again)} so that --resume makes {them} again"
 
 
-def read_rows(path: Path) -> dict[int, dict[str, Any] | None]:
-    """The rows of metrics.jsonl by line; None for a damaged one, nothing for one that is cut off.
+@dataclass(frozen=True)
+class Rows:
+    """What metrics.jsonl holds."""
 
-    Only the last line can be cut off.
-    """
+    rows: dict[int, dict[str, Any]]
+    """Each row by its line, counted from 1."""
+    damaged: list[int]
+    """Lines that are no rows."""
+    is_cut: bool
+    """Whether the last line is unfinished, so left out: it is being written, or a kill cut it."""
+
+
+def read_rows(path: Path) -> Rows:
+    """The rows of metrics.jsonl; none if there is no file."""
     if not path.exists():
-        return {}
+        return Rows({}, [], is_cut=False)
     lines = _bytes(path, "expected the metrics of a run").split(b"\n")
-    found: dict[int, dict[str, Any] | None] = {}
+    rows, damaged = dict[int, dict[str, Any]](), list[int]()
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):
             row = None
         if isinstance(row, dict):
-            found[number] = row
+            rows[number] = row
         elif number < len(lines):
-            found[number] = None
-    return found
+            damaged.append(number)
+    return Rows(rows, damaged, is_cut=bool(lines[-1]) and len(lines) not in rows)
 
 
 def _fault(path: Path, digest: str | None) -> str:

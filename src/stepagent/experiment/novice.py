@@ -13,19 +13,29 @@ from stepagent.algorithms.sft import sft
 from stepagent.experiment.config import TrainConfig
 from stepagent.experiment.manifest import RunError, Units, read_config, shown
 from stepagent.experiment.run import Run
+from stepagent.experiment.run_folder import (
+    BASE,
+    CONFIG,
+    DATA,
+    NOVICE_DEV,
+    tested_unit,
+    too_long_key,
+    unit_file,
+)
+from stepagent.methods import METHODS, NOVICE
 from stepagent.model.policy import Policy
 from stepagent.model.updates import Metrics
 from stepagent.rendering.renderer import RenderedTrajectory
 from stepagent.scratch.pretraining import pretrain
 from stepagent.scratch.small_model import TinyConfig, build_tiny_model
-from stepagent.types import METHODS, Trajectory
+from stepagent.types import Trajectory
 
 logger = logging.getLogger(__name__)
 
 
 def base_model(config: TrainConfig, run: Run) -> str | Path:
     """Where the model is that SFT begins with."""
-    return config.model if isinstance(config.model, str) else run.unit_folder("base")
+    return config.model if isinstance(config.model, str) else run.unit_folder(BASE)
 
 
 def model_name(model: str) -> str:
@@ -54,11 +64,11 @@ def make_novice(
     cloned: Sequence[Trajectory],
 ) -> None:
     """SFT on what is to be cloned; if no model is given, one is made of all demonstrations."""
-    if isinstance(config.model, TinyConfig) and not run.is_done("base"):
+    if isinstance(config.model, TinyConfig) and not run.is_done(BASE):
         _make_base(config, config.model, run, demonstrations)
-    if run.is_done("sft"):
+    if run.is_done(NOVICE):
         return
-    with run.unit("sft") as folder:
+    with run.unit(NOVICE) as folder:
         policy = Policy.load(base_model(config, run), config.compute, config.lora, seed=config.seed)
         own = rendered(run, policy, cloned, "SFT")
         sft(policy, own, config.sft, seed=config.seed, log=_log(run, "train"))
@@ -68,7 +78,7 @@ def make_novice(
 def _make_base(
     config: TrainConfig, model: TinyConfig, run: Run, demonstrations: Sequence[Trajectory]
 ) -> None:
-    with run.unit("base") as folder:
+    with run.unit(BASE) as folder:
         build_tiny_model(demonstrations, model, seed=config.seed, folder=folder)
         policy = Policy.load(folder, config.compute)
         own = [d.trajectory for d in rendered(run, policy, demonstrations, "pretraining")]
@@ -76,7 +86,7 @@ def _make_base(
         policy.save(folder)
 
 
-UNITS = ("data", "base", "sft", "sft-dev", "sft-test")
+UNITS = (DATA, BASE, NOVICE, NOVICE_DEV, tested_unit(NOVICE))
 """The units of a run that do not depend on its learners."""
 
 SETTINGS = ("task", "data", "model", "lora", "compute", "pretrain", "sft", "evaluation", "seed")
@@ -88,12 +98,12 @@ def check_novice(other: Path, settings: Mapping[str, Any]) -> None:
 
     Also if what is to be taken over is not as the other run wrote it.
     """
-    if not (other / "config.json").is_file():
+    if not (other / CONFIG).is_file():
         raise RunError(
             f"{shown(other)}: no run; expected a folder that stepagent train has written"
         )
     units, theirs = _units(other)
-    if "sft" not in units.names:
+    if NOVICE not in units.names:
         raise RunError(f"{shown(other)}: has no novice yet; expected a run whose SFT is finished")
     if theirs.get("protocol") != settings["protocol"]:
         raise RunError(f"{shown(other)}: its task has another protocol")
@@ -122,8 +132,8 @@ def take_novice(run: Run, other: Path) -> None:
             continue
         with run.unit(unit) as folder:
             for name in units.manifests[unit].files:
-                if (path := Path(name)).is_relative_to(f"units/{unit}"):
-                    copy = folder / path.relative_to(f"units/{unit}")
+                if (path := Path(name)).is_relative_to(inside := unit_file(unit, "")):
+                    copy = folder / path.relative_to(inside)
                     copy.parent.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(other / name, copy)
                 else:
@@ -150,7 +160,7 @@ def rendered(
     """Those that fit into the model's context; the others are counted in config.json."""
     found, too_long = policy.render_fitting(trajectories)
     if too_long:
-        run.record_data(f"{use}, too long", {"left_out": too_long, "of": len(trajectories)})
+        run.record_data(too_long_key(use), {"left_out": too_long, "of": len(trajectories)})
         logger.warning(
             "left out of %s: %d of %d trajectories, longer than the model's context of %d tokens",
             use, len(too_long), len(trajectories), policy.context,
@@ -159,4 +169,4 @@ def rendered(
 
 
 def _log(run: Run, phase: str) -> Callable[[Metrics], None]:
-    return lambda metrics: run.log(stage="sft", round=0, phase=phase, **metrics)
+    return lambda metrics: run.log(stage=NOVICE, round=0, phase=phase, **metrics)

@@ -7,28 +7,33 @@ Every step is a unit of the run folder: finished ones are skipped when a run is 
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 
-from stepagent.console.progress import track
-from stepagent.detours import Detours, take_detours
 from stepagent.evaluation import choose_items, panel_hash
-from stepagent.experiment.config import Method, TrainConfig
+from stepagent.experiment.config import TrainConfig
+from stepagent.experiment.dev_and_test import score_on_dev, score_on_test, score_prompted
 from stepagent.experiment.novice import make_novice, open_policy, rendered
 from stepagent.experiment.results import write_results
-from stepagent.experiment.rounds import Explored, Rounds
+from stepagent.experiment.rounds import Rounds
 from stepagent.experiment.run import Run, write_json
-from stepagent.experiment.scoring import score_on_dev, score_on_test, score_prompted
+from stepagent.experiment.run_folder import (
+    DATA,
+    DEMONSTRATIONS,
+    DEV_FILE,
+    HELD_OUT,
+    NOVICE_DEV,
+    PANELS_FILE,
+    RESULTS,
+    tested_unit,
+)
 from stepagent.files.atomic import file_hash
-from stepagent.learners.baselines import ETO, GRPO, RFT, SPIN, FinalPPO
-from stepagent.learners.reflection import Implicit, Inverse, Learner, MoreSFT
+from stepagent.learners.base import LearnerConfig
+from stepagent.methods import METHODS, NOVICE
 from stepagent.model.policy import Policy
-from stepagent.practice import Lesson, Practice
-from stepagent.rendering.renderer import RenderedTrajectory
-from stepagent.rollout import rollout
+from stepagent.practice import Playground, Practice
 from stepagent.tasks.base import Task
 from stepagent.tasks.demonstrations import collect
-from stepagent.tasks.tries import Lost, all_lost
 from stepagent.trajectories import read_trajectories
 from stepagent.types import Trajectory
 
@@ -38,115 +43,88 @@ PANEL_SEED = 0
 """Which items form the panels does not depend on the seed of the run."""
 
 
-def train(config: TrainConfig, run: Run, task: Task) -> None:
+def train(
+    config: TrainConfig,
+    run: Run,
+    task: Task,
+    own_methods: Mapping[str, LearnerConfig] | None = None,
+) -> None:
     """Runs everything that is not finished yet in the run folder.
 
-    Each step opens the policy that it needs and lets go of it: one policy is in memory at a time,
-    in inverse reflection with its discriminator.
+    `own_methods` are learners of the user's by name, compared with those of `config.methods`. Each
+    step opens the policy that it needs and lets go of it: one policy is in memory at a time, in
+    inverse reflection with its discriminator.
     """
-    if run.is_done("results"):
+    if run.is_done(RESULTS):
         return
+    learners = {name: config.learner_config(name) for name in config.methods} | dict(
+        own_methods or {}
+    )
     demonstrations, held_out = _data(config, run, task)
     cloned = _of_each_group(task, demonstrations, 0, config.data.sft)
     make_novice(config, run, demonstrations, cloned)
     learnt = _of_each_group(
         task, demonstrations, config.data.sft - config.data.shared, config.data.reflection
     )
-    lesson = _lesson(config, run, task, learnt, held_out)
-    practice = _practice(config, task, lesson)
-    for method in config.methods:
-        _rounds(config, run, task, method, practice)
-    for tested in ("sft", *config.methods):
-        if not run.is_done(f"{tested}-test"):
+    practice = _practice(config, run, task, learnt, held_out)
+    for method, learner in learners.items():
+        _rounds(config, run, task, method, learner, practice)
+    for tested in (NOVICE, *learners):
+        if not run.is_done(tested_unit(tested)):
             score_on_test(config, run, task, tested)
     for prompt in config.prompting.methods:
-        if not run.is_done(f"{prompt}-test"):
+        if not run.is_done(tested_unit(prompt)):
             score_prompted(config, run, task, prompt)
-    write_results(config.seed, run)
+    compared = {*config.prompting.methods, NOVICE, *learners}
+    write_results(config.seed, run, [m for m in (*METHODS, *(own_methods or {})) if m in compared])
 
 
-def _lesson(
+def _practice(
     config: TrainConfig,
     run: Run,
     task: Task,
     demonstrations: Sequence[Trajectory],
     held_out: Sequence[Trajectory],
-) -> Lesson:
-    """What all methods learn from, after the novice was evaluated on dev."""
-    novice = open_policy(config, run, "sft")
-    lesson = Lesson(
-        demonstrations=rendered(run, novice, demonstrations, "reflection"),
-        practised=(),
-        held_out=rendered(run, novice, held_out, "held-out"),
-        held_out_practised=(),
+) -> Practice:
+    """What all methods practise, after the novice was evaluated on dev."""
+    novice = open_policy(config, run, NOVICE)
+    practice = Practice(
+        rendered(run, novice, demonstrations, "reflection"),
+        rendered(run, novice, held_out, "held-out"),
+        config.inspection,
+        seed=config.seed,
+        playground=Playground(
+            task=task, detours=config.detours, num_parallel=config.evaluation.num_parallel
+        ),
     )
-    if not run.is_done("sft-dev"):
-        with run.unit("sft-dev") as folder:
-            metrics = score_on_dev(config, run, task, novice, lesson, "sft", 0)
-            write_json(folder / "dev.json", metrics)
-    return lesson
+    if not run.is_done(NOVICE_DEV):
+        with run.unit(NOVICE_DEV) as folder:
+            metrics = score_on_dev(config, run, task, novice, practice.held_out, NOVICE, 0)
+            write_json(folder / DEV_FILE, metrics)
+    return practice
 
 
-def _practice(config: TrainConfig, task: Task, lesson: Lesson) -> Practice:
-    """Practice in the states of the demonstrations, and of the detours from them."""
-
-    def detour(policy: Policy, trajectories: Sequence[RenderedTrajectory], seed: int) -> Detours:
-        return take_detours(
-            policy,
-            task,
-            trajectories,
-            config.inspection.decoding,
-            in_a_row=config.detours,
-            seed=seed,
-            num_parallel=config.evaluation.num_parallel,
-        )
-
-    return Practice(
-        lesson, config.inspection, seed=config.seed, detour=detour if config.detours else None
-    )
-
-
-def _rounds(config: TrainConfig, run: Run, task: Task, method: Method, practice: Practice) -> None:
+def _rounds(
+    config: TrainConfig,
+    run: Run,
+    task: Task,
+    method: str,
+    learner: LearnerConfig,
+    practice: Practice,
+) -> None:
     """All rounds of a method, from the novice."""
 
     def dev(policy: Policy, number: int) -> dict[str, float | None]:
-        return score_on_dev(config, run, task, policy, practice.lesson, method, number)
+        return score_on_dev(config, run, task, policy, practice.held_out, method, number)
 
-    def explore(policy: Policy, episodes: int, number: int) -> Explored:
-        every = [d.trajectory.id for d in practice.lesson.demonstrations]
-        stride = min(episodes, len(every))
-        items, seed = every[number % stride :: stride], practice.seed_of(number)
-        found, lost = list[RenderedTrajectory](), list[Lost]()
-        for turn in range(episodes):
-            outcomes = rollout(
-                policy,
-                task,
-                items,
-                config.inspection.decoding,
-                seed=seed * 1000 + turn,
-                num_parallel=config.evaluation.num_parallel,
-            )
-            played = dict[str, RenderedTrajectory]()
-            for outcome in track(outcomes, "Exploration", total=len(items)):
-                if isinstance(outcome, Lost):
-                    logger.warning("lost: %s", outcome)
-                    lost.append(outcome)
-                else:
-                    played[outcome.trajectory.id] = outcome
-            found += [played[item] for item in items if item in played]
-        if lost and not found:
-            raise all_lost(lost, len(lost))
-        return Explored(found, len(lost))
-
-    policy = open_policy(config, run, "sft")
+    policy = open_policy(config, run, NOVICE)
     Rounds(
         run=run,
         method=method,
-        learner=_learner(config, method, policy),
+        learner=learner.learner(policy),
         practice=practice,
-        novice=run.unit_folder("sft"),
+        novice=run.unit_folder(NOVICE),
         evaluate=dev,
-        explore=explore,
     ).go(policy, config.rounds)
 
 
@@ -154,14 +132,13 @@ def _data(
     config: TrainConfig, run: Run, task: Task
 ) -> tuple[tuple[Trajectory, ...], tuple[Trajectory, ...]]:
     """Training demonstrations and the experts of the dev panel."""
-    train_file, dev_file = "demonstrations.jsonl", "practice/demonstrations-dev.jsonl"
-    if not run.is_done("data"):
-        with run.unit("data") as folder:
+    if not run.is_done(DATA):
+        with run.unit(DATA) as folder:
             wanted = config.data.sft + config.data.reflection - config.data.shared
             items = choose_items(task, "train", wanted, seed=PANEL_SEED)
             dev = choose_items(task, "dev", config.data.dev, seed=PANEL_SEED)
             test = choose_items(task, "test", config.data.test, seed=PANEL_SEED)
-            for file, chosen in ((train_file, items), (dev_file, dev)):
+            for file, chosen in ((DEMONSTRATIONS, items), (HELD_OUT, dev)):
                 found = collect(task, chosen)
                 run.write_records(file, found.trajectories)
                 for lost in found.lost:
@@ -174,14 +151,14 @@ def _data(
                 }
                 run.record_data(PurePosixPath(file).name, facts)
             panels = {"dev": dev, "test": test}
-            write_json(folder / "panels.json", panels)
+            write_json(folder / PANELS_FILE, panels)
             run.record_data(
                 "panels",
                 {n: {"sha256": panel_hash(p), "items": len(p)} for n, p in panels.items()},
             )
-    for file in (train_file, dev_file):
+    for file in (DEMONSTRATIONS, HELD_OUT):
         run.units.check(file)
-    train, dev_experts = (read_trajectories(run.folder / f) for f in (train_file, dev_file))
+    train, dev_experts = (read_trajectories(run.folder / f) for f in (DEMONSTRATIONS, HELD_OUT))
     return train.trajectories, dev_experts.trajectories
 
 
@@ -193,27 +170,3 @@ def _of_each_group(
     for t in demonstrations:
         groups.setdefault(task.group(t.id), []).append(t)
     return [t for own in groups.values() for t in own[skipped : skipped + count]]
-
-
-def _learner(config: TrainConfig, method: Method, novice: Policy) -> Learner:
-    match method:
-        case "sft_more":
-            return MoreSFT(config.sft_more)
-        case "dagger":
-            return MoreSFT(config.dagger, practises=True)
-        case "implicit":
-            return Implicit(config.implicit)
-        case "inverse":
-            return Inverse(config.inverse, novice)
-        case "step_dpo":
-            return Implicit(config.step_dpo)
-        case "rft":
-            return RFT(config.rft)
-        case "eto":
-            return ETO(config.eto)
-        case "spin":
-            return SPIN(config.spin)
-        case "ppo":
-            return FinalPPO(config.ppo, novice)
-        case "grpo":
-            return GRPO(config.grpo)

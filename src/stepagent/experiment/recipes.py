@@ -5,25 +5,23 @@ stepagent train scienceworld-demo --out runs/seed-1 --seed 1 --rounds 3
 """
 
 from dataclasses import replace
-from typing import get_args
 
 from stepagent.algorithms.discriminator import DiscriminatorConfig
-from stepagent.algorithms.dpo import DPOConfig
-from stepagent.algorithms.grpo import GRPOConfig
 from stepagent.algorithms.ppo import PPOConfig
 from stepagent.algorithms.sft import SFTConfig
-from stepagent.algorithms.trajectory_dpo import TrajectoryDPOConfig
 from stepagent.evaluation import EvaluationConfig
 from stepagent.experiment.config import (
     TASKS,
     DataConfig,
-    Method,
     PromptingConfig,
     TaskConfig,
     TrainConfig,
 )
-from stepagent.learners.baselines import RFTConfig
-from stepagent.learners.reflection import InverseConfig
+from stepagent.learners.baselines import ETOConfig, FinalGRPOConfig, RFTConfig, SPINConfig
+from stepagent.learners.implicit import ImplicitConfig
+from stepagent.learners.inverse import InverseConfig
+from stepagent.learners.sft import DAggerConfig, MoreSFTConfig
+from stepagent.methods import METHODS
 from stepagent.model.generation import Decoding
 from stepagent.model.lora import LoRAConfig
 from stepagent.model.updates import OptimizerConfig
@@ -64,9 +62,9 @@ SCIENCEWORLD_DEMO = TrainConfig(
     detours=1,
     inspection=InspectionConfig(num_actions=2, decoding=Decoding(max_new_tokens=24)),
     # One pass of every learner over the same trajectories: the same number of updates for all.
-    sft_more=SFTConfig(epochs=1, batch_size=1, optimizer=_ADAM),
+    sft_more=MoreSFTConfig(epochs=1, batch_size=1, optimizer=_ADAM),
     # Why beta = 1: docs/method.md. The anchor then weighs as it does with 0.1 and an anchor of 1.
-    implicit=DPOConfig(beta=1.0, sft_coef=10.0, epochs=1, batch_size=1, optimizer=_ADAM),
+    implicit=ImplicitConfig(beta=1.0, sft_coef=10.0, epochs=1, batch_size=1, optimizer=_ADAM),
     inverse=InverseConfig(
         discriminator=DiscriminatorConfig(warmup_epochs=8, batch_size=4, optimizer=_ADAM),
         ppo=PPOConfig(epochs=1, batch_size=1, optimizer=_ADAM),
@@ -95,8 +93,7 @@ def _results(
     """
     inverse = SCIENCEWORLD_DEMO.inverse
     slow, slower, slowest = (OptimizerConfig(learning_rate=rate) for rate in (1e-4, 3e-5, 1e-5))
-    once = SFTConfig(epochs=1, batch_size=1, optimizer=slow)
-    trajectories = TrajectoryDPOConfig(batch_size=1, optimizer=slower)
+    once = SFTConfig(epochs=1, batch_size=1, optimizer=slower)
     return replace(
         SCIENCEWORLD_DEMO,
         task=task,
@@ -105,17 +102,17 @@ def _results(
         sft=replace(SCIENCEWORLD_DEMO.sft, epochs=epochs),
         # A model from scratch has no thoughts to say before its action.
         prompting=PromptingConfig(methods=("zero_shot", "react"), max_tokens=64),
-        methods=get_args(Method),
+        methods=tuple(name for name, method in METHODS.items() if method.has_rounds),
         inspection=replace(SCIENCEWORLD_DEMO.inspection, decoding=decoding),
-        sft_more=once,
-        dagger=replace(once, optimizer=_ADAM),
+        sft_more=MoreSFTConfig(epochs=1, batch_size=1, optimizer=slow),
+        dagger=DAggerConfig(epochs=1, batch_size=1, optimizer=_ADAM),
         inverse=replace(inverse, ppo=replace(inverse.ppo, sft_coef=ppo_anchor, optimizer=slow)),
         step_dpo=replace(SCIENCEWORLD_DEMO.implicit, sft_coef=0.0, optimizer=slower),
-        rft=RFTConfig(sft=replace(once, optimizer=slower)),
-        eto=replace(trajectories, optimizer=slowest),
-        spin=trajectories,
+        rft=RFTConfig(sft=once),
+        eto=ETOConfig(batch_size=1, optimizer=slowest),
+        spin=SPINConfig(batch_size=1, optimizer=slower),
         ppo=replace(SCIENCEWORLD_DEMO.ppo, batch_size=1, optimizer=slower),
-        grpo=GRPOConfig(batch_size=1, optimizer=_ADAM),
+        grpo=FinalGRPOConfig(batch_size=1, optimizer=_ADAM),
         evaluation=EvaluationConfig(decoding=replace(decoding, temperature=0.5)),
     )
 
@@ -139,8 +136,8 @@ SCIENCEWORLD_SMOLLM2 = TrainConfig(
     rounds=1,
     detours=1,
     inspection=InspectionConfig(num_actions=2, decoding=Decoding(max_new_tokens=20)),
-    sft_more=SFTConfig(epochs=1, batch_size=2, optimizer=_LORA_ADAM),
-    implicit=DPOConfig(epochs=1, batch_size=2, optimizer=_LORA_ADAM),
+    sft_more=MoreSFTConfig(epochs=1, batch_size=2, optimizer=_LORA_ADAM),
+    implicit=ImplicitConfig(epochs=1, batch_size=2, optimizer=_LORA_ADAM),
     inverse=InverseConfig(
         discriminator=DiscriminatorConfig(warmup_epochs=4, batch_size=2, optimizer=_LORA_ADAM),
         ppo=PPOConfig(epochs=1, batch_size=2, optimizer=_LORA_ADAM),
@@ -174,7 +171,7 @@ SMOKE = TrainConfig(
     model=TinyConfig(vocab_size=512, hidden_size=64, num_layers=2, num_heads=2),
     pretrain=PretrainConfig(reading=_ONE_EPOCH, copying=_ONE_EPOCH),
     sft=_ONE_EPOCH,
-    sft_more=_ONE_EPOCH,
+    sft_more=MoreSFTConfig(epochs=1, optimizer=_ONE_EPOCH.optimizer),
     rounds=1,
     # So few steps need many passes before the discriminator beats chance on others.
     inverse=InverseConfig(

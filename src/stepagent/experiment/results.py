@@ -4,27 +4,33 @@ import json
 from collections.abc import Sequence
 
 from stepagent.evaluation import summarize
+from stepagent.experiment.comparison import compare
 from stepagent.experiment.run import Run
-from stepagent.statistics import Interval, paired_difference
-from stepagent.types import METHODS, Trajectory
+from stepagent.experiment.run_folder import (
+    CHOSEN_FILE,
+    RESULTS,
+    RESULTS_JSON,
+    SUMMARY,
+    TEST_FILE,
+    episodes_file,
+    lost_key,
+    tested_unit,
+)
+from stepagent.methods import METHODS, REFLECTIONS, method_label
+from stepagent.statistics import Interval
+from stepagent.types import Trajectory
 
-UNLEARNT = ("zero_shot", "react", "sft")
-"""Methods without rounds."""
 
-REFLECTION = ("implicit", "inverse")
-"""What all others are compared with."""
-
-
-def write_results(seed: int, run: Run) -> None:
-    """Writes results.json and summary.md from the test episodes of finished units.
+def write_results(seed: int, run: Run, methods: Sequence[str]) -> None:
+    """Writes results.json and summary.md from the test episodes of the methods.
 
     Raises `RunError` if they are not as they were written.
     """
     episodes: dict[str, Sequence[Trajectory]] = {}
-    for method in METHODS:
-        name = f"episodes/{method}-test.jsonl"
+    for method in methods:
+        name = episodes_file(tested_unit(method))
         is_there = run.units.writer(name) or (run.folder / name).exists()
-        if run.is_done(f"{method}-test") and is_there:
+        if run.is_done(tested_unit(method)) and is_there:
             episodes[method] = run.read_records(name, Trajectory)
     rows = []
     for method, own in episodes.items():
@@ -49,50 +55,48 @@ def write_results(seed: int, run: Run) -> None:
                     "seed": seed,
                 }
             )
-    with run.unit("results"):
-        with run.write("results.json") as file:
+    with run.unit(RESULTS):
+        with run.write(RESULTS_JSON) as file:
             file.write(json.dumps(rows, indent=1, allow_nan=False).encode() + b"\n")
-        with run.write("summary.md") as file:
-            file.write(summary(run, episodes).encode())
+        with run.write(SUMMARY) as file:
+            file.write(summary(run, methods, episodes).encode())
 
 
-def summary(run: Run, episodes: dict[str, Sequence[Trajectory]]) -> str:
-    """A table of the test results and plain words on what beat what."""
-    width = max([22, *(len(METHODS[method]) + 2 for method in episodes)])
+def summary(run: Run, methods: Sequence[str], episodes: dict[str, Sequence[Trajectory]]) -> str:
+    """A table of the test results, and in plain words what beat what."""
+    width = max([22, *(len(method_label(method)) + 2 for method in episodes)])
     lines = [f"{'method':<{width}}{'round':>6}{'score (95 % interval)':>26}{'success':>24}{'n':>6}"]
-    chosen = {method: run.read_json(f"{method}-test", "best_round.json") for method in episodes}
+    chosen = {method: run.read_json(tested_unit(method), CHOSEN_FILE) for method in episodes}
     for method, own in episodes.items():
         result = summarize(own)
         lines.append(
-            f"{METHODS[method]:<{width}}{chosen[method]:>6}{interval_text(result.score):>26}"
+            f"{method_label(method):<{width}}{chosen[method]:>6}{interval_text(result.score):>26}"
             f"{interval_text(result.success, percent=True):>24}{len(own):>6}"
         )
     lines.append("")
     for method in episodes:
         if found := _metrics(run, method):
             shown = ", ".join(f"{name} {value:.4g}" for name, value in found.items())
-            lines.append(f"{METHODS[method]}: {shown}.")
-    for method in METHODS:
-        known = run.config["data"].get(f"{method}-test, lost", {"lost": []})
+            lines.append(f"{method_label(method)}: {shown}.")
+    for method in methods:
+        name = method_label(method)
+        known = run.config["data"].get(lost_key(tested_unit(method)), {"lost": []})
         if count := len(known["lost"]):
-            lines.append(
-                f"{METHODS[method]}: {count} of {known['of']} test episodes lost, see config.json."
-            )
+            lines.append(f"{name}: {count} of {known['of']} test episodes lost, see config.json.")
         if stopped := run.config["data"].get(method, {}).get("stopped"):
-            lines.append(f"{METHODS[method]} was stopped: {stopped}.")
-        if chosen.get(method) == 0 and method not in UNLEARNT:
-            name = METHODS[method]
+            lines.append(f"{name} was stopped: {stopped}.")
+        if chosen.get(method) == 0 and (method not in METHODS or METHODS[method].has_rounds):
             lines.append(f"{name}: no round beat the novice on dev, so this is the novice itself.")
-    for method in REFLECTION:
+    for method in REFLECTIONS:
         if method in episodes:
-            others = [other for other in episodes if other not in REFLECTION]
+            others = [other for other in episodes if other not in REFLECTIONS]
             lines += [_compared(method, other, episodes) for other in others]
     return "\n".join(lines) + "\n"
 
 
 def _metrics(run: Run, method: str) -> dict[str, float]:
     """The benchmark's own metrics of a tested method."""
-    found: dict[str, float] = run.read_json(f"{method}-test", "metrics.json")
+    found: dict[str, float] = run.read_json(tested_unit(method), TEST_FILE)
     return found
 
 
@@ -109,12 +113,8 @@ def interval_text(interval: Interval, *, percent: bool = False) -> str:
 
 def _compared(method: str, other: str, episodes: dict[str, Sequence[Trajectory]]) -> str:
     """One sentence on the paired difference in score."""
-    mine, theirs = (
-        {t.id: t.score for t in episodes[name] if t.score is not None} for name in (method, other)
-    )
-    both = [item for item in mine if item in theirs]
-    difference = paired_difference([mine[i] for i in both], [theirs[i] for i in both])
-    name, against = METHODS[method], METHODS[other]
+    difference = compare(episodes[method], episodes[other]).score
+    name, against = method_label(method), method_label(other)
     if difference.mean is None:
         return f"{name} and {against} share no items to compare."
     if difference.low is None or difference.high is None:

@@ -1,32 +1,24 @@
 """Rounds of inspection and reflection, each a unit of the run folder.
 
-A round inspects the demonstrations and the held-out trajectories with its starting policy, lets the
-learner measure that policy where it can, and then improves it. What is measured at the start of a
-round therefore belongs to the round before; after the last one the final policy is measured too.
-Then what the learner measures by judges the policies of all rounds once more, in the same states:
-only such figures tell whether the agent has come closer.
+    for each round: lesson = practice of the round's starting policy
+                    learn from the lesson, evaluate on dev, save
+
+What a learner measures at the start of a round belongs to the policy of the round before; after the
+last round the final policy is measured too. Then the measure as it is at the end judges the
+policies of all rounds in the same states: only these figures show whether the agent has come closer
+to the expert.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from stepagent.algorithms.discriminator import DiscriminatorAtChance
 from stepagent.experiment.run import Run, write_json
-from stepagent.learners.reflection import Learner
+from stepagent.experiment.run_folder import DEV_FILE, measure_unit, practice_file, round_unit
+from stepagent.learners.base import Learner, LearnerStopped, Measures
 from stepagent.model.policy import Policy
 from stepagent.model.updates import Metrics
-from stepagent.practice import Lesson, Practice, with_rewards
-from stepagent.rendering.renderer import RenderedTrajectory
-
-
-@dataclass(frozen=True)
-class Explored:
-    """Episodes that the policy of a round played itself."""
-
-    episodes: Sequence[RenderedTrajectory]
-    lost: int
-    """Episodes whose environment was lost too often."""
+from stepagent.practice import Comparison, Lesson, Practice, with_rewards
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,74 +34,67 @@ class Rounds:
     """Folder of the policy of round 0."""
     evaluate: Callable[[Policy, int], Mapping[str, float | None]]
     """Logs and returns how the policy of a round does on dev."""
-    explore: Callable[[Policy, int, int], Explored] | None = None
-    """The episodes of the policy in a round, by how many an item has and the round's number: one
-    for each demonstration, so that an item is not played in every round if it has several."""
-
-    def unit(self, number: int) -> str:
-        """Name of a round's unit; its folder holds the policy after the round."""
-        return f"{self.method}-round{number}"
 
     def go(self, policy: Policy, num_rounds: int) -> None:
-        """All rounds that are not finished yet; the policy comes in as that of round 0.
+        """Runs all rounds that are not finished yet; the policy comes in as that of round 0.
 
-        A discriminator at chance ends the rounds; why is recorded in config.json.
+        A learner that stops ends the rounds; config.json records why.
         """
-        last = f"{self.method}-measure"
-        if self.learner.measures and not self.run.is_done(last):
-            self.practice.choose_compared(policy)
+        last = measure_unit(self.method)
+        comparison = None
+        if isinstance(self.learner, Measures) and not self.run.is_done(last):
+            comparison = self.practice.comparison(policy)
         try:
             done = 0
-            while done < num_rounds and self.run.is_done(self.unit(done + 1)):
+            while done < num_rounds and self.run.is_done(round_unit(self.method, done + 1)):
                 done += 1
             if done:
-                folder = self.run.unit_folder(self.unit(done))
+                folder = self.run.unit_folder(round_unit(self.method, done))
                 policy.restore(folder)
                 self.learner.load(folder)
             for number in range(done + 1, num_rounds + 1):
-                self._round(policy, number)
-            if self.learner.measures and not self.run.is_done(last):
+                self._round(policy, number, comparison)
+            if comparison is not None:
                 with self.run.unit(last):
-                    self._prepare(policy, num_rounds + 1)
-                    self._compare(policy, num_rounds)
-        except DiscriminatorAtChance as error:
+                    self._measure(policy, num_rounds, comparison)
+        except LearnerStopped as error:
             self.run.record_data(self.method, {"stopped": str(error)})
 
-    def _round(self, policy: Policy, number: int) -> None:
-        with self.run.unit(self.unit(number)) as folder:
-            lesson = self._prepare(policy, number)
+    def _round(self, policy: Policy, number: int, comparison: Comparison | None) -> None:
+        unit = round_unit(self.method, number)
+        with self.run.unit(unit) as folder:
+            lesson = self._lesson(policy, number, comparison)
             rewards = self.learner.learn(
                 policy, lesson, seed=self.practice.seed_of(number), log=self._log(number)
             )
             if rewards is not None:
                 judged = with_rewards(lesson.held_out_practised, lesson.held_out_trees, rewards)
-                self.run.write_records(f"practice/{self.unit(number)}.jsonl", judged)
-            write_json(folder / "dev.json", self.evaluate(policy, number))
+                self.run.write_records(practice_file(self.method, number), judged)
+            write_json(folder / DEV_FILE, self.evaluate(policy, number))
             policy.save(folder)
             self.learner.save(folder)
 
-    def _explore(self, policy: Policy, number: int) -> Sequence[RenderedTrajectory]:
-        """The round's episodes, counted: they are what reflection does without."""
-        assert self.explore is not None
-        found = self.explore(policy, self.learner.explores, number)
-        played = [episode.trajectory for episode in found.episodes]
-        self.run.log(
-            stage=self.method,
-            round=number,
-            phase="explore",
-            episodes=len(played),
-            env_steps=sum(len(t.steps) for t in played),
-            score=sum(t.score or 0.0 for t in played) / len(played),
-            success=sum(bool(t.success) for t in played) / len(played),
-            **({"lost": found.lost} if found.lost else {}),
-        )
-        return found.episodes
+    def _measure(self, policy: Policy, num_rounds: int, comparison: Comparison) -> None:
+        """Measures the final policy; then judges the policies of all rounds."""
+        learner, after = self.learner, num_rounds + 1
+        assert isinstance(learner, Measures)
+        lesson = self._lesson(policy, after, comparison)
+        learner.measure(policy, lesson, seed=self.practice.seed_of(after), log=self._log(after))
+        for number in range(num_rounds + 1):
+            unit = round_unit(self.method, number)
+            policy.restore(self.run.unit_folder(unit) if number else self.novice)
+            found = learner.judge(policy, comparison(policy, after))
+            self._log(number)("dev", {"js_divergence": found.js_divergence})
 
-    def _prepare(self, policy: Policy, number: int) -> Lesson:
-        """The lesson of a round, after the learner has measured on it what it can."""
-        lesson = self.practice.lesson
-        if self.learner.practises:
-            lesson = self.practice.practised(policy, number)
+    def _lesson(self, policy: Policy, number: int, comparison: Comparison | None) -> Lesson:
+        """The lesson of a round; logs what playing in the environment cost."""
+        lesson = self.practice.lesson(
+            policy,
+            number,
+            practises=self.learner.practises,
+            explores=self.learner.explores,
+            comparison=comparison,
+        )
         if lesson.detours is not None:
             facts: Metrics = {
                 "taken": lesson.detours.taken,
@@ -120,28 +105,23 @@ class Rounds:
             if lesson.detours.lost:
                 facts["lost"] = lesson.detours.lost
             self._log(number)("detours", facts)
-        if self.learner.explores:
-            lesson = replace(lesson, explored=self._explore(policy, number))
-        if not self.learner.measures:
-            return lesson
-        if lesson.detours is not None:
-            lesson = replace(lesson, compared=self.practice.compared(policy, number))
-        seed = self.practice.seed_of(number)
-        found = self.learner.measure(policy, lesson, seed=seed, log=self._log(number))
-        if found is not None:
-            self._log(number - 1)("dev", {"discriminator_accuracy": found.accuracy})
+        if lesson.explored:
+            played = [episode.trajectory for episode in lesson.explored]
+            facts = {
+                "episodes": len(played),
+                "env_steps": sum(len(t.steps) for t in played),
+                "score": sum(t.score or 0.0 for t in played) / len(played),
+                "success": sum(bool(t.success) for t in played) / len(played),
+            }
+            if lesson.lost:
+                facts["lost"] = lesson.lost
+            self._log(number)("explore", facts)
         return lesson
-
-    def _compare(self, policy: Policy, num_rounds: int) -> None:
-        """The last judgement: of the policies of all rounds, on what each does by the same seed."""
-        for number in range(num_rounds + 1):
-            policy.restore(self.run.unit_folder(self.unit(number)) if number else self.novice)
-            found = self.learner.judge(policy, self.practice.compared(policy, num_rounds + 1))
-            if found is not None:
-                self._log(number)("dev", {"js_divergence": found.js_divergence})
 
     def _log(self, number: int) -> Callable[[str, Metrics], None]:
         def log(phase: str, metrics: Metrics) -> None:
-            self.run.log(stage=self.method, round=number, phase=phase, **metrics)
+            is_start = phase == "start"
+            row = (number - 1, "dev") if is_start else (number, phase)
+            self.run.log(stage=self.method, round=row[0], phase=row[1], **metrics)
 
         return log

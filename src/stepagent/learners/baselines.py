@@ -1,7 +1,7 @@
-"""Baselines that learn from episodes of their own: what reflection is compared with.
+"""Baselines that learn from episodes of their own, which reflection does without.
 
-Each plays the items of the demonstrations in the environment first, which reflection never does,
-and learns from the final reward of an episode, not of a step.
+Each first plays the items of the demonstrations in the environment, and learns from the reward of a
+whole episode, not of a step.
 
     RFT         clone the demonstrations and the agent's own successes
     ETO, SPIN   prefer the expert's whole episode to the agent's own (trajectory DPO)
@@ -22,7 +22,7 @@ from stepagent.algorithms.trajectory_dpo import TrajectoryDPOConfig, trajectory_
 from stepagent.algorithms.value_head import ValueHead
 from stepagent.bounds import COUNT, check_bounds
 from stepagent.inspection import rollout_tree
-from stepagent.learners.reflection import Log, Stateless
+from stepagent.learners.base import Log, Stateless
 from stepagent.model.policy import Policy
 from stepagent.practice import Lesson
 from stepagent.rendering.renderer import RenderedTrajectory
@@ -39,8 +39,48 @@ class RFTConfig:
     """On the demonstrations and the successes."""
 
     def __post_init__(self) -> None:
-        """Raises `OutOfBounds` for numbers that cannot be."""
+        """Raises `OutOfBounds` for numbers out of range."""
         check_bounds(self, {"episodes": COUNT})
+
+    def learner(self, novice: Policy) -> "RFT":
+        """Carries nothing from round to round."""
+        return RFT(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ETOConfig(TrajectoryDPOConfig):
+    """One round of ETO."""
+
+    def learner(self, novice: Policy) -> "ETO":
+        """Every round has the policy it starts from as its reference."""
+        return ETO(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SPINConfig(TrajectoryDPOConfig):
+    """One round of SPIN."""
+
+    def learner(self, novice: Policy) -> "SPIN":
+        """Every round has the policy it starts from as its reference."""
+        return SPIN(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinalPPOConfig(PPOConfig):
+    """One round of PPO on final rewards."""
+
+    def learner(self, novice: Policy) -> "FinalPPO":
+        """The value head starts at zero."""
+        return FinalPPO(self, novice)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinalGRPOConfig(GRPOConfig):
+    """One round of GRPO on final rewards."""
+
+    def learner(self, novice: Policy) -> "GRPO":
+        """Carries nothing from round to round."""
+        return GRPO(self)
 
 
 class RFT(Stateless):

@@ -20,6 +20,7 @@ from markupsafe import Markup
 from pydantic import JsonValue
 
 from stepagent.files.atomic import atomic_write
+from stepagent.methods import method_label
 from stepagent.report.runs import ReportError, RunView, read_run, visible
 from stepagent.report.scores import (
     CURVES,
@@ -33,7 +34,7 @@ from stepagent.report.scores import (
     step_rewards,
     training_curves,
 )
-from stepagent.types import METHODS, PracticedStep, Trajectory
+from stepagent.types import PracticedStep, Trajectory
 
 __all__ = ["ReportError", "RunView", "read_run", "write_report"]
 
@@ -138,7 +139,7 @@ def _page(runs: Sequence[RunView]) -> str:
     )
     environment.filters |= {"number": number, "bar": bar, "csp_hash": _csp_hash}
     environment.filters["pretty"] = lambda value: json.dumps(value, indent=2, ensure_ascii=False)
-    environment.filters["method"] = lambda name: METHODS.get(name, name)
+    environment.filters["method"] = method_label
     source = resources.files("stepagent.report").joinpath("report.html").read_text(encoding="utf-8")
     methods = methods_of(runs)
     return environment.from_string(source).render(

@@ -5,9 +5,7 @@ A part that is damaged or not as its unit wrote it, or a folder that is no run, 
 error. What no finished unit wrote is left out, except the rows of the unit that is being worked on.
 """
 
-import json
 import math
-import re
 import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,14 +15,30 @@ from typing import Annotated, Any, TypeVar
 from markupsafe import Markup
 from pydantic import BaseModel, BeforeValidator, ConfigDict, JsonValue, TypeAdapter, ValidationError
 
-from stepagent.experiment.manifest import MANIFEST, METRICS, RunError, Units, read_config, shown
+from stepagent.experiment import run_folder
+from stepagent.experiment.manifest import (
+    MANIFEST,
+    RunError,
+    Units,
+    read_config,
+    read_rows,
+    shown,
+)
+from stepagent.experiment.run_folder import (
+    CONFIG,
+    DEMONSTRATIONS,
+    HELD_OUT,
+    METRICS,
+    RESULTS_JSON,
+    SUMMARY,
+)
 from stepagent.files.lines import Unreadable, open_ordinary
 from stepagent.trajectories import TrajectoryError, read_jsonl
 from stepagent.types import PracticedStep, Record, Trajectory
 
 S = TypeVar("S")
 T = TypeVar("T", bound=Record)
-PARTS = ("config.json", "results.json", "metrics.jsonl", "practice", "episodes")
+PARTS = (CONFIG, RESULTS_JSON, METRICS, "practice", "episodes")
 
 
 class ReportError(ValueError):
@@ -121,11 +135,12 @@ def read_run(path: Path) -> RunView:
         raise ReportError(f"{shown(path)}: no such folder, expected a run folder with config.json")
     if not any((path / part).exists() for part in PARTS):
         raise ReportError(f"{shown(path)}: not a run folder, expected config.json in it")
-    config = path / "config.json"
+    config = path / CONFIG
     settings = _parsed(config, Settings) if config.exists() else Settings()
     try:
         units = _units(path)
         finished = set(units.check_rows()) if units else set()
+        metrics, cut = _metrics(path / METRICS)
     except RunError as error:
         raise ReportError(str(error)) from None
     found = {name: path / name for name in _names(path)}
@@ -136,7 +151,6 @@ def read_run(path: Path) -> RunView:
     ]
     if not units:
         notes.append("an earlier version wrote it without hashes, so its files are not checked")
-    metrics, cut = _metrics(path / METRICS)
     if cut:
         notes.append("the last line of metrics.jsonl is cut off and was left out")
     if units:
@@ -147,15 +161,15 @@ def read_run(path: Path) -> RunView:
         if left_out := kept.count(False):
             notes.append(f"{left_out} rows of metrics.jsonl are of no finished unit, left out")
         metrics = [row for row, is_kept in zip(metrics, kept, strict=True) if is_kept]
-    results, summary = known.get("results.json"), known.get("summary.md")
+    results, summary = known.get(RESULTS_JSON), known.get(SUMMARY)
     return RunView(
         path=path,
         settings=settings,
         results=tuple(_parsed(results, list[Result])) if results else (),
         summary=_text(summary) if summary else "",
         metrics=tuple(row for _, row in metrics),
-        demonstrations=_records(known.get("demonstrations.jsonl"), Trajectory),
-        held_out=_records(known.get("practice/demonstrations-dev.jsonl"), Trajectory),
+        demonstrations=_records(known.get(DEMONSTRATIONS), Trajectory),
+        held_out=_records(known.get(HELD_OUT), Trajectory),
         practice=tuple(_practice(known)),
         episodes=tuple(_episodes(known)),
         notes=tuple(notes),
@@ -164,10 +178,10 @@ def read_run(path: Path) -> RunView:
 
 def _units(path: Path) -> Units | None:
     """The finished units, whose files are as they were written; None if there are no hashes."""
-    config = read_config(path) if (path / "config.json").exists() else None
+    config = read_config(path) if (path / CONFIG).exists() else None
     if config is None:
         if [*path.glob(f"units/*/{MANIFEST}")]:
-            raise RunError(f"{shown(path / 'config.json')}: without its hashes; restore it")
+            raise RunError(f"{shown(path / CONFIG)}: without its hashes; restore it")
         return None
     units = Units(path, config["units"])
     units.check_all(weights=False)
@@ -176,7 +190,7 @@ def _units(path: Path) -> Units | None:
 
 def _names(path: Path) -> Iterator[str]:
     """The files of a run that are shown, by their paths within it."""
-    for name in ("demonstrations.jsonl", "results.json", "summary.md"):
+    for name in (DEMONSTRATIONS, RESULTS_JSON, SUMMARY):
         if (path / name).exists():
             yield name
     for part in ("practice", "episodes"):
@@ -188,17 +202,15 @@ def _object(value: JsonValue) -> dict[str, JsonValue]:
 
 
 def _practice(files: Mapping[str, Path]) -> Iterator[Practice]:
-    found = (re.fullmatch(r"practice/(.+)-round(\d+)\.jsonl", name) for name in files)
-    names = [(match[1], int(match[2]), match[0]) for match in found if match]
-    for method, round_number, name in sorted(names):
-        yield Practice(method, round_number, _records(files[name], PracticedStep))
+    found = ((run_folder.round_of_practice(name), file) for name, file in files.items())
+    for number, file in sorted((round_, file) for round_, file in found if round_):
+        yield Practice(number.method, number.number, _records(file, PracticedStep))
 
 
 def _episodes(files: Mapping[str, Path]) -> Iterator[Episodes]:
-    for name, path in files.items():
-        if match := re.fullmatch(r"episodes/(.+?)-([^-]+?)(?:-round(\d+))?\.jsonl", name):
-            round_number = int(match[3]) if match[3] else None
-            yield Episodes(match[1], match[2], round_number, _records(path, Trajectory))
+    for name, file in files.items():
+        if panel := run_folder.panel_of_episodes(name):
+            yield Episodes(*panel, _records(file, Trajectory))
 
 
 def _records(path: Path | None, record_type: type[T]) -> tuple[T, ...]:
@@ -210,24 +222,26 @@ def _records(path: Path | None, record_type: type[T]) -> tuple[T, ...]:
 
 def _metrics(path: Path) -> tuple[list[tuple[int, Metrics]], bool]:
     """The rows by line, and whether the last one was cut off by a kill or is being written."""
+    found = read_rows(path)
+    faults = list(found.damaged)
     rows: list[tuple[int, Metrics]] = []
-    lines = _text(path).rstrip("\n").split("\n") if path.exists() and _text(path) else []
-    for number, line in enumerate(lines, start=1):
+    for line, row in found.rows.items():
         try:
-            row = json.loads(line)
-            stage, phase, round_number = row["stage"], row["phase"], int(row["round"])
+            stage, phase, number = row["stage"], row["phase"], int(row["round"])
             values = {
                 name: float(value)
                 for name, value in row.items()
                 if type(value) in (int, float) and math.isfinite(value) and name != "round"
             }
-        except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError):
-            if number == len(lines):
-                return rows, True
-            expected = "an object with stage, round and phase"
-            raise ReportError(f"{shown(path)}:{number}: expected {expected} on one line") from None
-        rows.append((number, Metrics(str(stage), round_number, str(phase), values)))
-    return rows, False
+        except (ValueError, KeyError, TypeError, ArithmeticError):
+            faults.append(line)
+        else:
+            rows.append((line, Metrics(str(stage), number, str(phase), values)))
+    last = max([*found.rows, *found.damaged], default=0)
+    if inner := [line for line in faults if line < last or found.is_cut]:
+        expected = "an object with stage, round and phase"
+        raise ReportError(f"{shown(path)}:{min(inner)}: expected {expected} on one line")
+    return rows, found.is_cut or bool(faults)
 
 
 def _text(path: Path) -> str:

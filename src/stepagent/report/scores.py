@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from stepagent.experiment.comparison import Paired, compare
+from stepagent.methods import CONTROL, METHODS, NOVICE, method_label
 from stepagent.report.plots import IntervalRow, Line, interval_plot, line_plot, reward_histogram
 from stepagent.report.runs import Episodes, Result, RunView, visible
-from stepagent.statistics import PairedDifference, paired_difference
-from stepagent.types import METHODS, PracticedStep
+from stepagent.types import PracticedStep, Trajectory
 
 CURVES = {
     "score": ("Score", "dev score (0 to 100)"),
@@ -22,12 +23,12 @@ CURVES = {
 
 @dataclass(frozen=True)
 class Comparison:
-    """A method against a base method: (score, success in percentage points) for each run."""
+    """A method against a base method, in each run."""
 
     split: str
     method: str
     base: str
-    differences: tuple[tuple[PairedDifference, PairedDifference], ...]
+    differences: tuple[Paired, ...]
 
 
 @dataclass(frozen=True)
@@ -112,8 +113,8 @@ def _interval_plot(
                 continue
             low, high = (None if v is None else v * factor for v in (cell.low, cell.high))
             marks.append((cell.mean * factor, low, high))
-        label = str(visible(METHODS.get(method, method[:40])))
-        intervals.append(IntervalRow(label=label, series=methods.index(method), intervals=marks))
+        name = str(visible(method_label(method)[:40]))
+        intervals.append(IntervalRow(label=name, series=methods.index(method), intervals=marks))
     unit = {"success": "success rate (%)", "score": "score (0 to 100)"}.get(metric, metric)
     return interval_plot(intervals, title=f"{metric}, {split}", x_label=f"{split} {unit}")
 
@@ -123,12 +124,15 @@ def paired(runs: Sequence[RunView], methods: Sequence[str]) -> Iterator[Comparis
     splits = {part.split for run in runs for part in run.episodes}
     for split in [s for s in ("test", "dev") if s in splits][:1]:
         finals = [{m: final_episodes(run, m, split) for m in methods} for run in runs]
-        for base in ("sft", "sft_more"):
+        for base in (NOVICE, CONTROL):
             for method in methods:
-                if method == base or (base, method) == ("sft_more", "sft"):
+                if method == base or (base, method) == (CONTROL, NOVICE):
                     continue
-                pairs = tuple(_differences(final[method], final.get(base)) for final in finals)
-                if any(score.n or success.n for score, success in pairs):
+                pairs = tuple(
+                    compare(_trajectories(final[method]), _trajectories(final.get(base)))
+                    for final in finals
+                )
+                if any(pair.score.n or pair.success.n for pair in pairs):
                     yield Comparison(split, method, base, pairs)
 
 
@@ -138,21 +142,8 @@ def final_episodes(run: RunView, method: str, split: str) -> Episodes | None:
     return max(parts, key=lambda p: (p.round is None, p.round or 0), default=None)
 
 
-def _differences(
-    a: Episodes | None, b: Episodes | None
-) -> tuple[PairedDifference, PairedDifference]:
-    ours = {t.id: t for t in a.trajectories} if a else {}
-    pairs = [(ours[t.id], t) for t in b.trajectories if t.id in ours] if b else []
-    score = [(x.score, y.score) for x, y in pairs if x.score is not None and y.score is not None]
-    success = [
-        (100.0 * x.success, 100.0 * y.success)
-        for x, y in pairs
-        if x.success is not None and y.success is not None
-    ]
-    return (
-        paired_difference([x for x, _ in score], [y for _, y in score]),
-        paired_difference([x for x, _ in success], [y for _, y in success]),
-    )
+def _trajectories(part: Episodes | None) -> tuple[Trajectory, ...]:
+    return part.trajectories if part else ()
 
 
 def learning_curves(
@@ -200,7 +191,7 @@ def histograms(runs: Sequence[RunView]) -> Iterator[tuple[str, Markup]]:
         for part in {p.method: p for p in sorted(run.practice, key=lambda p: p.round)}.values():
             expert, agent = step_rewards(part.steps)
             if expert or agent:
-                title = f"{METHODS.get(part.method, part.method)}, round {part.round}"
+                title = f"{method_label(part.method)}, round {part.round}"
                 title = str(visible(f"{title}, {label}" if len(runs) > 1 else title))
                 yield title, reward_histogram(expert, agent, title=title)
 

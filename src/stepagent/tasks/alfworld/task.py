@@ -73,6 +73,10 @@ class AlfworldConfig:
                 "own_expert='walkthrough' needs grammar='move': the games that are put have none"
             )
 
+    def make_task(self) -> "Alfworld":
+        """The task under this protocol; raises ValueError for unknown names."""
+        return Alfworld(self)
+
 
 class AlfworldEnv(EpisodeEnv):
     """One agent in one game; the game is played in another process."""

@@ -81,6 +81,10 @@ class Mind2WebConfig:
                 f"not {self.step_limit}: so many answers can be needed"
             )
 
+    def make_task(self) -> "Mind2Web":
+        """The task under this protocol; raises ValueError for unknown names."""
+        return Mind2Web(self)
+
 
 class Mind2WebEnv(EpisodeEnv):
     """The evaluation of one step; see `EpisodeEnv` and `Tournament`.

@@ -66,6 +66,10 @@ class QAConfig:
             if number < 1:
                 raise ValueError(f"{name} must be at least 1, not {number}")
 
+    def make_task(self) -> "MultihopQA":
+        """The task under this protocol; raises ValueError for unknown names."""
+        return MultihopQA(self)
+
 
 class Library:
     """Paragraphs that can be searched."""

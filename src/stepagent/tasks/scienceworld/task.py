@@ -57,6 +57,12 @@ class ScienceWorldConfig:
     engine: EngineLimits = EngineLimits()
     """How long the JVM is waited for."""
 
+    def make_task(self) -> "ScienceWorld":
+        """The task under this protocol; raises ValueError for unknown names."""
+        return ScienceWorld(
+            self.task_types, self.simplification, self.step_limit, engine=self.engine
+        )
+
 
 class ScienceWorldTextEnv(EpisodeEnv):
     """One agent in one world; `reset(options={"item": "boil/12"})` chooses the world.

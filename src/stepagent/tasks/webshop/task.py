@@ -55,6 +55,10 @@ class WebShopConfig:
     """What finds the nouns of titles for the reward: "rules", or the name of an installed spaCy
     model such as en_core_web_sm."""
 
+    def make_task(self) -> "WebShop":
+        """The task under this protocol; raises ValueError for unknown names."""
+        return WebShop(self)
+
 
 class WebShop:
     """The benchmark; the expert is a shopper that knows the goal.

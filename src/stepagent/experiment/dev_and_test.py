@@ -6,11 +6,27 @@ from collections.abc import Sequence
 from stepagent.chat.episodes import NO_ROOM, PromptedPolicy, play
 from stepagent.chat.local_client import LocalChat
 from stepagent.evaluation import evaluate, likeness, summarize
-from stepagent.experiment.config import PromptMethod, TrainConfig
+from stepagent.experiment.config import TrainConfig
 from stepagent.experiment.novice import base_model, model_name, open_policy
 from stepagent.experiment.run import Run, write_json
+from stepagent.experiment.run_folder import (
+    BASE,
+    CHOSEN_FILE,
+    DATA,
+    DEMONSTRATIONS,
+    DEV_FILE,
+    PANELS_FILE,
+    TEST_FILE,
+    dev_name,
+    dev_unit,
+    episodes_file,
+    lost_key,
+    round_unit,
+    tested_unit,
+)
+from stepagent.methods import NOVICE
 from stepagent.model.policy import Policy
-from stepagent.practice import Lesson
+from stepagent.rendering.renderer import RenderedTrajectory
 from stepagent.tasks.base import Task
 from stepagent.tasks.tries import Lost
 from stepagent.types import Trajectory
@@ -23,21 +39,21 @@ def score_on_dev(
     run: Run,
     task: Task,
     policy: Policy,
-    lesson: Lesson,
+    held_out: Sequence[RenderedTrajectory],
     method: str,
     number: int,
 ) -> dict[str, float | None]:
     """Logs and returns how the policy does on the dev panel and how close it is to the expert."""
-    panel = run.read_json("data", "panels.json")["dev"]
+    panel = run.read_json(DATA, PANELS_FILE)["dev"]
     result = evaluate(
         policy, task, panel, config.evaluation, seed=config.seed, description=f"{method}: dev"
     )
-    name = f"{method}-dev-round{number}"
-    run.write_records(f"episodes/{name}.jsonl", result.episodes)
+    name = dev_name(method, number)
+    run.write_records(episodes_file(name), result.episodes)
     _record_lost(run, name, result.lost, len(panel))
     like = likeness(
         policy,
-        lesson.held_out,
+        held_out,
         max_new_tokens=config.evaluation.decoding.max_new_tokens,
     )
     metrics: dict[str, float | None] = {
@@ -59,31 +75,32 @@ def _record_lost(run: Run, name: str, lost: Sequence[Lost], count: int) -> None:
     for one in lost:
         logger.warning("lost: %s", one)
     # A unit that was cut off may have recorded others.
-    if lost or f"{name}, lost" in run.config["data"]:
-        run.record_data(f"{name}, lost", {"lost": [str(one) for one in lost], "of": count})
+    if lost or lost_key(name) in run.config["data"]:
+        run.record_data(lost_key(name), {"lost": [str(one) for one in lost], "of": count})
 
 
 def best_round(run: Run, method: str) -> int:
     """The round with the highest dev score, the earliest of equals; 0 is the novice itself."""
-    if method == "sft":
-        return 0
-    scores = [run.read_json("sft-dev", "dev.json")["score"]]
-    while run.is_done(unit := f"{method}-round{len(scores)}"):
-        scores.append(run.read_json(unit, "dev.json")["score"])
+    scores: list[float] = []
+    while run.is_done(unit := dev_unit(method, len(scores))):
+        scores.append(run.read_json(unit, DEV_FILE)["score"])
+        if method == NOVICE:
+            break
     return scores.index(max(scores))
 
 
 def score_on_test(config: TrainConfig, run: Run, task: Task, method: str) -> None:
     """The method's best round on the test panel, once."""
     number = best_round(run, method)
-    panel = run.read_json("data", "panels.json")["test"]
-    with run.unit(f"{method}-test") as folder:
-        if method != "sft" and number == 0:
-            episodes = run.read_records("episodes/sft-test.jsonl", Trajectory)
-            if known := run.config["data"].get("sft-test, lost"):
-                run.record_data(f"{method}-test, lost", known)
+    panel = run.read_json(DATA, PANELS_FILE)["test"]
+    unit = tested_unit(method)
+    with run.unit(unit) as folder:
+        if method != NOVICE and number == 0:
+            episodes = run.read_records(episodes_file(tested_unit(NOVICE)), Trajectory)
+            if known := run.config["data"].get(lost_key(tested_unit(NOVICE))):
+                run.record_data(lost_key(unit), known)
         else:
-            policy = open_policy(config, run, f"{method}-round{number}" if number else "sft")
+            policy = open_policy(config, run, round_unit(method, number))
             result = evaluate(
                 policy,
                 task,
@@ -93,31 +110,32 @@ def score_on_test(config: TrainConfig, run: Run, task: Task, method: str) -> Non
                 description=f"{method}: test",
             )
             episodes = result.episodes
-            _record_lost(run, f"{method}-test", result.lost, len(panel))
-        run.write_records(f"episodes/{method}-test.jsonl", episodes)
-        write_json(folder / "metrics.json", task.metrics(episodes))
-        write_json(folder / "best_round.json", number)
+            _record_lost(run, unit, result.lost, len(panel))
+        run.write_records(episodes_file(unit), episodes)
+        write_json(folder / TEST_FILE, task.metrics(episodes))
+        write_json(folder / CHOSEN_FILE, number)
 
 
-def score_prompted(config: TrainConfig, run: Run, task: Task, method: PromptMethod) -> None:
+def score_prompted(config: TrainConfig, run: Run, task: Task, method: str) -> None:
     """The model on the test panel, prompted as it was before SFT; greedy, as a chat model is.
 
     A prompt that does not fit into its context is noted in config.json, and nothing is tested.
     """
-    with run.unit(f"{method}-test") as folder:
+    unit = tested_unit(method)
+    with run.unit(unit) as folder:
         model = base_model(config, run)
         prompted = PromptedPolicy(
             LocalChat(
-                model_name(config.model) if isinstance(config.model, str) else "base",
+                model_name(config.model) if isinstance(config.model, str) else BASE,
                 Policy.load(model, config.compute),
                 max_tokens=config.prompting.max_tokens,
             ),
             task,
             "react",
-            demonstrations=run.read_records("demonstrations.jsonl", Trajectory),
+            demonstrations=run.read_records(DEMONSTRATIONS, Trajectory),
             few_shot=config.prompting.few_shot if method == "react" else 0,
         )
-        panel = run.read_json("data", "panels.json")["test"]
+        panel = run.read_json(DATA, PANELS_FILE)["test"]
         parallel = config.evaluation.num_parallel
         found = list(play(prompted, panel, num_parallel=parallel))
         lost = [outcome for outcome in found if isinstance(outcome, Lost)]
@@ -128,7 +146,7 @@ def score_prompted(config: TrainConfig, run: Run, task: Task, method: PromptMeth
             if (reason := str(episode.metadata["stopped"])).startswith(NO_ROOM):
                 run.record_data(method, {"stopped": f"{episode.id}: {reason}"})
                 return
-        _record_lost(run, f"{method}-test", lost, len(panel))
-        run.write_records(f"episodes/{method}-test.jsonl", episodes)
-        write_json(folder / "metrics.json", task.metrics(episodes))
-        write_json(folder / "best_round.json", 0)
+        _record_lost(run, unit, lost, len(panel))
+        run.write_records(episodes_file(unit), episodes)
+        write_json(folder / TEST_FILE, task.metrics(episodes))
+        write_json(folder / CHOSEN_FILE, 0)

@@ -1,0 +1,135 @@
+"""Inverse reflection: a discriminator tells expert from agent, and its output rewards PPO."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from torch import Tensor
+
+from stepagent.algorithms.discriminator import (
+    DiscriminatorConfig,
+    HeldOut,
+    expert_logits,
+    held_out,
+    step_rewards,
+    train_discriminator,
+)
+from stepagent.algorithms.ppo import PPOConfig, ppo
+from stepagent.algorithms.value_head import ValueHead
+from stepagent.bounds import COUNT, check_bounds
+from stepagent.inspection import StepTree, path_logprobs
+from stepagent.learners.base import LearnerStopped, Log
+from stepagent.model.policy import Policy
+from stepagent.practice import Lesson
+
+
+@dataclass(frozen=True, kw_only=True)
+class InverseConfig:
+    """One round of inverse reflection: discriminator, then PPO on its step rewards."""
+
+    states: Literal["practice", "rollout"] = "practice"
+    """Where the agent acts: in the expert's states (practice), or in an environment, in states of
+    its own (rollout)."""
+    episodes: int = 1
+    """Episodes per item and round if it acts in an environment."""
+    discriminator: DiscriminatorConfig = DiscriminatorConfig()
+    """Training of the discriminator, which tells the expert's actions from the agent's."""
+    ppo: PPOConfig = PPOConfig()
+    """Policy updates on the discriminator's step rewards."""
+
+    def __post_init__(self) -> None:
+        """Raises `OutOfBounds` for numbers out of range."""
+        check_bounds(self, {"episodes": COUNT})
+
+    def learner(self, novice: Policy) -> "Inverse":
+        """The discriminator starts as a copy of the novice."""
+        return Inverse(self, novice)
+
+
+class Inverse:
+    """Trains the discriminator on the round's practice, then the policy by PPO."""
+
+    practises = True
+
+    def __init__(self, config: InverseConfig, policy: Policy) -> None:
+        """The discriminator starts as a copy of the policy, the value head at zero."""
+        self.config = config
+        self.explores = config.episodes if config.states == "rollout" else 0
+        self.discriminator = policy.copy("discriminator")
+        self.value_head = ValueHead(policy.layers)
+        self.is_warm = False
+
+    def learn(self, policy: Policy, lesson: Lesson, *, seed: int, log: Log) -> list[Tensor] | None:
+        """Returns the step rewards of the held-out paths."""
+        self.measure(policy, lesson, seed=seed, log=log)
+        trees = self._trees(lesson)
+        rewards, held_out_rewards = (
+            self._rewards(policy, practised) for practised in (trees, lesson.held_out_trees)
+        )
+        facts = ppo(
+            policy, self.value_head, trees, rewards, self.config.ppo, seed=seed,
+            log=lambda m: log("ppo", m),
+        )  # fmt: skip
+        log("ppo", facts)
+        return held_out_rewards
+
+    def measure(self, policy: Policy, lesson: Lesson, *, seed: int, log: Log) -> None:
+        """Trains the discriminator on the lesson; logs its accuracy on held-out steps.
+
+        Before its first use it is warmed up until it beats chance on them; raises `LearnerStopped`
+        if it does not within its warm-up.
+        """
+        config, practised = self.config.discriminator, lesson.compared
+        trees = self._trees(lesson)
+        held_out_agent = path_logprobs(policy, practised)
+        found: list[HeldOut] = []
+
+        def beats_chance() -> bool:
+            logits = expert_logits(self.discriminator, practised, held_out_agent)
+            found.append(held_out(logits, practised))
+            return found[-1].beats_chance and not self.is_warm
+
+        train_discriminator(
+            self.discriminator,
+            trees,
+            path_logprobs(policy, trees),
+            config,
+            epochs=config.epochs if self.is_warm else config.warmup_epochs,
+            seed=seed,
+            log=lambda m: log("discriminator", m),
+            enough=beats_chance,
+        )
+        if not self.is_warm and not found[-1].beats_chance:
+            raise LearnerStopped(
+                f"after {config.warmup_epochs} epochs the discriminator is still at chance on "
+                f"held-out steps (accuracy {found[-1].accuracy:.3f}): its reward is not used"
+            )
+        self.is_warm = True
+        log("start", {"discriminator_accuracy": found[-1].accuracy})
+
+    def judge(self, policy: Policy, practised: Sequence[StepTree]) -> HeldOut:
+        """By the discriminator as it is now."""
+        return held_out(self._logits(policy, practised), practised)
+
+    def _trees(self, lesson: Lesson) -> Sequence[StepTree]:
+        return lesson.rollout_trees if self.config.states == "rollout" else lesson.trees
+
+    def _rewards(self, policy: Policy, practised: Sequence[StepTree]) -> list[Tensor]:
+        """For each tree the step rewards of its paths; the policy is the one that practised."""
+        form = self.config.discriminator.reward
+        return [step_rewards(f, form) for f in self._logits(policy, practised)]
+
+    def _logits(self, policy: Policy, practised: Sequence[StepTree]) -> list[Tensor]:
+        return expert_logits(self.discriminator, practised, path_logprobs(policy, practised))
+
+    def save(self, folder: Path) -> None:
+        """The discriminator as a model folder, the value head as safetensors."""
+        self.discriminator.save(folder / "discriminator")
+        self.value_head.save(folder)
+
+    def load(self, folder: Path) -> None:
+        """A saved learner has been warmed up."""
+        self.discriminator.restore(folder / "discriminator")
+        self.value_head.load(folder)
+        self.is_warm = True
