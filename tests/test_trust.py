@@ -237,7 +237,7 @@ def test_a_file_of_no_unit_is_neither_shown_nor_in_the_results(folder: Path, mad
     (folder / "episodes" / "inverse-test.jsonl").write_text(episode(1).model_dump_json() + "\n")
     view = read_run(folder)
     assert [part.method for part in view.episodes] == ["implicit", "sft"]
-    assert "episodes/inverse-test.jsonl is of no finished unit and was left out" in view.notes
+    assert "episodes/inverse-test.jsonl is left out: no finished unit wrote it" in view.notes
     make_run(folder, resume=True)
     assert (folder / "results.json").read_bytes() == (made / "results.json").read_bytes()
 
@@ -366,7 +366,7 @@ def test_rows_of_no_finished_unit_are_shown_only_at_the_end(folder: Path) -> Non
     path.write_text("".join([*lines[:2], row + "\n", *lines[2:]]))
     view = read_run(folder)
     assert not any("score" in m.values for m in view.metrics)
-    assert "1 rows of metrics.jsonl are of no finished unit, left out" in view.notes
+    assert "1 rows of metrics.jsonl are left out: no finished unit wrote them" in view.notes
     path.write_text("".join([*lines, row + "\n"]))
     assert read_run(folder).metrics[-1].values["score"] == 9
 

@@ -1,4 +1,4 @@
-"""`stepagent reflect`: rounds of inspection and reflection on files, without an environment."""
+"""`stepagent reflect`: rounds of inspection and reflection from files, without an environment."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,42 +38,43 @@ SHOWN = {
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """Improves a policy by rounds of inspection and reflection; no environment is needed.
+    """Improves a policy by rounds of inspection and reflection; needs no environment.
 
-    Reads POLICY and trajectories, one per line of JSON; writes the folder OUT: config.json,
-    metrics.jsonl, practised steps of the held-out trajectories with their rewards (practice/), and
-    the policy of each round (units/implicit-round1, ...), with inverse reflection its
-    discriminator too.
-    Prints how close each round's policy is to the expert on the held-out trajectories. What was
-    stopped goes on with --resume.
+    In each round the policy acts in every state of the demonstrations (inspection), then learns
+    from the difference between the expert's actions and its own (reflection).
+
+    Reads POLICY and two JSONL files of trajectories. Writes the folder OUT: config.json,
+    metrics.jsonl, held-out steps with their step rewards (practice/), and the policy of each round
+    (units/implicit-round1, ...), with its discriminator for inverse reflection. Prints how close
+    each round's policy is to the expert on the held-out trajectories. --resume continues a stopped
+    run.
 
     For example: stepagent reflect --method implicit --policy novice
     --demonstrations demonstrations.jsonl --held-out held-out.jsonl --out reflected --rounds 2
     """
 
     method: Literal["implicit", "inverse"]
-    """Step-wise DPO, or a discriminator and PPO."""
+    """implicit is step-wise DPO; inverse is a discriminator whose output rewards PPO."""
     policy: str
-    """The policy to begin with: a folder, a GGUF file, or the id of a model on the hub."""
+    """The policy to start from: a model folder, a GGUF file, or the id of a model on the hub."""
     demonstrations: Path
-    """The expert's trajectories to learn from."""
+    """Expert trajectories to learn from."""
     held_out: Path
-    """Other trajectories of the expert, to measure on."""
+    """Other expert trajectories, to measure on."""
     out: Path
-    """Folder for everything."""
+    """Folder to write to."""
     skip_invalid: bool = False
-    """Leave out and list lines that are no valid trajectory, and trajectories that are longer than
-    the model's context."""
+    """Leave out, and list, invalid lines and trajectories longer than the model's context."""
     rounds: int = 1
-    """How often to inspect and reflect."""
+    """Rounds of inspection and reflection."""
     resume: bool = False
-    """Go on with what is in OUT, if anything is."""
+    """Continue the run in OUT, if there is one."""
     seed: int = 0
-    """Of practice, data order and discriminator."""
+    """Seed of sampling, data order and discriminator."""
     compute: ComputeConfig = ComputeConfig()
     """Device, precision and memory."""
     lora: LoRAConfig = LoRAConfig()
-    """Low-rank adapters instead of the whole model."""
+    """Train low-rank adapters instead of the whole model."""
     inspection: InspectionConfig = InspectionConfig()
     """How the agent practises."""
     implicit: ImplicitConfig = ImplicitConfig()
@@ -82,7 +83,7 @@ class Arguments:
     """One round of inverse reflection."""
 
     def __post_init__(self) -> None:
-        """Raises `OutOfBounds` for numbers that cannot be."""
+        """Raises `OutOfBounds` for numbers out of range."""
         check_bounds(self, {"rounds": COUNT, "seed": SEED})
 
 
@@ -115,7 +116,7 @@ def _rendered(policy: Policy, file: Path, args: Arguments) -> list[RenderedTraje
 
 
 def _settings(args: Arguments, model: str) -> dict[str, Any]:
-    """What has to be the same when the run goes on; the inputs by content, not by place."""
+    """What must be unchanged when a run is resumed; inputs by content, not by path."""
     own = {name: to_json(getattr(args, name)) for name in SETTINGS}
     return {
         "recipe": f"reflect --method {args.method}",
@@ -169,7 +170,7 @@ def _log_likeness(
 
 
 def _table(run: Run) -> str:
-    """How close each round's policy is to the expert; a dash where it was not measured."""
+    """How close each round's policy is to the expert; a dash for what was not measured."""
     rounds: dict[int, dict[str, float | None]] = {}
     for row in run.metrics():
         if row["phase"] == "dev":

@@ -1,4 +1,4 @@
-"""All settings of a run. Recipes are complete ones; every field is a command-line option."""
+"""All settings of a run; every field is an option of `stepagent train`."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias, cast
@@ -45,23 +45,23 @@ else:  # the names of the table, for options and their help; no type checker cou
 
 @dataclass(frozen=True, kw_only=True)
 class PromptingConfig:
-    """How the model is prompted before it has learnt anything."""
+    """Baselines that prompt the model before any training."""
 
     methods: tuple[PromptMethod, ...] = ()
-    """Baselines to run, before SFT: told only what to do (zero_shot), or shown expert
-    trajectories as well (react)."""
+    """Prompting baselines to run: with the instruction only (zero_shot), or with expert
+    trajectories as examples (react)."""
     few_shot: int = 2
-    """Expert trajectories in a prompt of react."""
+    """Expert trajectories in a react prompt."""
     max_tokens: int = 256
-    """Longest reply, thought and action, in tokens."""
+    """Longest reply (thought and action), in tokens."""
 
     def __post_init__(self) -> None:
-        """Raises `OutOfBounds` for numbers that cannot be."""
+        """Raises `OutOfBounds` for numbers out of range."""
         check_bounds(self, {"few_shot": AMOUNT, "max_tokens": COUNT})
 
 
 TaskConfig = ScienceWorldConfig | AlfworldConfig | WebShopConfig | Mind2WebConfig | QAConfig
-"""Which environment, under which protocol."""
+"""An environment and its protocol."""
 
 TASKS: dict[str, TaskConfig] = {
     "scienceworld": ScienceWorldConfig(),
@@ -72,26 +72,26 @@ TASKS: dict[str, TaskConfig] = {
     "2wikimultihopqa": QAConfig(dataset="2wikimultihopqa"),
     "musique": QAConfig(dataset="musique"),
 }
-"""Every task by its name, with the protocol that is used if nothing else is asked for."""
+"""Every task by name, with its default protocol."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """How many items of each group (task type, kind of question) are used for what."""
+    """Sizes of the splits, in items per group (task type, kind of question)."""
 
     sft: int = 36
-    """Training demonstrations for SFT."""
+    """Demonstrations that the novice is fine-tuned on."""
     reflection: int = 72
-    """Training demonstrations for the learners."""
+    """Demonstrations that the methods practise on and learn from."""
     shared: int = 36
-    """How many demonstrations of SFT are among those of the learners."""
+    """Demonstrations that are in both."""
     dev: int = 6
-    """Dev items: rounds are chosen on them; their expert trajectories are the held-out states."""
+    """Dev items, which choose the best round. Their expert trajectories are held out."""
     test: int = 18
-    """Test items, used once."""
+    """Test items, each played once per method."""
 
     def __post_init__(self) -> None:
-        """Raises `OutOfBounds`, and `SettingsError` if more are shared than there are."""
+        """Raises `OutOfBounds`, and `SettingsError` if more are shared than either has."""
         check_bounds(self, {"sft": COUNT, "reflection": COUNT, "dev": COUNT, "test": COUNT})
         if not 0 <= self.shared <= min(self.sft, self.reflection):
             raise SettingsError(
@@ -105,32 +105,33 @@ class TrainConfig:
     """All settings of a run."""
 
     task: TaskConfig
-    """Environment and protocol."""
+    """The environment and its protocol."""
     data: DataConfig = DataConfig()
     """Sizes of the splits."""
     model: TinyConfig | str = TinyConfig()
-    """A model to build from scratch; or the id of one on the hub, or its folder."""
+    """A small model to build from scratch; or a model folder, or the id of a model on the hub."""
     lora: LoRAConfig = LoRAConfig()
-    """Train low-rank adapters on the model instead of the model itself."""
+    """Train low-rank adapters instead of the whole model."""
     compute: ComputeConfig = ComputeConfig()
     """Device, precision and memory."""
     pretrain: PretrainConfig = PretrainConfig()
-    """Of a model that is built from scratch, on all demonstrations of the run."""
+    """Pretraining of a model built from scratch, on all demonstrations of the run."""
     sft: SFTConfig = SFTConfig()
-    """The novice."""
+    """Fine-tuning on demonstrations, which makes the novice."""
     prompting: PromptingConfig = PromptingConfig()
-    """Baselines that learn nothing."""
+    """Prompting baselines, which train nothing."""
     methods: tuple[LearntMethod, ...] = (CONTROL, *REFLECTIONS)
-    """Learners to compare, each from the same novice."""
+    """Methods to compare; each starts from the same novice."""
     rounds: int = 2
-    """Rounds of each learner."""
+    """Rounds of each method; the best one on dev is tested."""
     inspection: InspectionConfig = InspectionConfig()
     """How the agent practises."""
     detours: int = 0
-    """How many mistakes in a row the agent makes in an environment before the expert goes on, in
-    practice for implicit, inverse, step_dpo and dagger; 0 needs no environment."""
+    """Replay the demonstrations in the environment with up to this many of the agent's mistakes in
+    a row inserted, and practise after them too (implicit, inverse, step_dpo, dagger); 0 practises
+    in the expert's states only and needs no environment."""
     sft_more: MoreSFTConfig = MoreSFTConfig(epochs=2, optimizer=OptimizerConfig(learning_rate=2e-4))
-    """One round of the control; as many updates as one round of reflection is fair."""
+    """One round of the control; give it as many updates as a round of reflection."""
     dagger: DAggerConfig = DAggerConfig(epochs=2, optimizer=OptimizerConfig(learning_rate=2e-4))
     """One round of SFT in detours."""
     implicit: ImplicitConfig = ImplicitConfig()
@@ -138,7 +139,7 @@ class TrainConfig:
     inverse: InverseConfig = InverseConfig()
     """One round of inverse reflection."""
     step_dpo: ImplicitConfig = ImplicitConfig(sft_coef=0.0)
-    """One round of implicit reflection without its anchor."""
+    """One round of implicit reflection without its SFT term."""
     rft: RFTConfig = RFTConfig()
     """One round of rejection sampling."""
     eto: ETOConfig = ETOConfig()
@@ -150,12 +151,12 @@ class TrainConfig:
     grpo: FinalGRPOConfig = FinalGRPOConfig()
     """One round of GRPO on final rewards."""
     evaluation: EvaluationConfig = EvaluationConfig()
-    """Episodes in the environment."""
+    """Episodes on dev and test."""
     seed: int = 0
-    """Of model, data order, practice and discriminator; panels are the same for all seeds."""
+    """Seed of weights, data order and sampling; dev and test items are the same for all seeds."""
 
     def __post_init__(self) -> None:
-        """Raises `OutOfBounds`, and `SettingsError` if detours are needed or in the way."""
+        """Raises `OutOfBounds`, and `SettingsError` for settings that contradict each other."""
         check_bounds(self, {"rounds": COUNT, "seed": SEED})
         for learnt in (self.sft, self.sft_more, self.dagger, self.rft.sft):
             check_bounds(learnt, {"epochs": COUNT})

@@ -1,4 +1,4 @@
-"""How the policies of a run do: on dev after every round, on test once."""
+"""Evaluation of a run's policies: on dev after every round, on test once."""
 
 import logging
 from collections.abc import Sequence
@@ -43,7 +43,7 @@ def score_on_dev(
     method: str,
     number: int,
 ) -> dict[str, float | None]:
-    """Logs and returns how the policy does on the dev panel and how close it is to the expert."""
+    """Evaluates a round's policy on the dev panel and against held-out expert steps; logs both."""
     panel = run.read_json(DATA, PANELS_FILE)["dev"]
     result = evaluate(
         policy, task, panel, config.evaluation, seed=config.seed, description=f"{method}: dev"
@@ -71,7 +71,7 @@ def score_on_dev(
 
 
 def _record_lost(run: Run, name: str, lost: Sequence[Lost], count: int) -> None:
-    """Names the episodes that are missing among so many, in config.json and on standard error."""
+    """Lists lost episodes, of so many, in config.json and on standard error."""
     for one in lost:
         logger.warning("lost: %s", one)
     # A unit that was cut off may have recorded others.
@@ -90,7 +90,7 @@ def best_round(run: Run, method: str) -> int:
 
 
 def score_on_test(config: TrainConfig, run: Run, task: Task, method: str) -> None:
-    """The method's best round on the test panel, once."""
+    """Tests the method's best round."""
     number = best_round(run, method)
     panel = run.read_json(DATA, PANELS_FILE)["test"]
     unit = tested_unit(method)
@@ -117,9 +117,9 @@ def score_on_test(config: TrainConfig, run: Run, task: Task, method: str) -> Non
 
 
 def score_prompted(config: TrainConfig, run: Run, task: Task, method: str) -> None:
-    """The model on the test panel, prompted as it was before SFT; greedy, as a chat model is.
+    """Tests the model as it was before SFT, by prompts, with greedy decoding.
 
-    A prompt that does not fit into its context is noted in config.json, and nothing is tested.
+    If a prompt exceeds its context, config.json says so and nothing is tested.
     """
     unit = tested_unit(method)
     with run.unit(unit) as folder:

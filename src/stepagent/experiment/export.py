@@ -1,7 +1,7 @@
-"""Models of a run as folders that others open: the policy, or the discriminator as a reward model.
+"""Exports a run's policy, or its discriminator as a reward model, in a standard format.
 
 Both are language models, whole (AutoModelForCausalLM) or as an adapter (PeftModel). Each folder has
-a model card that says on which data, by which recipe, and how well it did.
+a model card with data, recipe and results.
 """
 
 import json
@@ -36,7 +36,7 @@ from stepagent.model.weights import open_config, open_model, place, stored_dtype
 
 
 class ExportError(ValueError):
-    """A model would be of no use to others; the message is one line."""
+    """The export would be unusable; the message is one line."""
 
 
 _ON_CPU = ComputeConfig(device="cpu", precision="float32")
@@ -53,8 +53,8 @@ _PROBES = 256
 def export_policy(unit: Path, folder: Path, *, merged: bool, replace: bool = False) -> None:
     """Writes a unit's policy; `merged` adds an adapter to its base instead of writing it alone.
 
-    The folder is there whole or not at all; with `replace` an older one gives way to it. Raises
-    `ExportError` if it would be of no use to others, or not compute what the policy computes.
+    Atomic; `replace` overwrites an older folder. Raises `ExportError` if others could not open the
+    model, or if it would not compute what the policy computes.
     """
     with atomic_folder(folder, replace=replace) as made:
         loader = _write(unit, made, merged=merged)
@@ -74,7 +74,7 @@ def export_discriminator(unit: Path, folder: Path, *, merged: bool, replace: boo
 
 
 def _write(model: Path, folder: Path, *, merged: bool) -> str:
-    """Writes a model, returns the name of the class that opens it."""
+    """Writes a model; returns the name of the class that loads it."""
     policy = Policy.load(model, _ON_CPU)
     adapter = policy.layers.adapter
     if adapter is None:
@@ -93,7 +93,7 @@ def _write(model: Path, folder: Path, *, merged: bool) -> str:
 
 
 def _merge(policy: Policy, adapter: Adapter, model: Path, folder: Path) -> None:
-    """Writes the whole model in its base's precision, if it computes what the policy computes."""
+    """Merges the adapter, writes the model in its base's precision, and checks its logits."""
     ids = _probes(policy)
     expected = _logits(policy.model, ids)
     base = base_of(str(model))
@@ -114,7 +114,7 @@ def _merge(policy: Policy, adapter: Adapter, model: Path, folder: Path) -> None:
 
 
 def _probes(policy: Policy) -> Tensor:
-    """(1, tokens) special tokens, which may have been trained alone, and some of all others."""
+    """(1, tokens) special tokens, which may have trained embeddings, and a spread of others."""
     tokenizer, rows = policy.renderer.tokenizer, policy.layers.config.vocab_size
     count = min(_PROBES, rows, policy.context)
     special = sorted(tokenizer.added_tokens_decoder)[: count // 2]
@@ -128,7 +128,7 @@ def _logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
 
 
 def _check_same(model: Path, found: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
-    """Raises `ExportError` if logits differ by more than weights of this precision explain."""
+    """Raises `ExportError` if logits differ by more than rounding to this precision explains."""
     spread = float(expected.max() - expected.min())
     tolerance = spread * max(1e-3, 16 * torch.finfo(dtype).eps)
     off = float((found - expected).abs().max()) if found.shape == expected.shape else float("inf")
@@ -140,7 +140,7 @@ def _check_same(model: Path, found: Tensor, expected: Tensor, dtype: torch.dtype
 
 
 def model_card(unit: Path, kind: str, loader: str, *, usage: str = "") -> str:
-    """What a model is, in Markdown; what the run folder does not say is a dash."""
+    """The model card in Markdown; a dash for what the run folder does not say."""
     folder = unit.parent.parent
     run: dict[str, Any] = read_json(folder / CONFIG) if _is_run(folder) else {}
     trained = round_of_unit(unit.name)
@@ -183,7 +183,7 @@ def _training(run: dict[str, Any], unit: str, trained: Round | None) -> dict[str
 
 
 def _tested(folder: Path, trained: Round | None) -> dict[str, Any]:
-    """Test results, if it was this round that was tested."""
+    """Test results, if this round is the one that was tested."""
     if trained is None:
         return {}
     chosen = folder / unit_file(tested_unit(trained.method), CHOSEN_FILE)
@@ -207,5 +207,5 @@ def _table(title: str, facts: dict[str, Any]) -> list[str]:
 
 def _cell(value: object) -> str:
     text = "-" if value is None else value if isinstance(value, str) else json.dumps(value)
-    # Text of tasks and models must not end the cell or become markup.
+    # Text from tasks and models must not end the cell or become markup.
     return re.sub(r"([\\|\[\]!])", r"\\\1", " ".join(text.split()).replace("<", "&lt;"))

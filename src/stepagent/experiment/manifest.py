@@ -1,9 +1,9 @@
-"""What the units of a run wrote, by hash, and whether it is still there as they wrote it.
+"""Hashes of everything that the units of a run wrote, so that later changes are detected.
 
-Every unit has a manifest in its folder: the SHA-256 of its files, of those that it wrote elsewhere
-in the run folder, and of its rows of metrics.jsonl. The hashes of the manifests stand in
-config.json in the order of the units, beside a hash of config.json itself. So a change of any file
-is found, also of a manifest, and a unit that was taken away from among the others.
+The manifest in a unit's folder holds the SHA-256 of its files, of the files it wrote elsewhere in
+the run folder, and of its rows of metrics.jsonl. config.json lists the hashes of the manifests in
+the order of the units, and a hash of its own values. Any changed file is detected, manifests
+included, and so is a unit that was removed from among the others.
 """
 
 import hashlib
@@ -43,7 +43,7 @@ def read_json(path: Path) -> Any:
 
 
 def _bytes(path: Path, expected: str) -> bytes:
-    """What is in a file; raises `RunError` if it is none, such as a pipe nobody writes into."""
+    """The content of a file; raises `RunError` for anything else, such as a pipe."""
     try:
         with disk_errors(path), open_ordinary(path, expected) as file:
             return file.read()
@@ -57,7 +57,7 @@ def shown(path: Path) -> str:
 
 
 def check_name(path: Path) -> None:
-    """Raises `RunError` for a name that is not UTF-8, as libraries of models write none."""
+    """Raises `RunError` for a name that is not UTF-8: model libraries cannot write to it."""
     try:
         str(path).encode()
     except UnicodeEncodeError:
@@ -70,9 +70,9 @@ def write_config(folder: Path, config: Mapping[str, Any]) -> None:
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:
-    """The values of config.json; None if an earlier version wrote it, which kept no hashes.
+    """The values of config.json; None if a version of StepAgent that kept no hashes wrote it.
 
-    Raises `RunError` if it is no config.json of a run, or was changed.
+    Raises `RunError` if it is not the config.json of a run, or was changed.
     """
     path = folder / CONFIG
     config = read_json(path)
@@ -100,11 +100,11 @@ class Manifest:
     files: dict[str, str]
     """SHA-256 by the path within the run folder."""
     rows: str
-    """SHA-256 of its rows of metrics.jsonl without the time they were written at."""
+    """SHA-256 of its rows of metrics.jsonl, their times left out."""
 
 
 def rows_hash(rows: Iterable[Mapping[str, Any]]) -> str:
-    """SHA-256 of the rows of a unit; equal runs have equal ones, whatever time they took."""
+    """SHA-256 of the rows of a unit without their times, so that equal runs have equal hashes."""
     digest = hashlib.sha256()
     for row in rows:
         known = {name: value for name, value in row.items() if name != "seconds"}
@@ -115,7 +115,7 @@ def rows_hash(rows: Iterable[Mapping[str, Any]]) -> str:
 def make_manifest(
     made: Path, unit: str, elsewhere: Mapping[str, str], rows: Sequence[Mapping[str, Any]]
 ) -> Manifest:
-    """The manifest of a unit whose files are in the folder `made`, written into that folder too."""
+    """Writes the manifest of a unit into the folder `made`, which holds the unit's files."""
     own = {unit_file(unit, name): file_hash(made / name) for name in _files(made)}
     found = Manifest(dict(sorted({**own, **elsewhere}.items())), rows_hash(rows))
     write_json(made / MANIFEST, asdict(found))
@@ -137,7 +137,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def check_policy(folder: Path) -> None:
-    """Raises `RunError` if the folder of a unit, or a copy of one, is not as the unit wrote it."""
+    """Raises `RunError` if a unit's folder, or a copy of one, was changed since it was written."""
     if not (folder / MANIFEST).is_file():
         return
     parts = {PurePosixPath(n).parts: h for n, h in read_manifest(folder).files.items()}
@@ -153,13 +153,13 @@ class Units:
     def __init__(self, folder: Path, listed: Mapping[str, str]) -> None:
         """Reads the manifests; `listed` has their hashes, from config.json.
 
-        The last units may be missing: then they are to be made again. Raises `RunError` for one
-        that is missing among the others, or whose manifest was changed.
+        The last units may be missing: a resumed run makes them again. Raises `RunError` if one is
+        missing among the others, or if its manifest was changed.
         """
         self.folder = folder
         self.manifests: dict[str, Manifest] = {}
         self.hashes: dict[str, str] = {}
-        """Of the manifests, for config.json."""
+        """Hashes of the manifests, for config.json."""
         units = folder / "units"
         there = {p.name for p in units.glob("*") if p.is_dir() and not p.match(TEMPORARY)}
         # A kill may have come between a unit's rename and its line in config.json.
@@ -181,17 +181,17 @@ class Units:
             self.manifests[unit] = read_manifest(units / unit)
 
     def add(self, unit: str, made: Manifest) -> None:
-        """Takes in a unit that has just been finished."""
+        """Adds a unit that has just been finished."""
         self.names.append(unit)
         self.manifests[unit] = made
         self.hashes[unit] = file_hash(self.folder / "units" / unit / MANIFEST)
 
     def writer(self, name: str) -> str | None:
-        """The unit that wrote a file, which is named by its path within the run folder."""
+        """The unit that wrote a file, given by its path within the run folder."""
         return next((u for u in self.names if name in self.manifests[u].files), None)
 
     def check(self, name: str) -> None:
-        """Raises `RunError` if a file is not as its unit wrote it, or no unit wrote it."""
+        """Raises `RunError` if a file was changed since its unit wrote it, or no unit wrote it."""
         path, unit = self.folder / name, self.writer(name)
         if unit is None:
             raise RunError(f"{shown(path)}: written by no finished unit of the run")
@@ -201,7 +201,7 @@ class Units:
     def check_all(self, units: Iterable[str] | None = None, *, weights: bool = True) -> None:
         """Raises `RunError` for the first file of the units that was changed, removed or added.
 
-        Without `weights` files of weights only have to be there.
+        Without `weights`, weight files only have to exist.
         """
         for unit in self.names if units is None else [u for u in units if u in self.names]:
             files = self.manifests[unit].files
@@ -220,7 +220,7 @@ class Units:
                     )
 
     def check_rows(self) -> dict[int, dict[str, Any]]:
-        """The rows of finished units by line; raises `RunError` if they are not as written."""
+        """The rows of finished units by line; raises `RunError` if they were changed."""
         path = self.folder / METRICS
         found = read_rows(path)
         own = {n: row for n, row in found.rows.items() if row.get("unit") in self.names}
@@ -282,7 +282,7 @@ def read_rows(path: Path) -> Rows:
 
 
 def _fault(path: Path, digest: str | None) -> str:
-    """What is wrong with a file that should have this hash; empty if nothing is."""
+    """What is wrong with a file that should have this hash; empty if nothing."""
     if digest is None:
         return "not written by its unit"
     if not path.is_file():
@@ -291,7 +291,7 @@ def _fault(path: Path, digest: str | None) -> str:
 
 
 def _files(folder: Path) -> list[str]:
-    """Names within a unit's folder of what counts as written by it."""
+    """Names of the files in a unit's folder, the manifest and hidden files left out."""
     inside = (path.relative_to(folder) for path in folder.rglob("*") if not path.is_dir())
     return sorted(
         name.as_posix()

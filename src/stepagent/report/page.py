@@ -1,7 +1,7 @@
-"""One self-contained HTML page from run folders: scores, learning curves and the practised steps.
+"""One self-contained HTML page from run folders: scores, learning curves and practised steps.
 
-Reads run folders only and imports no torch, so it works on any machine and while a run is going on.
-All text of models, data and environments is escaped, and control characters are shown, not sent.
+It only reads run folders and imports no torch, so it works on any machine and during a run. Text
+from models, data and environments is escaped, and control characters are made visible.
 
     stepagent report runs/seed-0 runs/seed-1 --out report.html
 """
@@ -42,23 +42,23 @@ MAX_TRAJECTORIES, MAX_PRACTISED, MAX_EPISODES, MAX_TRANSCRIPT = 40, 6000, 20, 50
 """Most trajectories, practised steps, episodes per method and steps per transcript on a page."""
 
 GENERATOR = b'<meta name="generator" content="StepAgent report">'
-"""By this a page is known as one."""
+"""Marks a page as a report, which may be replaced."""
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """What one method's policy of one round did in an expert state."""
+    """What a method's policy did in one expert state in one round."""
 
     method: str
     round: int
     expert_action: str
     expert_reward: float | None
     agent: tuple[tuple[str, float | None, int], ...]
-    """Each different action with its step reward and how often it was sampled."""
+    """Each distinct action with its step reward and how often it was sampled."""
     matches: int
     n: int
     scale: float
-    """Reward at which a bar is full."""
+    """The reward at which a bar is full."""
 
 
 @dataclass(frozen=True)
@@ -67,13 +67,13 @@ class State:
 
     index: int
     observation: str | None
-    """None if the run does not hold the expert trajectory."""
+    """None if the run folder lacks the expert trajectory."""
     attempts: tuple[Attempt, ...]
 
 
 @dataclass(frozen=True)
 class Practised:
-    """A held-out expert trajectory, its steps in order."""
+    """A held-out expert trajectory with its steps in order."""
 
     id: str
     instruction: str
@@ -82,7 +82,7 @@ class Practised:
 
 @dataclass(frozen=True)
 class Viewer:
-    """The practised trajectories of a run that fit on the page, and how many there are."""
+    """The practised trajectories that fit on the page, and how many there are in all."""
 
     policies: tuple[tuple[str, int], ...]
     trajectories: tuple[Practised, ...]
@@ -91,7 +91,7 @@ class Viewer:
 
 @dataclass(frozen=True)
 class EpisodeTable:
-    """Evaluation episodes of one method that fit on the page: failures first."""
+    """Episodes of one method that fit on the page, failures first."""
 
     method: str
     split: str
@@ -101,7 +101,7 @@ class EpisodeTable:
 
 
 def write_report(runs: Sequence[Path], out: Path) -> None:
-    """Writes the page of one or several runs to `out`: the old file or the whole new one."""
+    """Writes the page of one or several runs to `out`, atomically."""
     if not runs:
         raise ReportError("expected at least one run folder")
     if out.is_dir():
@@ -116,7 +116,7 @@ def write_report(runs: Sequence[Path], out: Path) -> None:
 
 
 def number(value: float | None, digits: int = 1, sign: bool = False) -> str:
-    """The number with a true minus, or a dash where nothing was run."""
+    """The number with a true minus sign, or a dash for None."""
     if value is None:
         return "–"
     text = f"{value:{'+' if sign else ''}.{digits}f}"
@@ -124,7 +124,7 @@ def number(value: float | None, digits: int = 1, sign: bool = False) -> str:
 
 
 def bar(reward: float, scale: float) -> str:
-    """The style of a bar that grows from the middle: to the right if positive."""
+    """CSS of a bar that grows from the middle, to the right if positive."""
     width = min(abs(reward) / scale, 1.0) * 50
     return f"left:{50.0 if reward >= 0 else 50 - width:.1f}%;width:{width:.1f}%"
 
@@ -165,7 +165,7 @@ def _csp_hash(script: str) -> Markup:
 
 
 def _facts(runs: Sequence[RunView]) -> list[tuple[str, list[tuple[str, list[str]]]]]:
-    """What was run, by group: each fact with its value in every run."""
+    """Facts by group, each with its value in every run."""
     groups: dict[str, list[dict[str, str]]] = {
         "Run": [],
         "Protocol": [],
@@ -202,7 +202,7 @@ def _union(columns: Sequence[Mapping[str, str]]) -> list[str]:
 
 
 def _viewer(run: RunView, runs: int) -> Viewer:
-    """The first trajectories with all attempts, as many as the limits of the page allow."""
+    """The first trajectories with all attempts, up to the limits of the page."""
     known = {t.id: t for t in (*run.demonstrations, *run.held_out)}
     scales = {
         method: float(np.quantile(np.abs(rewards), 0.98)) if rewards else 0.0
@@ -238,7 +238,7 @@ def _rewards_by_method(run: RunView) -> dict[str, list[float]]:
 
 
 def _attempt(method: str, round_number: int, step: PracticedStep, scale: float) -> Attempt:
-    # Samples of the same action are one line on the page, with a count.
+    # Repeated samples of an action share a line, with a count.
     counts: dict[tuple[str, float | None], int] = {}
     for action in step.agent_actions:
         counts[action.text, action.reward] = counts.get((action.text, action.reward), 0) + 1
@@ -261,7 +261,7 @@ def _observation(expert: Trajectory | None, index: int) -> str | None:
 
 
 def _episode_tables(run: RunView, methods: Sequence[str], runs: int) -> Iterator[EpisodeTable]:
-    """Test episodes of each method; dev episodes if the run has not got that far."""
+    """Test episodes of each method; dev episodes until there are any."""
     for method in methods:
         part = final_episodes(run, method, "test") or final_episodes(run, method, "dev")
         if part:

@@ -1,8 +1,8 @@
-"""What the report reads: a run folder as one frozen view.
+"""Reads a run folder into one frozen view, for the report.
 
-A part that the run does not have yet is empty here, so an unfinished run can be read at any time.
-A part that is damaged or not as its unit wrote it, or a folder that is no run, is one clear line of
-error. What no finished unit wrote is left out, except the rows of the unit that is being worked on.
+Parts that do not exist yet are empty, so an unfinished run can be read at any time. A damaged or
+changed file, or a folder that is no run, raises a one-line error. Files that no finished unit wrote
+are left out; rows of the unit in progress are kept.
 """
 
 import math
@@ -42,11 +42,11 @@ PARTS = (CONFIG, RESULTS_JSON, METRICS, "practice", "episodes")
 
 
 class ReportError(ValueError):
-    """A run folder cannot be read or a report not written; the message is one line."""
+    """A run folder cannot be read, or a report cannot be written; the message is one line."""
 
 
 def _known_number(value: Any) -> Any:
-    """A diverged run writes NaN, for which JSON has no word; it is shown as not known."""
+    """Diverged runs write NaN, which is shown as unknown."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -58,7 +58,7 @@ class _Part(BaseModel):
 
 
 class Settings(_Part):
-    """What config.json says was run."""
+    """The settings in config.json."""
 
     recipe: str = ""
     seed: int | None = None
@@ -70,7 +70,7 @@ class Settings(_Part):
 
 
 class Result(_Part):
-    """One line of the final evaluation: score in 0 to 100, or success as a rate in 0 to 1."""
+    """One row of results.json: a score from 0 to 100, or a success rate from 0 to 1."""
 
     method: str
     task: str
@@ -94,7 +94,7 @@ class Metrics:
 
 @dataclass(frozen=True)
 class Practice:
-    """Held-out expert steps that one method's policy practised in one round."""
+    """Held-out steps practised by a method's policy in one round."""
 
     method: str
     round: int
@@ -122,15 +122,15 @@ class RunView:
     metrics: tuple[Metrics, ...]
     demonstrations: tuple[Trajectory, ...]
     held_out: tuple[Trajectory, ...]
-    """Expert trajectories whose steps were practised."""
+    """The held-out expert trajectories."""
     practice: tuple[Practice, ...]
     episodes: tuple[Episodes, ...]
     notes: tuple[str, ...]
-    """What the run does not have yet, what was left out of it, whether it was not checked."""
+    """What is missing, what was left out, and whether nothing could be checked."""
 
 
 def read_run(path: Path) -> RunView:
-    """The run in folder `path`, as far as it has got."""
+    """The run in folder `path`, finished or not."""
     if not path.is_dir():
         raise ReportError(f"{shown(path)}: no such folder, expected a run folder with config.json")
     if not any((path / part).exists() for part in PARTS):
@@ -147,19 +147,21 @@ def read_run(path: Path) -> RunView:
     known = {name: file for name, file in found.items() if not units or units.writer(name)}
     notes = [f"no {part} yet" for part in PARTS if not (path / part).exists()]
     notes += [
-        f"{name} is of no finished unit and was left out" for name in found if name not in known
+        f"{name} is left out: no finished unit wrote it" for name in found if name not in known
     ]
     if not units:
-        notes.append("an earlier version wrote it without hashes, so its files are not checked")
+        notes.append("written by an earlier version without hashes, so its files are not checked")
     if cut:
         notes.append("the last line of metrics.jsonl is cut off and was left out")
     if units:
-        # A method that was stopped has rows of a unit that could not be finished.
+        # A stopped method has rows of a unit that was never finished.
         stopped = {name for name, facts in settings.data.items() if "stopped" in _object(facts)}
         last = max(finished, default=0)
         kept = [n in finished or n > last or row.stage in stopped for n, row in metrics]
         if left_out := kept.count(False):
-            notes.append(f"{left_out} rows of metrics.jsonl are of no finished unit, left out")
+            notes.append(
+                f"{left_out} rows of metrics.jsonl are left out: no finished unit wrote them"
+            )
         metrics = [row for row, is_kept in zip(metrics, kept, strict=True) if is_kept]
     results, summary = known.get(RESULTS_JSON), known.get(SUMMARY)
     return RunView(
@@ -177,7 +179,7 @@ def read_run(path: Path) -> RunView:
 
 
 def _units(path: Path) -> Units | None:
-    """The finished units, whose files are as they were written; None if there are no hashes."""
+    """The finished units, after checking their files; None for a run without hashes."""
     config = read_config(path) if (path / CONFIG).exists() else None
     if config is None:
         if [*path.glob(f"units/*/{MANIFEST}")]:
@@ -189,7 +191,7 @@ def _units(path: Path) -> Units | None:
 
 
 def _names(path: Path) -> Iterator[str]:
-    """The files of a run that are shown, by their paths within it."""
+    """Paths, within the run folder, of the files that the report shows."""
     for name in (DEMONSTRATIONS, RESULTS_JSON, SUMMARY):
         if (path / name).exists():
             yield name
@@ -221,7 +223,7 @@ def _records(path: Path | None, record_type: type[T]) -> tuple[T, ...]:
 
 
 def _metrics(path: Path) -> tuple[list[tuple[int, Metrics]], bool]:
-    """The rows by line, and whether the last one was cut off by a kill or is being written."""
+    """The rows by line, and whether the last line is unfinished."""
     found = read_rows(path)
     faults = list(found.damaged)
     rows: list[tuple[int, Metrics]] = []

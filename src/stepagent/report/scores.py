@@ -1,4 +1,4 @@
-"""The numbers that the report shows of its runs: score tables, paired differences and figures."""
+"""The numbers of a report: score tables, paired differences, curves and histograms."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """Final results on one split of one task; `cells` has a method, run and metric for each."""
+    """Results on one split of one task; `cells` is keyed by method, run and metric."""
 
     task: str
     split: str
@@ -43,13 +43,13 @@ class ScoreTable:
     plots: tuple[Markup, ...]
 
     def best(self, run: int, metric: str) -> float | None:
-        """The highest mean of a column; none if all are the same."""
+        """The highest mean of a column; None if all are equal."""
         column = [c.mean for key, c in self.cells.items() if key[1:] == (run, metric)]
         means = {mean for mean in column if mean is not None}
         return max(means) if len(means) > 1 else None
 
     def across(self, method: str, metric: str) -> tuple[float, float, float] | None:
-        """Mean, least and greatest of the runs, which is None if one of them is missing."""
+        """Mean, minimum and maximum over runs; None if a run has no result."""
         row = [c.mean for key, c in self.cells.items() if (key[0], key[2]) == (method, metric)]
         means = [mean for mean in row if mean is not None]
         runs = {run for _, run, _ in self.cells}
@@ -59,7 +59,7 @@ class ScoreTable:
 
 
 def labels(runs: Sequence[RunView]) -> list[str]:
-    """Short names of the runs: their seeds if those tell them apart, else their folders."""
+    """Short names of the runs: their seeds if these differ, else their folders."""
     seeds = [run.settings.seed for run in runs]
     recipes = {run.settings.recipe for run in runs}
     if len(recipes) == 1 and None not in seeds and len(set(seeds)) == len(seeds):
@@ -69,7 +69,7 @@ def labels(runs: Sequence[RunView]) -> list[str]:
 
 
 def methods_of(runs: Sequence[RunView]) -> list[str]:
-    """The methods of all runs, in the order of the page; its place is a method's colour."""
+    """The methods of all runs in the order of the page, which also sets their colours."""
     found = {result.method for run in runs for result in run.results}
     found |= {row.stage for run in runs for row in run.metrics}
     found |= {part.method for run in runs for part in run.practice}
@@ -120,7 +120,7 @@ def _interval_plot(
 
 
 def paired(runs: Sequence[RunView], methods: Sequence[str]) -> Iterator[Comparison]:
-    """Differences to the SFT start and to continued SFT on the items that both solved."""
+    """Differences to the novice and to continued SFT on the items that both played."""
     splits = {part.split for run in runs for part in run.episodes}
     for split in [s for s in ("test", "dev") if s in splits][:1]:
         finals = [{m: final_episodes(run, m, split) for m in methods} for run in runs]
@@ -137,7 +137,7 @@ def paired(runs: Sequence[RunView], methods: Sequence[str]) -> Iterator[Comparis
 
 
 def final_episodes(run: RunView, method: str, split: str) -> Episodes | None:
-    """The episodes of the method's final policy, else those of its last round."""
+    """The episodes of the method's chosen policy, else of its last round."""
     parts = [p for p in run.episodes if (p.method, p.split) == (method, split)]
     return max(parts, key=lambda p: (p.round is None, p.round or 0), default=None)
 
@@ -149,7 +149,7 @@ def _trajectories(part: Episodes | None) -> tuple[Trajectory, ...]:
 def learning_curves(
     runs: Sequence[RunView], methods: Sequence[str]
 ) -> Iterator[tuple[str, Markup]]:
-    """Dev metrics over rounds, one figure each, with its title."""
+    """One figure per dev metric over rounds, with its title."""
     for key, (title, unit) in CURVES.items():
         lines = []
         for k, run in enumerate(runs):
@@ -168,7 +168,7 @@ def learning_curves(
 def training_curves(
     runs: Sequence[RunView], methods: Sequence[str]
 ) -> Iterator[tuple[str, Markup]]:
-    """Everything else that was logged, in the order of its rows, one figure each."""
+    """One figure per training metric, in the order it was logged."""
     values: dict[tuple[str, str], dict[tuple[int, int], list[float]]] = {}
     for k, run in enumerate(runs):
         for row in run.metrics:
@@ -186,7 +186,7 @@ def training_curves(
 
 
 def histograms(runs: Sequence[RunView]) -> Iterator[tuple[str, Markup]]:
-    """Step rewards of each method in its last practised round."""
+    """Step rewards of each method in its last round."""
     for label, run in zip(labels(runs), runs, strict=True):
         for part in {p.method: p for p in sorted(run.practice, key=lambda p: p.round)}.values():
             expert, agent = step_rewards(part.steps)
@@ -197,6 +197,6 @@ def histograms(runs: Sequence[RunView]) -> Iterator[tuple[str, Markup]]:
 
 
 def step_rewards(steps: Sequence[PracticedStep]) -> tuple[list[float], list[float]]:
-    """Those of the expert's actions and those of the agent's."""
+    """Rewards of the expert's actions, and of the agent's."""
     expert = [s.expert_reward for s in steps if s.expert_reward is not None]
     return expert, [a.reward for s in steps for a in s.agent_actions if a.reward is not None]
