@@ -10,8 +10,14 @@ import gymnasium as gym
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from stepagent.console.printable import printable
-from stepagent.tasks.adapters.foreign import EnvironmentFailed
-from stepagent.tasks.base import EnvironmentLost, Split, Task, TaskDataError, TextEnv
+from stepagent.tasks.base import (
+    EnvironmentFailed,
+    EnvironmentLost,
+    Split,
+    Task,
+    TaskDataError,
+    TextEnv,
+)
 
 logger = logging.getLogger(__name__)
 
