@@ -21,9 +21,11 @@ def raised(error: BaseException) -> str:
     neither to StepAgent, nor, if there is any other, to Python or an installed package.
     """
     try:
-        said = " ".join(str(error).split())
+        # The text of a SyntaxError has the place already.
+        said = str(error.msg if isinstance(error, SyntaxError) else error)
     except Exception as fault:  # a message that raises in its turn
         said = f"({type(fault).__name__} in its message)"
+    said = " ".join(said.split())
     message = f"{type(error).__name__}: {said}" if said else type(error).__name__
     place = _place(error)
     return printable(message, limit=300) + (f" ({printable(place, limit=300)})" if place else "")
