@@ -17,6 +17,7 @@ from stepagent.tasks.adapters.python_names import CannotLoad
 from stepagent.tasks.adapters.remote import ServerError
 from stepagent.tasks.adapters.scoring import Scoring
 from stepagent.tasks.base import EnvironmentFailed, EnvironmentLost, ExpertFailed, Task
+from stepagent.tasks.demonstrations import demonstrate
 from stepagent.tasks.environment_check import check_environment
 from stepagent.tasks.own import EnvConfig, item_of, open_environment
 from stepagent.tasks.serving.server import serving
@@ -108,7 +109,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     "place", ["own_game:Guess", "own_game.py:Guess", "./own_game.py:Guess", "own_game:easy"]
 )
 def test_a_class_or_a_function_is_a_task_whose_items_are_seeds(folder: Path, place: str) -> None:
-    task = open_environment(EnvConfig(env=place, step_limit=4))
+    task = EnvConfig(env=place, step_limit=4).make_task()
     assert isinstance(task, GymTask)
     assert list(task.items("train"))[:2] == ["seed/0", "seed/1"]
     env = task.make_env()
@@ -579,6 +580,24 @@ def test_a_users_environment_that_never_ends_is_cut_off(monkeypatch: pytest.Monk
     env = guarded.guarded(own_task()).make_env()
     env.reset(options={"item": "a"})
     assert [env.step("x")[3] for _ in range(3)] == [False, False, True]
+
+
+def test_the_demonstrations_of_other_items_come_before_the_error_of_one() -> None:
+    def expert(item: str) -> Any:
+        if item == "train/1":
+            raise LookupError("no plan")
+        return explorer(item)
+
+    task = corridor_task()
+    task._expert = expert
+    found = list[str]()
+    with pytest.raises(
+        EnvironmentFailed, match=r"^train/1: the expert raised LookupError: no plan"
+    ):
+        for outcome in demonstrate(task, task.items("train")[:4], num_parallel=2):
+            assert isinstance(outcome, Trajectory)
+            found.append(outcome.id)
+    assert sorted(found) == ["train/0", "train/2", "train/3"]
 
 
 def test_an_expert_is_what_a_gym_task_is_given() -> None:

@@ -36,7 +36,7 @@ class EnvConfig:
     """What the agent is told to do in every episode. None: the environment says it, by
     info["instruction"] of reset or an attribute `instruction`."""
     step_limit: int = STEP_LIMIT
-    """Actions after which an episode is cut off, because an environment may never end by itself."""
+    """Actions after which an episode is cut off, even if the environment never ends it."""
     score: Literal["sum", "last", "info"] | None = None
     """What an episode's score is computed from: the sum of its rewards, the last reward, or a value
     in the info of step (see score-key). None: the sum; for a server, its own score."""
@@ -64,6 +64,10 @@ class EnvConfig:
         if not self.worst < self.best:
             raise OutOfBounds(f"best must be above worst, {self.worst:g}, not {self.best:g}")
         split_ranges(self.train_items, self.dev_items, self.test_items)
+
+    def make_task(self) -> Task:
+        """The environment as a task, see `open_environment`."""
+        return open_environment(self)
 
 
 DEFAULTS = {field.name: field.default for field in fields(EnvConfig)}
