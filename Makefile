@@ -73,8 +73,9 @@ smollm2: $(READY)
 demo-smollm2: smollm2
 	@$(BIN)/stepagent train scienceworld-smollm2 --policy "$(SMOLLM2)" --out runs/demo-smollm2 --resume
 
+# A file's tests share what it builds, so they stay together on one worker.
 test: $(TOOLS)
-	@$(BIN)/pytest
+	@$(BIN)/pytest -n auto --dist loadfile
 
 check: $(TOOLS)
 	@$(BIN)/ruff check --quiet

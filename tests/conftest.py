@@ -1,13 +1,28 @@
-"""Settings that hold for every test: no network, and the same examples in every run."""
+"""Settings for every test: no network, one thread, the same examples in every run."""
 
 import os
 
+import pytest
 from hypothesis import settings
 
-# Set before anything imports a Hugging Face library, which reads it only once.
+MAX_WORKERS = 8
+"""A worker with its JVMs and servers takes about 1.5 GB at its peak."""
+
+# Set before anything imports the libraries that read them, which they do only once.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Sums in another order give other numbers. With one thread they depend neither on the machine's
+# cores nor on what runs beside a test, and workers do not compete for cores.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 # A slow machine is no failure, and a new example must not turn an unrelated change red.
 settings.register_profile("stepagent", deadline=None, derandomize=True)
 settings.load_profile("stepagent")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """What `pytest -n auto` means: one worker for each core that this process may use."""
+    on_linux = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if on_linux else os.cpu_count() or 1
+    return min(cores, MAX_WORKERS)
