@@ -11,7 +11,7 @@ from stepagent.cli import main
 from stepagent.rendering.renderer import warn_once
 from stepagent.trajectories import write_jsonl
 from stepagent.types import Step, Trajectory
-from test_templates import FAMILIES, renderer
+from test_chat_template import FAMILIES, renderer
 from test_tool_calls import TRAJECTORY, WITH_TOOLS
 
 PLAIN = Trajectory(

@@ -10,7 +10,7 @@ from stepagent.actions import Call, call_of, read_call, same_action, split_react
 from stepagent.rendering.renderer import Renderer, warn_once
 from stepagent.rendering.tool_calls import CallError
 from stepagent.types import Step, Trajectory
-from test_templates import CHATML, FAMILIES, renderer
+from test_chat_template import CHATML, FAMILIES, renderer
 
 SEARCH = Call(name="search", arguments={"query": 'a "hat"\nor cup', "count": 2}).action()
 TOOLS = (

@@ -9,7 +9,7 @@ import pytest
 from stepagent.formats.files import READERS, WRITERS, Imported, read_foreign
 from stepagent.formats.records import FormatError, Notes
 from stepagent.formats.sharegpt import read_sharegpt
-from test_import import error_of, lines, read
+from test_formats_files import error_of, lines, read
 
 PEEK = {"name": "peek", "description": "Looks.", "parameters": {"type": "object", "properties": {}}}
 FETCH = {
