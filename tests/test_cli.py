@@ -431,6 +431,6 @@ def test_the_smoke_recipe_runs_in_the_real_engine_and_survives_ctrl_c(tmp_path: 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
 def test_closed_streams_are_no_error(closed: str) -> None:
-    command = f"{sys.executable} -m stepagent tasks {closed}"
+    command = f"{sys.executable} -m stepagent import --help {closed}"
     done = subprocess.run(command, shell=True, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
