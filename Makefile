@@ -75,7 +75,7 @@ demo-smollm2: smollm2
 
 # A file's tests share what it builds, so they stay together on one worker.
 test: $(TOOLS)
-	@$(BIN)/pytest -n auto --dist loadfile
+	@$(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
 
 check: $(TOOLS)
 	@$(BIN)/ruff check --quiet
