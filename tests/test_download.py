@@ -78,7 +78,8 @@ class Server:
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 cut, outer.cut_at = outer.cut_at, None
-                self.wfile.write(body[:cut])
+                with suppress(ConnectionError):  # some leave before the end
+                    self.wfile.write(body[:cut])
                 if cut is not None:
                     self.close_connection = True
 

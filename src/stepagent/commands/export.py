@@ -18,7 +18,7 @@ def export_trajectories(
     /,
     *,
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
-    format: str,
+    format: Annotated[str, tyro.conf.arg(metavar="|".join(WRITERS))],
     overwrite: bool = False,
 ) -> None:
     """Writes trajectories as another project reads them.
@@ -31,7 +31,7 @@ def export_trajectories(
     Args:
         file: The trajectories.
         out: The file; a name that ends in .gz is compressed.
-        format: messages (TRL, Hugging Face), openai, eto, agentgym or atif.
+        format: The format to write.
         overwrite: Replace OUT if it exists.
     """
     if format not in WRITERS:

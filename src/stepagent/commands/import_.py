@@ -10,7 +10,7 @@ from stepagent.actions import call_of
 from stepagent.commands.outputs import check_file
 from stepagent.commands.parsing import UsageError, run_command, unknown
 from stepagent.console.printable import printable, shown
-from stepagent.formats.files import READERS, Imported, read_foreign
+from stepagent.formats.files import READERS, WRITERS, Imported, read_foreign
 from stepagent.trajectories import write_jsonl
 from stepagent.types import Trajectory
 
@@ -27,7 +27,7 @@ def import_trajectories(
     /,
     *,
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
-    format: str | None = None,
+    format: Annotated[str | None, tyro.conf.arg(metavar="|".join(READERS))] = None,
     task: str | None = None,
     skip_invalid: bool = False,
     overwrite: bool = False,
@@ -43,8 +43,8 @@ def import_trajectories(
     Args:
         file: The file to import.
         out: The trajectories; a name that ends in .gz is compressed.
-        format: messages (TRL, Hugging Face), openai, eto, agentgym, atif, webshop, knowagent or
-            trajectories, our own; without it the fields of the first record tell.
+        format: Format of FILE (trajectories is our own); by default it is detected from the first
+            record.
         task: Task of records that name none; without it the file's name.
         skip_invalid: Leave out records that cannot be used, and list them by reason.
         overwrite: Replace OUT if it exists.
@@ -85,8 +85,8 @@ def summary(found: Imported, out: Path) -> Iterator[str]:
         (sum(t.score is not None for t in found.trajectories), "scores"),
     ):
         yield f"{number:>8} {what}"
-    styles = {"messages", "openai", "eto", "agentgym", "atif"}  # how their turns were cut
-    others = {key for t in found.trajectories for key in t.metadata} - styles
+    # What goes by a format's name is how its turns were cut.
+    others = {key for t in found.trajectories for key in t.metadata} - WRITERS.keys()
     if others:
         named = ", ".join(printable(key) for key in sorted(others)[:MAX_LISTED])
         more = f" and {len(others) - MAX_LISTED} more" if len(others) > MAX_LISTED else ""
