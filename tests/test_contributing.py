@@ -17,6 +17,7 @@ NAMED_OTHERWISE = {
     "docs": "the pages of documentation",
     "examples": "the programs in examples/",
     "house_rules": "rules for all of the code",
+    "own_environment": "environments of the user's own, by every way to name them",
     "openenv_package": "against OpenEnv's own package, in an environment that has it",
     "task_contract": "what every task promises; a new task adds one line",
     "transformers_serve": "the chat client against a real server",
@@ -27,8 +28,8 @@ NAMED_OTHERWISE = {
 OWN = {"method": ("algorithms.", "learners."), "task": ("tasks.",), "format": ("formats.",)}
 """Where an addition puts its own files."""
 
-CHOICES = {"experiment.recipes"}
-"""Chooses among all methods and tasks; nothing has to have a recipe."""
+CHOICES = {"experiment.defaults", "experiment.recipes"}
+"""Settings for methods and tasks that suit a purpose; nothing has to have any."""
 
 
 def names() -> set[str]:
