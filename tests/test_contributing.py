@@ -3,10 +3,11 @@
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 
 import pytest
 
-from test_house_rules import PACKAGE, ROOT, imported_paths, sources
+from test_house_rules import PACKAGE, ROOT, imported_paths, parsed, sources
 
 TEXT = (ROOT / "CONTRIBUTING.md").read_text()
 MAX_LINES = 80
@@ -57,6 +58,7 @@ def touched(kind: str, text: str = TEXT) -> set[str]:
     return {path.replace("/", ".") for path in re.findall(r"`([\w/]+)\.py`", found[1])}
 
 
+@cache
 def words(text: str) -> set[str]:
     """All names, attributes and arguments in a module, and all its texts."""
 
@@ -71,7 +73,7 @@ def words(text: str) -> set[str]:
             elif isinstance(inner, ast.Constant) and isinstance(inner.value, str):
                 yield inner.value
 
-    return set(found(ast.parse(text)))
+    return set(found(parsed(text)))
 
 
 def who_names(word: str) -> set[str]:
@@ -81,7 +83,7 @@ def who_names(word: str) -> set[str]:
 
 def who_imports(folder: str) -> set[str]:
     """Modules that import a folder, or something in it."""
-    paths = {name: imported_paths(name, ast.parse(text)) for name, text in sources().items()}
+    paths = {name: imported_paths(name, parsed(text)) for name, text in sources().items()}
     return {name for name, own in paths.items() if any(f"{p}.".startswith(folder) for p in own)}
 
 

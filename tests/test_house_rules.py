@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,13 @@ CALLED_BY_OTHERS = {
 """Members of classes that our own code never names, and who does."""
 
 
+@cache
+def parsed(text: str) -> ast.Module:
+    """The tree of a module, which most rules look at."""
+    return ast.parse(text)
+
+
+@cache
 def sources() -> dict[str, str]:
     """Text of every source file by its name within the package, e.g. `tasks.base`."""
     files = sorted(PACKAGE.rglob("*.py"))
@@ -82,7 +90,7 @@ def shape_faults(files: dict[str, str]) -> list[str]:
     """Files that are too long, do not say what they are, or have a name that says nothing."""
     faults = []
     for name, text in files.items():
-        if not ast.get_docstring(ast.parse(text)):
+        if not ast.get_docstring(parsed(text)):
             faults.append(f"{name}: no docstring; say what the module is")
         if (lines := text.count("\n")) > MAX_LINES:
             faults.append(
@@ -97,7 +105,7 @@ def swallowed_errors(files: dict[str, str]) -> list[str]:
     """Places that hide errors: `except:`, and `except Exception` with only `pass` under it."""
     faults = []
     for name, text in files.items():
-        for node in ast.walk(ast.parse(text)):
+        for node in ast.walk(parsed(text)):
             if not isinstance(node, ast.ExceptHandler):
                 continue
             caught = ast.unparse(node.type) if node.type else None
@@ -112,7 +120,7 @@ def imports(files: dict[str, str]) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for name, text in files.items():
         # `from stepagent.types import Step` gives `types.Step`: cut it back to the module.
-        paths = imported_paths(name, ast.parse(text))
+        paths = imported_paths(name, parsed(text))
         found[name] = {p if p in files else p.rpartition(".")[0] or p for p in paths} - {name}
     return found
 
@@ -182,7 +190,7 @@ def unused(files: dict[str, str], others: Mapping[str, str], words: set[str]) ->
     `others` are programs beside the package, `words` what templates name. Of what a module defines
     it is known who imports it; members count as used where anything has their name.
     """
-    trees = {name: ast.parse(text) for name, text in (files | dict(others)).items()}
+    trees = {name: parsed(text) for name, text in (files | dict(others)).items()}
     imported, attributes = set[str](), dict[str, set[str]]()
     for name, tree in trees.items():
         paths = imported_paths(name, tree)
@@ -269,7 +277,7 @@ def test_all_that_others_call_is_there() -> None:
     members = {
         member
         for text in sources().values()
-        for node in ast.walk(ast.parse(text))
+        for node in ast.walk(parsed(text))
         if isinstance(node, ast.ClassDef)
         for _, member in _definitions(node)
     }
