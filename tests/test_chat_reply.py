@@ -1,4 +1,4 @@
-"""Replies read from anything that is JSON, and from much that is none."""
+"""Replies read from arbitrary JSON and arbitrary bytes."""
 
 import json
 from typing import Any
