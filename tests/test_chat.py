@@ -104,7 +104,7 @@ def test_the_number_of_retries_is_limited() -> None:
     [
         (400, "error 400 for model 'm-1'; it says: "),
         (401, "rejects the key; check the environment variable OPENAI_API_KEY; it says: "),
-        (403, "refuses the key"),
+        (403, "rejects the key"),
         (404, "no model 'm-1' there, or no chat completions API"),
         (422, "error 422 for model 'm-1'"),
         (500, "error 500, tried 1 times"),
@@ -179,8 +179,8 @@ def test_an_answer_of_a_different_shape_is_an_error(body: bytes) -> None:
         (Send('{"choices": "h\xe9"}'.encode("latin-1"), "application/json; charset=latin-1"),
          "not UTF-8 text"),
         (Send(changed(choices=None, info="nothing today")), "nothing today"),
-        (Send(changed(usage={"prompt_tokens": 10**400})), "token counts are no numbers"),
-        (Send(changed(usage={"prompt_tokens": True})), "token counts are no numbers"),
+        (Send(changed(usage={"prompt_tokens": 10**400})), "token counts are not numbers"),
+        (Send(changed(usage={"prompt_tokens": True})), "token counts are not numbers"),
     ],
 )  # fmt: skip
 def test_the_error_of_an_unreadable_answer_says_what_came_instead(
@@ -303,7 +303,7 @@ def test_an_error_in_place_of_a_reply_is_retried(answer: Answer, said: str) -> N
 
 @pytest.mark.parametrize(
     ("code", "message"),
-    [(401, "refuses the key"), (404, "no model 'm-1' there"), (400, "error 400 for model 'm-1'")],
+    [(401, "rejects the key"), (404, "no model 'm-1' there"), (400, "error 400 for model 'm-1'")],
 )
 def test_a_permanent_error_with_status_200_is_not_retried(code: int, message: str) -> None:
     body = json.dumps({"error": {"code": code, "message": "so it is"}}).encode()
