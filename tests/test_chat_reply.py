@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepagent.chat.faults import Fault
 from stepagent.chat.prompts import Prompt
 from stepagent.chat.replies import Reply, Unreadable, read_error, read_reply
+from stepagent.chat.server_errors import Fault
 
 NAMES = st.sampled_from(
     ["choices", "message", "content", "finish_reason", "usage", "prompt_tokens", "error", "code",

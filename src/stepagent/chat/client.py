@@ -20,11 +20,11 @@ from urllib.parse import quote, quote_plus, urlsplit
 
 import httpx2
 
-from stepagent.chat.faults import Fault, Option
 from stepagent.chat.http import Unreachable, Unusable, post
 from stepagent.chat.replies import Reply as Reply
 from stepagent.chat.replies import Unreadable, read_error, read_reply
 from stepagent.chat.replies import Usage as Usage
+from stepagent.chat.server_errors import Fault, Option
 
 logger = logging.getLogger(__name__)
 

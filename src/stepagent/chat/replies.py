@@ -8,7 +8,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from stepagent.chat.faults import Fault, read_fault
+from stepagent.chat.server_errors import Fault, read_fault
 
 ENDED = {"stop", "tool_calls", "function_call", "eos", "eos_token", "stop_sequence", "end_turn",
          "complete"}  # fmt: skip

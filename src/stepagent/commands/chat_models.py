@@ -11,9 +11,8 @@ from typing import Annotated
 import tyro
 
 from stepagent.bounds import SECONDS
-from stepagent.chat import episodes as prompting
 from stepagent.chat.client import ChatClient, ChatConfig, ChatError, Usage
-from stepagent.chat.episodes import PromptedPolicy
+from stepagent.chat.episodes import PromptedPolicy, play
 from stepagent.chat.prompts import PromptFormat
 from stepagent.commands.episode_journal import journal_path, kept
 from stepagent.commands.parsing import UsageError
@@ -139,9 +138,9 @@ def play_all(
     policy: PromptedPolicy, items: Sequence[str], out: Path, *, num_parallel: int
 ) -> list[Trajectory | Missing]:
     """The episode or loss of every item, in order; those in the journal are not paid for again."""
-    play = partial(prompting.play, policy, num_parallel=num_parallel)
+    play_items = partial(play, policy, num_parallel=num_parallel)
     try:
-        return kept(out, items, policy.settings, play, "Episodes")
+        return kept(out, items, policy.settings, play_items, "Episodes")
     except ChatError as error:
         path = journal_path(out)
         done = {t.id for t in read_jsonl(path, Trajectory)} if path.exists() else set()

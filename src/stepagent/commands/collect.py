@@ -60,7 +60,7 @@ def collect_demonstrations(
     DEMONSTRATIONS and GUIDE; writes OUT, one trajectory per line of JSON. Items that the expert
     does not solve, or whose environment fails repeatedly, are listed and left out.
 
-    Finished episodes are saved to OUT.episodes at once. After an interruption, run the same command
+    Finished episodes are saved to OUT.episodes immediately. If interrupted, run the same command
     again: it resumes there, repeats no finished episode and retries failed environments. The file
     is removed once OUT is complete, except with --expert openai:MODEL, when it is the only copy of
     the unsolved episodes.

@@ -152,7 +152,7 @@ def kept(
     play: Callable[[Sequence[str]], Generator[Trajectory | Missing, None, None]],
     description: str,
 ) -> list[Trajectory | Missing]:
-    """The episode or loss of every item, in order; saves each episode in OUT's journal at once.
+    """The episode or loss of every item, in order; saves each to OUT's journal when it ends.
 
     Episodes that the journal already has are not played again. Raises `JournalError` if one of them
     was played with other settings than those of the item now.

@@ -63,7 +63,7 @@ def evaluate_policy(
     each episode) and success rate, both with 95 % confidence intervals, and a hash of the panel:
     results with equal hashes are of the same items.
 
-    Finished episodes are saved to OUT.episodes at once. After an interruption, run the same command
+    Finished episodes are saved to OUT.episodes immediately. If interrupted, run the same command
     again: it resumes there and repeats no finished episode. The file is removed once OUT is
     complete. Items whose environment fails repeatedly are listed and left out; running the command
     again retries them.

@@ -21,9 +21,9 @@ from stepagent.model.prefix_tree import ROOT, Pack, PrefixTree
 from stepagent.model.weights import (
     UNREADABLE,
     check_finite,
+    load_into,
     open_model,
     place,
-    put,
     reason,
 )
 from stepagent.rendering.chat_template import TemplateError
@@ -200,7 +200,7 @@ class Policy:
             self.layers.adapter.restore(folder)
         else:
             saved = open_model(str(folder), torch.float32)
-            put(folder, self.model, saved.state_dict())
+            load_into(folder, self.model, saved.state_dict())
 
     def render(self, trajectory: Trajectory) -> RenderedTrajectory:
         """Renders a trajectory as token ids.

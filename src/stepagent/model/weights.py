@@ -167,7 +167,7 @@ def check_finite(source: str | Path, tensors: Mapping[str, Tensor]) -> None:
         )
 
 
-def put(source: str | Path, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def load_into(source: str | Path, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Loads weights in place; raises `WeightsError` if they do not match the module."""
     try:
         module.load_state_dict(tensors)

@@ -100,7 +100,7 @@ def render_messages(
     return rendered[0][0]
 
 
-def around_contents(tokenizer: PreTrainedTokenizerBase, tools: Sequence[Tool] = ()) -> str:
+def dialogue_markup(tokenizer: PreTrainedTokenizerBase, tools: Sequence[Tool] = ()) -> str:
     """The text that the template writes between and after the contents of a short dialogue."""
     dialogue = [
         {"role": role, "content": content}
@@ -113,7 +113,7 @@ def around_contents(tokenizer: PreTrainedTokenizerBase, tools: Sequence[Tool] = 
     return text.partition(USER[0])[2]
 
 
-def take_apart(
+def split_template(
     encoder: Encoder,
     tools: Sequence[Tool] = (),
     *,

@@ -31,7 +31,7 @@ from transformers import PreTrainedTokenizerBase
 
 from stepagent.actions import Said, read_call, same_action, split_react
 from stepagent.console.printable import printable
-from stepagent.rendering.chat_template import Markup, TemplateError, around_contents, take_apart
+from stepagent.rendering.chat_template import Markup, TemplateError, dialogue_markup, split_template
 from stepagent.rendering.encoding import Encoder, EncodingError
 from stepagent.rendering.tool_calls import CallError, TemplateCalls, tools_as_text
 from stepagent.types import Trajectory
@@ -89,8 +89,8 @@ class Renderer:
         be read back. `for_tools` falls back to plain text in that case.
         """
         self.tokenizer = tokenizer
-        self._encoder = Encoder(tokenizer, around_contents(tokenizer, tools))
-        markup = take_apart(self._encoder, tools)
+        self._encoder = Encoder(tokenizer, dialogue_markup(tokenizer, tools))
+        markup = split_template(self._encoder, tools)
         self._space = markup.space
         self._before = self._encoder.markup(markup.before)
         head, ask = self._encoder.split_head(markup.ask)
@@ -153,7 +153,7 @@ class Renderer:
         self, user: Markup, calls: TemplateCalls, tools: Sequence[dict[str, JsonValue]]
     ) -> None:
         """Finds the template's markup around a tool's result."""
-        tool = take_apart(self._encoder, tools, call=calls.example)
+        tool = split_template(self._encoder, tools, call=calls.example)
         if tool._replace(between=user.between, suffix="", space=user.space) != user:
             raise TemplateError(
                 "chat template: marks an action after a tool's result differently from others"

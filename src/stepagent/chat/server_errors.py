@@ -2,7 +2,8 @@
 
 Servers share no error codes: a prompt that is too long is reported in thirty wordings and with any
 status, and an error may come with status 200 or wrapped in a proxy's error. So the wording decides,
-or the status if the wording is not conclusive. `tests/test_chat_faults.py` lists real examples.
+or the status if the wording is inconclusive. Real examples are in
+`tests/test_chat_server_errors.py`.
 """
 
 import re

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from stepagent.chat.faults import Fault, Option, read_fault
+from stepagent.chat.server_errors import Fault, Option, read_fault
 
 
 def said(message: str, status: int = 400, **more: object) -> Fault:
