@@ -155,7 +155,7 @@ def test_every_recipe_has_a_task_that_exists(name: str) -> None:
         ),
         (
             ["export-model", "{work}/novice", "--discriminator", "-o", "{tmp}/out"],
-            "stepagent: {work}/novice: no discriminator",
+            "stepagent: {work}/novice: has no discriminator",
         ),
         (
             ["convert", "{work}/held-out.jsonl", "-o", "{tmp}/out"],
