@@ -378,7 +378,7 @@ def test_a_folder_without_write_permission_is_an_error_of_one_line(
 ) -> None:
     monkeypatch.setattr(os, "access", lambda *_: False)  # root can write anywhere
     error = fails(*command("export", file, file.parent / "out", policy))
-    assert error == f"stepagent: {file.parent}: cannot be written to; name another place\n"
+    assert error == f"stepagent: {file.parent}: is not writable; choose another folder\n"
 
 
 @pytest.mark.parametrize("number", sorted(locks.NO_LOCKS))

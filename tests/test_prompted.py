@@ -305,7 +305,7 @@ def test_the_key_is_sent_and_written_nowhere(
         call("evaluate", server, tmp_path / "episodes.jsonl")
     assert set(server.keys) == {f"Bearer {KEY}"}
     captured = capfd.readouterr()
-    assert "refuses the key" in captured.err
+    assert "rejects the key" in captured.err
     assert KEY not in captured.out + captured.err
     written = [file.read_bytes() for file in tmp_path.iterdir()]
     assert len(written) == 3
