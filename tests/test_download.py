@@ -310,7 +310,7 @@ def test_the_command_says_what_it_made(
         f"{data_folder(toy)}: 3 train",
     ]
     main(["download", toy])
-    assert capsys.readouterr().out.splitlines()[0] == f"{data_folder(toy)}: there already"
+    assert capsys.readouterr().out.splitlines()[0] == f"{data_folder(toy)}: already installed"
     main(["tasks"])
     lines = capsys.readouterr().out.splitlines()
     assert f"webshop           ready: 3 train ({data_folder(toy)})" in lines
@@ -321,7 +321,7 @@ def test_the_command_says_what_it_made(
     ("args", "said"),
     [
         (["download", "webshap"], "unknown task 'webshap'; did you mean 'webshop'?"),
-        (["download", "scienceworld"], "scienceworld: needs no data, it is ready to use"),
+        (["download", "scienceworld"], "scienceworld: needs no data; it is ready to use"),
         (["tasks", "webshap"], "unknown task 'webshap'; did you mean 'webshop'?"),
     ],
 )

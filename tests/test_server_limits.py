@@ -268,8 +268,8 @@ def test_the_command_takes_the_token_from_a_file_or_the_environment(
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "empty").write_text("\n")
     for options, said in (
-        ([], "STEPAGENT_TOKEN: expected one secret word"),
-        (["--token-file", str(tmp_path / "empty")], "empty: expected one secret word"),
+        ([], "STEPAGENT_TOKEN: expected a token of printable ASCII"),
+        (["--token-file", str(tmp_path / "empty")], "empty: expected a token of printable ASCII"),
         (["--token-file", str(tmp_path / "pipe")], "pipe: a named pipe; expected an ordinary file"),
         (["--idle-seconds", "0"], "--idle-seconds must be above 0, not 0"),
     ):
