@@ -192,7 +192,7 @@ def test_games_that_alfworld_leaves_out_are_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "fault"),
     [
-        (json.dumps(game()).encode()[:900], "not JSON, is the file whole"),
+        (json.dumps(game()).encode()[:900], "invalid JSON (incomplete file?):"),
         (b"\xff\xfe", "not JSON"),
         (b"[]", "expected an object, got list"),
         (game(pddl_problem=3), "expected text under 'pddl_problem'"),
@@ -246,7 +246,9 @@ def test_an_archive_cut_short_and_an_empty_folder_are_one_line(tmp_path: Path) -
         tar.add(tmp_path / "in", "in")
     whole = (tmp_path / "games.tar.xz").read_bytes()
     (tmp_path / "games.tar.xz").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(TaskDataError, match=r"games\.tar\.xz: cannot be read, is it whole\?"):
+    with pytest.raises(
+        TaskDataError, match=r"games\.tar\.xz: cannot be read \(incomplete file\?\):"
+    ):
         prepare(tmp_path / "games.tar.xz", tmp_path, skip_invalid=True)
 
 

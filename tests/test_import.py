@@ -240,7 +240,7 @@ def test_a_record_that_cannot_be_used_says_why(
         ("[1]", "record 1: expected an object, got 1"),
         ("[{]", "not JSON (key must be a string at line 1 column 3); expected a list of objects"),
         ('[{"a": 1, "a": 2}]', "field 'a' appears twice; expected each field once"),
-        ('[{"a": 1e999}]', "1e999 stands in it; expected finite numbers"),
+        ('[{"a": 1e999}]', "contains 1e999; expected finite numbers"),
         ('[{"a": NaN}]', "not JSON (expected value at line 1 column 8); expected a list"),
         (lines(TRL, 3), "2: expected a JSON object, got 3"),
     ],

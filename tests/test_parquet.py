@@ -47,7 +47,7 @@ def test_rows_are_records(tmp_path: Path) -> None:
     ("value", "reason"),
     [
         (b"x", "a bytes, 'b'x'', stands in it; expected what JSON has"),
-        (float("nan"), "NaN stands in it; expected finite numbers"),
+        (float("nan"), "contains NaN; expected finite numbers"),
     ],
 )
 def test_what_json_does_not_have_is_the_reason_of_its_row(

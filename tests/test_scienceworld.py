@@ -160,7 +160,7 @@ def test_waiting_costs_several_moves_of_the_limit_like_in_the_original(
     env.close()
 
 
-def test_an_agent_that_repeats_an_unknown_action_is_cut_off() -> None:
+def test_an_agent_that_repeats_an_unknown_action_is_truncated() -> None:
     task = ScienceWorld(["boil"], step_limit=3)
     env = task.make_env()
     said = episode(env, "boil/0", ["fly"] * 10)
@@ -188,7 +188,7 @@ def test_every_task_type_has_official_splits_that_do_not_overlap(task: ScienceWo
     assert ScienceWorld(["melt"]).items("dev") == [f"melt/{n}" for n in range(14, 21)]
 
 
-def test_unknown_names_are_refused_with_what_was_meant(task: ScienceWorld) -> None:
+def test_unknown_names_are_refused_with_a_suggestion(task: ScienceWorld) -> None:
     with pytest.raises(ValueError, match=r"unknown task type 'boill'.*did you mean 'boil'"):
         ScienceWorld(["boill"])
     with pytest.raises(ValueError, match=r"unknown simplification 'opendoor'.*'openDoors'"):

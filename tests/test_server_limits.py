@@ -270,7 +270,7 @@ def test_the_command_takes_the_token_from_a_file_or_the_environment(
     for options, said in (
         ([], "STEPAGENT_TOKEN: expected one secret word"),
         (["--token-file", str(tmp_path / "empty")], "empty: expected one secret word"),
-        (["--token-file", str(tmp_path / "pipe")], "pipe: a named pipe; expected an ordinary file"),
+        (["--token-file", str(tmp_path / "pipe")], "pipe: a named pipe; expected a regular file"),
         (["--idle-seconds", "0"], "--idle-seconds must be above 0, not 0"),
     ):
         with pytest.raises(SystemExit):

@@ -75,7 +75,7 @@ def begun(
         running.communicate()
 
 
-def test_a_command_that_was_stopped_goes_on_to_the_same_bytes(
+def test_a_stopped_command_resumes_to_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, whole = tmp_path / "out.jsonl", tmp_path / "whole.jsonl"
@@ -116,7 +116,7 @@ def test_a_command_that_was_stopped_goes_on_to_the_same_bytes(
         ("train", signal.SIGINT, 130, "; to go on: stepagent train --out 'o o' --resume"),
     ],
 )
-def test_c_code_that_looks_at_no_signal_is_ended_all_the_same(
+def test_c_code_that_ignores_signals_is_ended_too(
     command: str, number: int, code: int, told: str
 ) -> None:
     with begun(STUCK.replace("GRACE\n", "0.5\n"), command, "--out", "o o") as running:
@@ -175,7 +175,7 @@ cli.main(sys.argv[1:])
 
 
 @pytest.mark.parametrize("at", ["start", "episode"])
-def test_a_stopped_jvm_keeps_no_signal_waiting_and_ends_too(at: str, tmp_path: Path) -> None:
+def test_a_stopped_jvm_delays_no_signal_and_ends_too(at: str, tmp_path: Path) -> None:
     args = ["collect", "scienceworld", "--task-types", "boil", "--out", tmp_path / "out.jsonl"]
     with begun(JVM, at, tmp_path / "pid", *args) as running:
         java = int((tmp_path / "pid").read_text())

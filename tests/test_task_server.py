@@ -22,7 +22,7 @@ from fakes import hear_ctrl_c
 from stepagent.tasks.adapters.openenv import OpenEnvConfig, OpenEnvTask
 from stepagent.tasks.adapters.remote import ServerError
 from stepagent.tasks.base import EnvironmentLost
-from stepagent.tasks.data.extras import PackageMissing
+from stepagent.tasks.data.optional_packages import PackageMissing
 from stepagent.tasks.scienceworld.task import ScienceWorld
 from stepagent.tasks.serving.server import MAX_REQUEST_BYTES, serve, serving
 

@@ -666,7 +666,7 @@ def test_many_threads_may_share_the_shop(shop: WebShop) -> None:
 def test_a_missing_package_is_one_line() -> None:
     code = (
         "import sys; sys.modules['bm25s'] = None\n"
-        "from stepagent.tasks.data.extras import PackageMissing\n"
+        "from stepagent.tasks.data.optional_packages import PackageMissing\n"
         "from stepagent.tasks.webshop import WebShop, WebShopConfig\n"
         "try: WebShop(WebShopConfig()).shop\n"
         "except PackageMissing as error: print(error)"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from stepagent.console.printable import printable, shown
-from stepagent.files.lines import PARQUET, Unreadable, open_ordinary
+from stepagent.files.lines import PARQUET, Unreadable, open_regular
 from stepagent.trajectories import error_at
 
 _ROWS_AT_ONCE = 256
@@ -21,7 +21,7 @@ _ROWS_AT_ONCE = 256
 def is_parquet(path: Path) -> bool:
     """Whether the file begins as Parquet files do; raises `TrajectoryError` if it has no bytes."""
     try:
-        with open_ordinary(path) as file:
+        with open_regular(path) as file:
             return file.read(len(PARQUET)) == PARQUET
     except Unreadable as error:
         raise error_at(path, str(error)) from None

@@ -19,9 +19,9 @@ from typing import Any, Literal, get_args
 from zipfile import ZipFile
 
 from stepagent.tasks.base import TaskDataError
-from stepagent.tasks.data.archives import member, tar_members, zipped
+from stepagent.tasks.data.archives import open_member, open_zip, tar_members
 from stepagent.tasks.data.files import Prepared, Source, read_records
-from stepagent.tasks.data.limited_reader import content
+from stepagent.tasks.data.limited_reader import open_content
 
 Generation = Literal["move", "put"]
 OfficialSplit = Literal["train", "valid_seen", "valid_unseen"]
@@ -75,7 +75,7 @@ def read_game(data: bytes) -> dict[str, Any]:
     try:
         game = json.loads(data)
     except (ValueError, RecursionError) as error:  # also bytes that are no UTF-8
-        raise InvalidGame(f"not JSON, is the file whole? {error}") from None
+        raise InvalidGame(f"invalid JSON (incomplete file?): {error}") from None
     if not isinstance(game, dict):
         raise InvalidGame(f"expected an object, got {type(game).__name__}")
     for name in ("pddl_domain", "grammar", "pddl_problem"):
@@ -192,7 +192,7 @@ def _files(source: Path) -> Iterator[tuple[Path, str, Callable[[], bytes]]]:
 def _members(path: Path) -> Iterator[tuple[Path, str, Callable[[], bytes]]]:
     # Nothing is unpacked: names only say which game it is.
     if path.suffix == ".zip":
-        with zipped(path) as archive:
+        with open_zip(path) as archive:
             for name in archive.namelist():
                 if PLACE.search(name):
                     yield path, name, partial(_zipped_bytes, archive, path, name)
@@ -204,12 +204,12 @@ def _members(path: Path) -> Iterator[tuple[Path, str, Callable[[], bytes]]]:
 
 def game_bytes(path: Path) -> bytes:
     """What is in a game file on disk; raises `TaskDataError`."""
-    with content(path) as found:
+    with open_content(path) as found:
         return found.all()
 
 
 def _zipped_bytes(archive: ZipFile, path: Path, name: str) -> bytes:
-    with member(archive, path, name) as found:
+    with open_member(archive, path, name) as found:
         return found.all()
 
 

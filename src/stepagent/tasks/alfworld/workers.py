@@ -20,7 +20,7 @@ from typing import Any
 import stepagent
 from stepagent.processes.children import Lines, start_child
 from stepagent.tasks.base import EngineLimits, EnvironmentLost, TaskDataError
-from stepagent.tasks.data.extras import PackageMissing
+from stepagent.tasks.data.optional_packages import PackageMissing
 
 PACKAGES = ("textworld", "fast_downward", "alfworld")
 

@@ -16,8 +16,8 @@ from typing import TypeAlias, get_args
 from pydantic import ConfigDict, JsonValue
 
 from stepagent.tasks.base import TaskDataError
-from stepagent.tasks.data.archives import member, zipped
-from stepagent.tasks.data.files import Prepared, Source, parsed, read_json, read_records
+from stepagent.tasks.data.archives import open_member, open_zip
+from stepagent.tasks.data.files import Prepared, Source, parse_json, read_json, read_records
 from stepagent.tasks.mind2web.page import read_page
 from stepagent.tasks.mind2web.ranks import Ranks, read_ranks
 from stepagent.tasks.mind2web.stepfile import is_single_step, single_step
@@ -254,9 +254,9 @@ def _listed(place: str, content: JsonValue) -> Contents:
 
 
 def _archived(path: Path) -> Contents:
-    with zipped(path) as archive:
+    with open_zip(path) as archive:
         for name in sorted(set(archive.namelist())):
             if _may_be_ours(Path(name).name):
-                with member(archive, path, name, PASSWORD) as found:
+                with open_member(archive, path, name, PASSWORD) as found:
                     text = found.all()
-                yield from _listed(f"{path}: {name}", parsed(text, f"{path}: {name}"))
+                yield from _listed(f"{path}: {name}", parse_json(text, f"{path}: {name}"))

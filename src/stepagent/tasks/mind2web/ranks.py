@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from stepagent.tasks.base import TaskDataError
-from stepagent.tasks.data.limited_reader import ordinary
+from stepagent.tasks.data.limited_reader import open_regular
 
 _FORMATS = {"f2": "e", "f4": "f", "f8": "d", "i2": "h", "i4": "i", "i8": "q"}
 
@@ -39,7 +39,7 @@ class Ranks:
 def read_ranks(path: Path) -> Ranks:
     """The ranks in `scores_all_data.pkl`; raises `TaskDataError`. It takes gigabytes of memory."""
     try:
-        with ordinary(path) as file:
+        with open_regular(path) as file:
             data = _PlainUnpickler(file).load()
     except TaskDataError:
         raise

@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from stepagent.tasks.base import TaskDataError
-from stepagent.tasks.data.archives import member, zipped
-from stepagent.tasks.data.extras import needs
-from stepagent.tasks.data.files import records_of
+from stepagent.tasks.data.archives import open_member, open_zip
+from stepagent.tasks.data.files import stream_json_list
 from stepagent.tasks.data.limited_reader import (
     MAX_RECORD_BYTES,
     Content,
-    content,
     damaged,
-    ordinary,
+    open_content,
+    open_regular,
 )
+from stepagent.tasks.data.optional_packages import needs
 
 _ENDINGS = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 _ROWS = 64
@@ -64,7 +64,7 @@ class RecordFile:
             starts_list = found.read(64).lstrip()[:1] == b"["
         with self._content() as found:
             if starts_list:
-                yield from records_of(found)
+                yield from stream_json_list(found)
                 return
             for number, line in enumerate(found.lines(), start=1):
                 if line.strip():
@@ -73,10 +73,10 @@ class RecordFile:
     @contextmanager
     def _content(self) -> Iterator[Content]:
         if self.path.suffix != ".zip":
-            with content(self.path) as found:
+            with open_content(self.path) as found:
                 yield found
             return
-        with zipped(self.path) as archive, member(archive, self.path, self.member) as found:
+        with open_zip(self.path) as archive, open_member(archive, self.path, self.member) as found:
             yield found
 
 
@@ -93,7 +93,7 @@ def record_files(source: Path) -> list[RecordFile]:
             files.append(RecordFile(path))
         elif path.suffix == ".zip":
             try:
-                with zipped(path) as archive:
+                with open_zip(path) as archive:
                     members = sorted(set(archive.namelist()))
             except TaskDataError:
                 files.append(RecordFile(path))  # the error comes when it is read, if ever
@@ -122,7 +122,7 @@ def _parquet_rows(path: Path) -> Iterator[Any]:
         raise TaskDataError(
             f"{path}: parquet files need the package pyarrow; install it: pip install pyarrow"
         ) from None
-    with ordinary(path) as file:
+    with open_regular(path) as file:
         try:
             for batch in ParquetFile(file).iter_batches(batch_size=_ROWS):
                 if batch.nbytes > _ROWS * MAX_RECORD_BYTES:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from stepagent.console.printable import printable
 from stepagent.tasks.adapters.remote import LOOPBACK, ServerError
 from stepagent.tasks.base import Task
-from stepagent.tasks.data.extras import needs
+from stepagent.tasks.data.optional_packages import needs
 
 if TYPE_CHECKING:
     import uvicorn

@@ -18,9 +18,9 @@ from typing import Any, TextIO, TypeVar
 from pydantic import ValidationError
 
 from stepagent.tasks.base import TaskDataError
-from stepagent.tasks.data.extras import needs
-from stepagent.tasks.data.files import Prepared, Source, read_json, records_of
-from stepagent.tasks.data.limited_reader import content
+from stepagent.tasks.data.files import Prepared, Source, read_json, stream_json_list
+from stepagent.tasks.data.limited_reader import open_content
+from stepagent.tasks.data.optional_packages import needs
 from stepagent.tasks.webshop.goals import Instruction
 from stepagent.tasks.webshop.products import FACTS, WITHOUT_ATTRIBUTES, Product, RawProduct
 from stepagent.trajectories import problem_of
@@ -212,8 +212,8 @@ def _mapping(path: Path) -> dict[str, Any]:
 
 def _records(path: Path) -> Iterator[tuple[str, Any]]:
     """The values of a JSON list, one at a time: the full catalogue does not fit into memory."""
-    with content(path) as found:
-        yield from records_of(found)
+    with open_content(path) as content:
+        yield from stream_json_list(content)
 
 
 R = TypeVar("R", bound=Record)
