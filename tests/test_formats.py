@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepagent.formats.files import READERS, WRITERS
+from stepagent.formats.import_export import READERS, WRITERS
 from stepagent.formats.tools import function_schema
 from stepagent.types import Step, Trajectory
 from test_trajectories import filled, finite, json_values, texts

@@ -29,7 +29,7 @@ INSIDE = {
     "formats": (
         ("records",),
         ("turns", "content", "tools"),
-        ("dialogue", "chat", "dumps"),
+        ("dialogue", "chat", "field_aliases"),
         ("messages",),
     ),
     "tasks": (

@@ -15,7 +15,7 @@ import pytest
 
 from stepagent.files import lines
 from stepagent.files.lines import Unreadable, read_text
-from stepagent.formats.files import read_foreign
+from stepagent.formats.import_export import read_foreign
 from stepagent.trajectories import TrajectoryError, read_jsonl, read_trajectories
 from stepagent.types import Trajectory
 
