@@ -26,7 +26,7 @@ from stepagent.tasks.data import limited_reader
 from stepagent.tasks.data.files import read_records
 from stepagent.tasks.mind2web import data as mind2web_data
 from stepagent.tasks.qa import data as qa_data
-from stepagent.tasks.qa.files import RecordFile
+from stepagent.tasks.qa.record_files import RecordFile
 
 PREPARE: dict[str, Any] = {
     "webshop": webshop.prepare,

@@ -140,7 +140,7 @@ def test_a_group_shows_the_page_around_it_and_none_of_the_above(task: Mind2Web) 
         assert line[3:].startswith(f"(button #{line[0]} submit btn")
 
 
-def test_the_page_is_cut_off_but_not_the_choices() -> None:
+def test_the_page_is_truncated_but_not_the_choices() -> None:
     full = Mind2Web(Mind2WebConfig(), folder=prepared()).expert("train-8/0").steps[0].observation
     config = Mind2WebConfig(page_chars=30)
     cut = Mind2Web(config, folder=prepared()).expert("train-8/0").steps[0].observation
@@ -158,7 +158,7 @@ def test_the_same_group_is_asked_again_after_text_that_is_no_answer(task: Mind2W
     assert not env.step("A.")[0].endswith(first)
 
 
-def test_a_letter_that_is_not_on_offer_is_no_answer() -> None:
+def test_a_letter_that_is_not_offered_is_no_answer() -> None:
     env = Mind2Web(Mind2WebConfig(top_k=8), folder=prepared()).make_env()
     env.reset(options={"item": "train-8/1"})
     smaller = env.step("A.")[0]
@@ -182,7 +182,7 @@ def test_a_winner_that_a_later_group_rejects_is_no_prediction() -> None:
     assert details(play(task, "train-8/0", lambda _: next(answers)))["operation_f1"] == 1
 
 
-def test_a_right_element_with_a_wrong_operation_is_half_the_way(task: Mind2Web) -> None:
+def test_a_right_element_with_a_wrong_operation_is_no_success(task: Mind2Web) -> None:
     def agent(observation: str) -> str:
         right = [k for k, element in offered(observation).items() if element in ("103", "115")]
         return f"{right[0]}.\nAction: TYPE\nValue: red hats" if right else "A."
@@ -240,13 +240,13 @@ def test_two_fifths_of_the_training_part_can_be_dev_and_test(task: Mind2Web) -> 
 @pytest.mark.parametrize(
     "options", [{"top_k": 1}, {"top_k": 51}, {"step_limit": 12}, {"page_chars": -1}]
 )
-def test_options_that_make_no_sense_are_refused(options: dict[str, int]) -> None:
+def test_invalid_settings_are_refused(options: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         Mind2WebConfig(**options)  # type: ignore[arg-type]
 
 
 @given(st.integers(2, 200))
-def test_no_tournament_takes_more_answers_than_said(num_candidates: int) -> None:
+def test_no_tournament_takes_more_answers_than_stated(num_candidates: int) -> None:
     pool, answers = num_candidates, 0
     while pool > 1:
         pool, answers = max(0, pool - 5) + 1, answers + 1
@@ -369,7 +369,9 @@ def test_any_text_is_an_answer_or_not(text: str) -> None:
     assert answer is None or answer.letter in "ABCDEF"
 
 
-def test_missing_data_say_how_to_get_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_data_says_how_to_download_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("STEPAGENT_TASK_DATA", str(tmp_path))
     with pytest.raises(TaskDataError, match="stepagent download mind2web"):
         Mind2Web().items("train")
@@ -393,7 +395,7 @@ def test_the_expert_solves_every_step_of_the_published_step_file(tmp_path: Path)
         task.items("test")
 
 
-def test_elements_without_ranks_all_take_part_and_need_the_steps_for_it(tmp_path: Path) -> None:
+def test_elements_without_ranks_are_all_used_and_need_enough_steps(tmp_path: Path) -> None:
     shutil.copytree(prepared(), tmp_path, dirs_exist_ok=True)
     index = tmp_path / INDEX
     text = gzip.decompress(index.read_bytes()).decode()

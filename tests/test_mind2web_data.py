@@ -30,7 +30,7 @@ from stepagent.tasks.base import TaskDataError
 from stepagent.tasks.mind2web.data import SOURCES, prepare
 from stepagent.tasks.mind2web.page import Element, Page, PageError, read_page, shown_words
 from stepagent.tasks.mind2web.ranks import read_ranks
-from stepagent.tasks.mind2web.stepfile import single_step
+from stepagent.tasks.mind2web.single_steps import single_step
 from stepagent.tasks.mind2web.steps import read_index, read_step
 from stepagent.tasks.mind2web.task import Mind2Web
 
@@ -99,11 +99,11 @@ BROKEN: dict[str, tuple[Any, str]] = {
     "no actions": ({"actions": []}, "actions: expected at least one"),
     "an id that is a path": ({"annotation_id": "../../x"}, "annotation_id: expected"),
     "an unknown operation": ("HOVER", "actions[0].operation.op: expected"),
-    "a page that is no XML": ("<html><b></html>", "actions[0]: not XML: mismatched tag"),
+    "a page that is no XML": ("<html><b></html>", "actions[0]: invalid XML: mismatched tag"),
     "a page without the candidate": (page(20), "is not on the page"),
     "a page that is a bomb": ("<!DOCTYPE html [<!ENTITY a 'aa'>]><html/>", "document type"),
-    "another candidate": ("999", "no rank of its candidate '999' in scores_all_data.pkl"),
-    "another action": ("other", "no ranks of it in scores_all_data.pkl"),
+    "another candidate": ("999", "scores_all_data.pkl has no rank of the candidate '999'"),
+    "another action": ("other", "scores_all_data.pkl has no ranks of this step"),
 }
 
 
@@ -125,7 +125,7 @@ def broken_task(fault: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("fault", BROKEN)
-def test_a_broken_web_task_is_named_or_left_out_as_a_whole(tmp_path: Path, fault: str) -> None:
+def test_an_invalid_web_task_is_named_or_skipped_as_a_whole(tmp_path: Path, fault: str) -> None:
     good = [web_task("train-1"), web_task("train-2")]
     source = tmp_path / "in"
     source.mkdir()
@@ -157,12 +157,12 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "train.json").write_text('[{"question": "of another benchmark"}]')
     (tmp_path / "notes.txt").write_text("?")
-    with pytest.raises(TaskDataError, match=r"no steps of Mind2Web: looked for train_\*.json"):
+    with pytest.raises(TaskDataError, match=r"no steps of Mind2Web; expected train_\*.json"):
         prepare(tmp_path, tmp_path / "out", skip_invalid=False)
     (tmp_path / "train_0.json").write_text(json.dumps([web_task("train-1")]))
     shutil.rmtree(tmp_path / "out")
     (tmp_path / "out").mkdir()
-    with pytest.raises(TaskDataError, match=r"no ranks of the candidates: .*scores_all_data.pkl"):
+    with pytest.raises(TaskDataError, match=r"the ranks of the candidates are missing; .*scores"):
         prepare(tmp_path, tmp_path / "out", skip_invalid=True)
 
 
@@ -182,7 +182,7 @@ def test_ranks_are_read_from_dicts_with_defaults_and_numpy_numbers(
     numbers = {"a": np.int64(3), "b": np.int32(1), "c": 2}
     path.write_bytes(pickle.dumps({"ranks": {"s": numbers}, "scores": {"s": np.float64(0.5)}}))
     assert read_ranks(path).sorted("s", ["a", "b", "c"]) == ["b", "c", "a"]
-    with pytest.raises(ValueError, match="no ranks of it in"):
+    with pytest.raises(ValueError, match="has no ranks of this step"):
         ranks.sorted("train-2_0", [])
 
 
@@ -228,7 +228,7 @@ def test_a_pickle_that_asks_for_anything_else_is_refused_unrun(
         pickle.dumps({"ranks": {}})[:-3],
         pickle.dumps([1]),
         pickle.dumps({"ranks": 1}),
-        b"cbuiltins\ndict\n}b.",  # sets the state of what stands for a function
+        b"cbuiltins\ndict\n}b.",  # sets the state of the stand-in for a function
         b"cnumpy\ndtype\n(Vobject\ntR.",
         b"cnumpy.core.multiarray\nscalar\n(I1\nI2\ntR.",
     ],
@@ -285,7 +285,7 @@ def test_a_page_that_is_cut_anywhere_has_its_first_elements(end: int) -> None:
     found = [*read_page(cut, is_cut=True).ids]
     assert found == [*read_page(whole).ids][: len(found)]
     if end < len(whole):
-        with pytest.raises(PageError, match="not XML"):
+        with pytest.raises(PageError, match="invalid XML"):
             read_page(cut)
 
 
@@ -305,7 +305,7 @@ def test_elements_far_below_are_left_out() -> None:
     assert len(read_page(f'<p backend_node_id="p">{wide}</p>').around(["p"]).ids) == 51
 
 
-def test_a_page_is_written_without_boxes_that_say_nothing() -> None:
+def test_a_page_is_written_without_boxes_around_one_child() -> None:
     xml = (
         '<html backend_node_id="1"><div backend_node_id="2" role="none"><div backend_node_id="3">'
         '<a backend_node_id="4" title="Home" name="home"><text backend_node_id="5">Go  home'
@@ -316,7 +316,7 @@ def test_a_page_is_written_without_boxes_that_say_nothing() -> None:
     assert marked == {"4": "(a #B home Go home)"}
 
 
-def test_attributes_say_short_words_in_a_fixed_order_and_nothing_twice() -> None:
+def test_attributes_become_short_words_in_a_fixed_order_without_repetition() -> None:
     attributes = {
         "class": "a b c d e f averyveryverylongname",
         "title": "Search",
@@ -331,7 +331,7 @@ def test_attributes_say_short_words_in_a_fixed_order_and_nothing_twice() -> None
     assert len(shown_words(many).split()) == 20
 
 
-def test_pages_nested_without_end_are_refused() -> None:
+def test_deeply_nested_pages_are_refused() -> None:
     with pytest.raises(PageError, match="nested deeper than 256"):
         read_page("<a>" * 300, is_cut=True)
 
@@ -365,7 +365,7 @@ STEP: dict[str, Any] = {
 }
 
 
-def test_a_step_file_adds_the_candidates_beyond_the_cut_in_an_order_that_tells_nothing(
+def test_a_step_file_adds_the_candidates_beyond_the_cut_in_a_neutral_order(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "in").mkdir()
@@ -390,7 +390,7 @@ def test_a_step_file_is_not_used_beside_the_official_training_part(tmp_path: Pat
     assert "t-1/2" not in prepared_steps(tmp_path / "in", tmp_path / "out")
 
 
-def test_a_step_that_is_not_as_expected_is_named_or_left_out(tmp_path: Path) -> None:
+def test_an_invalid_step_is_named_or_skipped(tmp_path: Path) -> None:
     odd = STEP | {"input": "What next?"}
     (tmp_path / "mind2web.json").write_text(json.dumps({"instances": [STEP, odd]}))
     (tmp_path / "out").mkdir()
@@ -444,5 +444,5 @@ def test_the_pages_of_a_web_task_are_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "test_task_0.json").write_text(json.dumps([task]))
     (tmp_path / "mind2web.json").write_text(json.dumps({"instances": [single("test_task-1", 7)]}))
     (tmp_path / "out").mkdir()
-    with pytest.raises(TaskDataError, match="test_task-1: its steps are in the files of two parts"):
+    with pytest.raises(TaskDataError, match="test_task-1: its steps are in files of two parts"):
         prepare(tmp_path, tmp_path / "out", skip_invalid=False)

@@ -31,7 +31,7 @@ def one(folder: Path, **fields: Any) -> Product:
     return Catalogue(out)[0]
 
 
-def test_the_files_become_a_shop(tmp_path: Path) -> None:
+def test_the_official_files_become_a_shop(tmp_path: Path) -> None:
     made, out = prepared(tmp_path)
     assert made.counts == {
         "products": len(PRODUCTS), "synthetic goals": 11, "human goals": 3,
@@ -115,9 +115,12 @@ BAD_FILES: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"people": PEOPLE | {"B000000001": [{"instruction": "a"}]}},
-        "record 1: B000000001 among people's instructions: instruction_attributes",
+        "record 1: B000000001 in the human instructions: instruction_attributes",
     ),
-    ({"people": PEOPLE | {"B000000001": 3}}, "record 1: B000000001 among people's .* a list"),
+    (
+        {"people": PEOPLE | {"B000000001": 3}},
+        "record 1: B000000001 in the human instructions: .* a list",
+    ),
     (
         {"attributes": ATTRIBUTES | {"B000000001": {"instruction": " "}}},
         "record 1: B000000001 in items_ins_v2_1000.json: instruction",
@@ -126,7 +129,7 @@ BAD_FILES: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("files", "message"), BAD_FILES)
-def test_a_record_that_is_wrong_is_named_or_left_out(
+def test_an_invalid_record_is_named_or_skipped(
     tmp_path: Path, files: dict[str, Any], message: str
 ) -> None:
     for name in ("strict", "lenient"):
@@ -175,16 +178,16 @@ def no_attributes(data: Path) -> None:
     [
         (cut, "items_shuffle_1000.json: cannot be read (incomplete file?):"),
         (cut_gz, "items_shuffle_1000.json.gz: cannot be read (incomplete file?):"),
-        (no_list, "items_shuffle_1000.json: no product in it can be used"),
+        (no_list, "items_shuffle_1000.json: no valid product"),
         (list_of_attributes, "items_ins_v2_1000.json: expected an object by asin, got list"),
         (
             another_catalogue,
             "2 files of the kind items_shuffle.json (items_shuffle.json, items_shu",
         ),
-        (no_attributes, "no WebShop catalogue below; looked for items_shuffle.json and items_ins"),
+        (no_attributes, "no WebShop catalogue; expected items_shuffle.json and items_ins"),
     ],
 )
-def test_files_that_cannot_be_used(
+def test_unusable_files_are_named(
     tmp_path: Path, damage: Callable[[Path], None], message: str
 ) -> None:
     write_official(tmp_path)
@@ -195,7 +198,7 @@ def test_files_that_cannot_be_used(
     assert "\n" not in str(caught.value)
 
 
-def test_without_peoples_instructions_there_are_only_synthetic_goals(tmp_path: Path) -> None:
+def test_without_human_instructions_there_are_only_synthetic_goals(tmp_path: Path) -> None:
     write_official(tmp_path)
     (tmp_path / "webshop" / "data" / "items_human_ins.json").unlink()
     out = tmp_path / "out"
