@@ -345,14 +345,14 @@ def test_dev_is_the_same_part_of_training_for_all(task: Alfworld) -> None:
 
 
 def test_texts_are_those_of_textworld_itself(task: Alfworld) -> None:
-    """Random commands, possible and impossible ones, in two games of each generation."""
+    """Random commands, valid and invalid, in two games of each generation."""
     files = [task.file(f"{KINDS[kind]}/trial_test") for kind in ("pick_two", "clean")]
     for file in files:
         plays_as_textworld(task, file, commands=40)
 
 
 def plays_as_textworld(task: Alfworld, file: Path, commands: int) -> None:
-    """Asserts that our process says the same as the unchanged engine in this one."""
+    """Asserts that our process gives the same texts as the unchanged engine in this one."""
     textworld = pytest.importorskip("textworld")
     from alfworld.agents.environment.alfred_tw_env import AlfredDemangler
     from textworld.envs.pddl import PddlEnv
@@ -364,7 +364,7 @@ def plays_as_textworld(task: Alfworld, file: Path, commands: int) -> None:
     assert game.begin(file) == state.feedback
     for number in range(commands):
         command = choose.choice([*state["admissible_commands"], "frobnicate"])
-        if number % 3 == 0:  # objects are moved seldom otherwise
+        if number % 3 == 0:  # objects would rarely be moved otherwise
             moving = [c for c in state["admissible_commands"] if c.split()[0] in ("take", "open")]
             command = choose.choice(moving or [command])
         state, _, done = original.step(command)
@@ -544,7 +544,7 @@ game.step("inventory")
 
 
 def runs(process: int) -> bool:
-    """Whether a process is there and no zombie."""
+    """Whether a process exists and is not a zombie."""
     done = subprocess.run(["ps", "-o", "stat=", "-p", str(process)], capture_output=True, text=True)
     return done.stdout.strip() != "" and not done.stdout.startswith("Z")
 
@@ -692,7 +692,7 @@ def test_an_expert_that_never_ends_has_failed(
 def test_the_walkthrough_stands_in_for_an_expert_that_fails(tmp_path: Path) -> None:
     commands = ["go to diningtable 1", "take apple 1 from diningtable 1"]
     commands += ["go to shelf 1", "move apple 1 to shelf 1"]
-    # What the name promises is not what the game wants: there is no egg in this room.
+    # The game's name asks for an egg, but there is none in this room.
     item = "pick_and_place_simple-Egg-None-Shelf-1/trial_T1"
     out = prepared(tmp_path, game("pick", walkthrough=commands), item)
     task = Alfworld(AlfworldConfig(workers=1), folder=out)

@@ -1,4 +1,4 @@
-"""Numbers that no setting may have: one line, exit code 2, and nothing is written."""
+"""A setting out of its bounds gives one line and exit code 2, and nothing is written."""
 
 from pathlib import Path
 

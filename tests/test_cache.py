@@ -1,4 +1,4 @@
-"""Where data and models are kept."""
+"""The cache folder for data and models."""
 
 from pathlib import Path
 

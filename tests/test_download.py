@@ -1,4 +1,4 @@
-"""Data of tasks: fetched in pieces, checked, made whole or not at all."""
+"""Task data is downloaded in pieces, checked, and installed completely or not at all."""
 
 import fcntl
 import gzip
@@ -37,7 +37,7 @@ SHA256 = hashlib.sha256(BODY).hexdigest()
 
 
 class Server:
-    """Serves `body`; `cut_at` ends the next answer after so many bytes, `ranges` is what it can."""
+    """Serves `body`; `cut_at` ends an answer after that many bytes, `ranges` allows ranges."""
 
     def __init__(self) -> None:
         self.body = BODY
@@ -111,7 +111,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def toy(server: Server, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A task whose data is a count of the bytes in one file."""
+    """A task whose data is the number of bytes in one file."""
 
     def prepare(source: Path, out: Path, *, skip_invalid: bool) -> Prepared:
         files = tuple(sorted(source.rglob("*.bin")))
@@ -130,7 +130,7 @@ def test_a_file_arrives_whole(server: Server, tmp_path: Path) -> None:
     assert path.read_bytes() == BODY
     assert [p.name for p in tmp_path.iterdir()] == ["f"]
     fetch(Source(url=server.url, file="f", sha256=SHA256), tmp_path, "webshop")
-    assert server.asked == [None]  # what is there is not asked for again
+    assert server.asked == [None]  # an existing file is not downloaded again
 
 
 @pytest.mark.parametrize("ranges", [True, False])
@@ -209,7 +209,7 @@ def test_a_download_that_cannot_be_used_says_which_folder_to_delete(
     folder = home / "data" / "webshop.download"
     for sha256, more in (
         (None, rf"; if the download is at fault, delete {folder} and run the command again$"),
-        (SHA256, "$"),  # deleting what is proven to be right would not help
+        (SHA256, "$"),  # a file with the right hash is not at fault
     ):
         sources = (Source(url=server.url, file="f", sha256=sha256),)
         monkeypatch.setitem(DATA, "webshop", TaskData(sources, prepare))
@@ -238,12 +238,12 @@ def test_nothing_is_downloaded_if_the_folder_is_taken(toy: str, server: Server, 
         download(toy)
     assert (server.asked, [p.name for p in (home / "data").iterdir()]) == ([], [toy])
     (data_folder(toy) / "notes.txt").unlink()
-    assert download(toy)["counts"] == {"train": 3}  # an empty folder is free
+    assert download(toy)["counts"] == {"train": 3}  # an empty folder may be used
     link = home / "data" / "mine"
     data_folder(toy).rename(home / "elsewhere")
     link.mkdir()
     data_folder(toy).symlink_to(link)
-    with pytest.raises(TaskDataError, match="is already installed"):  # it could not be put there
+    with pytest.raises(TaskDataError, match="is already installed"):  # no place to install
         download(toy)
 
 
@@ -417,7 +417,7 @@ def test_a_broken_connection_resumes_where_it_broke(
     server.status = 403
     with pytest.raises(TaskDataError, match="403"):
         fetch(Source(url=server.url, file="g"), tmp_path, "webshop")
-    assert len(server.asked) == 3  # what is refused is not asked for again
+    assert len(server.asked) == 3  # a refused request is not repeated
 
 
 def test_a_server_that_sends_almost_nothing_times_out(

@@ -1,4 +1,4 @@
-"""Records as programs and data sets of others really have them: read with the right values."""
+"""Records in the many forms that other programs and data sets use are read correctly."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Files of other formats: how they are recognised and read, and why records are left out."""
+"""Files of other formats: how they are recognised and read, and why records are skipped."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""A Java process that does not start, dies or hangs while it starts: in time, in one line."""
+"""A Java process that does not start, dies or hangs at the start gives one line, in time."""
 
 import threading
 import time
@@ -15,7 +15,7 @@ from stepagent.tasks.scienceworld.task import ScienceWorld
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str) -> None:
-    """Puts a shell script in Java's place."""
+    """Replaces Java by a shell script."""
     java = folder / "java"
     java.write_text(f"#!/bin/sh\n{script}\n")
     java.chmod(0o755)
@@ -83,7 +83,7 @@ def test_a_start_that_hangs_does_not_hold_the_pool(
     pool.close(user)
     for thread in threads:
         thread.join(60)
-    # A thread that was late may have begun a start of its own.
+    # A late thread may have started another process.
     pool.close(user)
     assert set(said) == {"the simulator's Java process was closed"}
 

@@ -49,7 +49,7 @@ GAME = FILES["alfworld"][0]
 
 
 def refused(task: str, source: Path) -> str:
-    """The line with which the task refuses what is in the folder."""
+    """The line with which the task refuses the files in the folder."""
     out = source.parent / "out"
     out.mkdir(exist_ok=True)
     with pytest.raises(TaskDataError) as error:
@@ -60,7 +60,7 @@ def refused(task: str, source: Path) -> str:
 
 
 def around(task: str, name: str, folder: Path) -> Path:
-    """A folder with usable files of the task, except the named one, whose place is returned."""
+    """Makes a folder with usable files, except the named one, and returns its path."""
     folder.mkdir(exist_ok=True)
     if task == "webshop":
         (folder / "items_shuffle_1000.json").write_text("[]")
@@ -133,7 +133,7 @@ def test_deep_json_in_lines_and_in_an_archive_is_one_line(tmp_path: Path) -> Non
 
 
 def bomb(megabytes: int) -> bytes:
-    """So much space as gzip, a thousandth of it; compressed once and repeated."""
+    """Spaces as gzip data, a thousandth of their size; compressed once and repeated."""
     return gzip.compress(b" " * 2**20, 9) * megabytes
 
 
@@ -307,7 +307,7 @@ def test_names_in_archives_cannot_leave_the_folder(tmp_path: Path, prefix: str) 
     out = tmp_path / "deep" / "out"
     out.mkdir()
     before = {path for path in tmp_path.rglob("*") if not path.is_relative_to(out)}
-    if prefix != "..\\":  # of which the first part of the name is no place of games
+    if prefix != "..\\":  # a name whose first part is not a folder of games
         alfworld_games.prepare(folder, out, skip_invalid=False)
     assert {path for path in tmp_path.rglob("*") if not path.is_relative_to(out)} == before
 

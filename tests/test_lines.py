@@ -1,4 +1,4 @@
-"""Odd and hostile files end in one line that says what they are; none is waited for."""
+"""Odd and hostile files give one line that says what they are; none blocks."""
 
 import bz2
 import gzip
@@ -28,7 +28,7 @@ MESSAGES = (
 
 
 def errors_of(path: Path) -> str:
-    """What every reader says of a file, which is one and the same."""
+    """The error of every reader of the file, which is the same for all."""
     said = set()
     for read in (read_trajectories, lambda path: read_jsonl(path, Trajectory), read_foreign):
         with pytest.raises(TrajectoryError) as caught:
@@ -204,7 +204,7 @@ def test_a_surrogate_pair_is_one_character(tmp_path: Path) -> None:
 
 
 def test_a_line_of_a_million_characters_is_read_quickly(tmp_path: Path) -> None:
-    # A reader that is quadratic in anything takes minutes here; the suite would not end.
+    # A reader with quadratic time would take minutes here.
     turns = [{"role": "user", "content": "x"}] * 20_000 + [
         {"role": "assistant", "content": "Thought: a\n" + "Action: b\n" * 100_000},
         {"role": "user", "content": "\n \n" * 300_000 + "ok" * 10**5},

@@ -38,12 +38,12 @@ words = st.lists(st.sampled_from(["red", "shoes", "9", "-", "New"]), max_size=5)
 
 @pytest.fixture(scope="module")
 def task() -> Mind2Web:
-    """All 24 candidates take part."""
+    """All 24 candidates are used."""
     return Mind2Web(Mind2WebConfig(top_k=24), folder=prepared())
 
 
 def play(task: Mind2Web, item: str, agent: Agent) -> Trajectory:
-    """An episode, with its details where evaluations keep them."""
+    """An episode, with its details in the metadata as in evaluations."""
     env = task.make_env()
     observation, info = env.reset(options={"item": item})
     instruction, steps, is_over = info["instruction"], [], False
@@ -65,7 +65,7 @@ def play(task: Mind2Web, item: str, agent: Agent) -> Trajectory:
 
 
 def offered(observation: str) -> dict[str, str]:
-    """Letters on offer, with the ids of their elements; the buttons have their numbers as texts."""
+    """The offered letters with the ids of their elements; each button's text is its number."""
     lines = observation.split("A. None of the above")[1].strip().split("\n")
     return {line[0]: str(100 + int(line.rstrip(")").split()[-1])) for line in lines if line}
 
@@ -300,14 +300,14 @@ def test_episodes_and_metrics_equal_a_naive_official_evaluation(seed: int) -> No
 
 
 def seen_order(task: Mind2Web, item: str) -> list[str]:
-    """The order in which the candidates come, found by rejecting all of them."""
+    """The order in which the candidates are shown, found by rejecting all of them."""
     step, order = task.annotated(item), list[str]()
     if not step.is_decidable(task.config.top_k):
         return step.considered(task.config.top_k)
     episode = play(task, item, lambda _: "A.")
     for shown in episode.steps:
         order += offered(shown.observation).values()
-    # A single one that is left at the end is never shown.
+    # A single element that is left at the end is never shown.
     return order + [e for e in step.considered(task.config.top_k) if e not in order]
 
 
@@ -328,7 +328,7 @@ def test_macro_averages_weigh_tasks_and_micro_averages_steps() -> None:
     assert found["macro_step_success_rate"] == pytest.approx((1 + 2 / 3) / 2)
     assert found["macro_operation_f1"] == pytest.approx((1 / 2 + 1 / 3) / 2)
     assert found["success_rate"] == pytest.approx(1 / 2)
-    # Without all of its steps nobody knows whether a web task succeeds.
+    # Without all of its steps, the success of a web task is unknown.
     assert mind2web_metrics(results[:3])["success_rate"] == 1
     assert "success_rate" not in mind2web_metrics([result("a", 0, None, 1)])
     assert mind2web_metrics([]) == {}
@@ -401,6 +401,6 @@ def test_elements_without_ranks_are_all_used_and_need_enough_steps(tmp_path: Pat
     text = gzip.decompress(index.read_bytes()).decode()
     index.write_bytes(gzip.compress(text.replace('"is_ranked":true', '"is_ranked":false').encode()))
     short = Mind2Web(Mind2WebConfig(top_k=5, step_limit=3), folder=tmp_path)
-    with pytest.raises(TaskDataError, match="24 elements can need 6 answers, step_limit is 3"):
+    with pytest.raises(TaskDataError, match="24 elements can need 6 answers, but step_limit is 3"):
         short.items("train")
     assert Mind2Web(Mind2WebConfig(top_k=5, step_limit=6), folder=tmp_path).items("train")

@@ -1,4 +1,4 @@
-"""Mind2Web's files and pages: what is read of them, and what is refused in one line."""
+"""Mind2Web's files and pages: what is read, and what is refused in one line."""
 
 import gzip
 import json
@@ -36,7 +36,7 @@ from stepagent.tasks.mind2web.task import Mind2Web
 
 
 def prepared_steps(source: Path, out: Path, *, skip_invalid: bool = False) -> dict[str, Any]:
-    """What `prepare` makes of a folder, by item."""
+    """The steps that `prepare` writes for a folder, by item."""
     out.mkdir()
     prepare(source, out, skip_invalid=skip_invalid)
     index = read_index(out / "index.jsonl.gz")
@@ -108,7 +108,7 @@ BROKEN: dict[str, tuple[Any, str]] = {
 
 
 def broken_task(fault: str) -> dict[str, Any]:
-    """The second web task of three, with a fault."""
+    """Three web tasks, the second with a fault."""
     task, change = web_task("train-3"), BROKEN[fault][0]
     first = task["actions"][0]
     if isinstance(change, dict):
@@ -291,7 +291,7 @@ def test_a_page_that_is_cut_anywhere_has_its_first_elements(end: int) -> None:
 
 def test_what_is_near_an_element_is_kept_and_the_rest_is_not() -> None:
     cut = read_page(page()).around(["109"])
-    # Its shelf and what is above it; of its siblings, which are all within three, everything.
+    # Its shelf and its ancestors, and all of its siblings, which are within three.
     assert [*cut.ids] == ["1", "2", "12", "108", "109", "110", "111"]
     row = "".join(f'<b backend_node_id="{n}"/>' for n in range(10))
     cut = read_page(f'<p backend_node_id="p">{row}</p>').around(["5"])
@@ -378,7 +378,7 @@ def test_a_step_file_adds_the_candidates_beyond_the_cut_in_a_neutral_order(
     assert [*found.ids] == ["1", "3", "4", "30"]
     text, _ = found.texts({"30": "B", "4": "C"})
     assert text == "(html (a home Ho) (div #C) (my-button #B buy it n... buy))"
-    # Without ranks all candidates take part, whatever top_k says.
+    # Without ranks, all candidates are used, whatever top_k is.
     assert step.considered(2) == ["30", "3", "4"]
     facts = Mind2Web(folder=tmp_path / "out").facts()
     assert facts["steps_without_ranks"] == {"train": 1, "dev": 0, "test": 0}
@@ -404,7 +404,7 @@ def test_an_invalid_step_is_named_or_skipped(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("run", ["Task: ", "Website: ", "Previous actions", "Available", "x", "`"])
 def test_a_prompt_is_read_in_linear_time(run: str) -> None:
-    """Once minutes for a few thousand characters that begin parts and never end them."""
+    """Once took minutes for a few thousand characters that begin parts and never end them."""
     marks = (
         "\nTask: t\nWebsite: w\nPrevious actions:\n1\n\nAvailable candidate:\n2\n\nCurrent page:\n"
     )

@@ -28,7 +28,7 @@ def begun(qa: MultihopQA, item: str) -> SearchEnv:
 
 
 def said(env: SearchEnv, action: str) -> str:
-    """What is seen after the action."""
+    """The observation after the action."""
     return env.step(action)[0]
 
 

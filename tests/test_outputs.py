@@ -1,4 +1,4 @@
-"""Outputs: no input and no old file is replaced unasked; a disk that is full is one line."""
+"""No input or old file is replaced without --overwrite; a full disk is one line."""
 
 import errno
 import logging
@@ -58,7 +58,7 @@ def call(*args: object) -> None:
 
 @pytest.fixture
 def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Runs a command that has to end with code 2 and one line, which it returns."""
+    """Runs a command that must end with code 2 and one line, which is returned."""
 
     def run(*args: object) -> str:
         capsys.readouterr()
@@ -295,7 +295,7 @@ def test_train_does_not_replace_a_page_that_is_not_its_own(
 
 @contextmanager
 def full_disk(size: int) -> Iterator[None]:
-    """No file may grow beyond `size`, as if the disk were full then."""
+    """Limits all files to `size` bytes, as if the disk were full then."""
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, old[1]))
     try:

@@ -1,4 +1,4 @@
-"""Parquet files are read as the same records in JSON lines would be."""
+"""Parquet files are read like the same records in JSON lines."""
 
 import sys
 from datetime import UTC, datetime

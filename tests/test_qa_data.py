@@ -79,7 +79,7 @@ def test_dev_does_not_depend_on_which_other_questions_are_there(raw: Path) -> No
 
 
 def as_columns(record: dict[str, Any]) -> dict[str, Any]:
-    """The form of HotpotQA on the hub."""
+    """HotpotQA's format on the hub."""
     changed = record | {
         "id": record["_id"],
         "context": {
@@ -96,7 +96,7 @@ def as_columns(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def as_strings(record: dict[str, Any]) -> dict[str, Any]:
-    """The form of 2WikiMultihopQA on the hub."""
+    """2WikiMultihopQA's format on the hub."""
     return record | {
         name: json.dumps(record[name]) for name in ("context", "supporting_facts", "evidences")
     }
@@ -289,7 +289,7 @@ def test_no_question_is_in_training_and_evaluation(raw: Path) -> None:
 def test_other_data_sets_and_other_files_in_the_folder_are_left_alone(raw: Path) -> None:
     write_list(raw / "dev.json", [hotpot(1)])
     write_list(raw / "musique" / "dev.json", [musique(1)])
-    write_list(raw / "2wiki" / "dev.json", [ircot(5)])  # its fields do not say whose it is
+    write_list(raw / "2wiki" / "dev.json", [ircot(5)])  # its fields do not show the data set
     write_list(raw / "sentences_dev.json", [{"text": "no question"}, 3])
     (raw / "package.json").write_text('{\n  "name": "of something else"\n}\n')
     (raw / "empty.jsonl").write_text("")
@@ -301,7 +301,7 @@ def test_other_data_sets_and_other_files_in_the_folder_are_left_alone(raw: Path)
 
 
 def write_release(folder: Path, *names: str) -> None:
-    """Folders of one data set each, in the form of IRCoT's release."""
+    """Folders of one data set each, in the format of IRCoT's release."""
     for number, name in enumerate(names):
         for place, split in enumerate(("train", "dev")):
             (folder / name).mkdir(parents=True, exist_ok=True)
@@ -313,7 +313,7 @@ def test_questions_that_may_belong_to_another_data_set_are_not_used(raw: Path) -
     write_release(raw, "hotpotqa", "iirc", "musique")
     said = (
         r"iirc/dev\.jsonl: may belong to another data set; give a folder with hotpotqa only, "
-        r"name the data set in the path \(hotpot, 2wiki, musique\), or leave it out with --skip"
+        r"name the data set in the path \(hotpot, 2wiki, musique\), or skip the file with --skip"
     )
     with pytest.raises(TaskDataError, match=said):
         made(raw)
@@ -351,7 +351,7 @@ def test_unreadable_files_of_something_else_do_no_harm(raw: Path) -> None:
     ]
     with pytest.raises(TaskDataError, match=r"no questions of musique.*left out: .*/backup\.zip: "):
         made(raw, "musique")
-    (raw / "backup.zip").rename(raw / "hotpot.zip")  # now it may be what is wanted
+    (raw / "backup.zip").rename(raw / "hotpot.zip")  # now it may be the data set in question
     with pytest.raises(TaskDataError, match=r"hotpot\.zip: cannot be read \(incomplete file\?\):"):
         made(raw, skip_invalid=True)
 
@@ -407,7 +407,7 @@ def test_paragraphs_are_kept_as_they_are_but_for_spaces() -> None:
 
 
 def test_titles_full_of_open_brackets_are_read_in_linear_time() -> None:
-    """And what only tells articles of one name apart is taken off as before."""
+    """And disambiguations are still removed."""
     assert _without_brackets("(" * 200_000 + " ") == "(" * 200_000 + " "
     assert _without_brackets("a" + " (" * 100_000 + ")") == "a"
     for title, left in (

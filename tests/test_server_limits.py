@@ -1,4 +1,4 @@
-"""What a served task does with the silent, the slow, the wordy and strangers."""
+"""A served task with silent, slow and verbose clients, and with clients without access."""
 
 import contextlib
 import json
@@ -46,7 +46,7 @@ def asked(player: ClientConnection, message: Any) -> dict[str, Any]:
 
 
 def raw(url: str, data: bytes) -> socket.socket:
-    """A connection on which so many bytes were sent."""
+    """A connection on which these bytes were sent."""
     host, _, port = url.removeprefix("http://").rpartition(":")
     opened = socket.create_connection((host, int(port)), timeout=20)
     opened.sendall(data)
@@ -65,7 +65,7 @@ def test_silent_sessions_give_up_their_seats(monkeypatch: pytest.MonkeyPatch) ->
             assert asked(newcomer, RESET)["type"] == "observation"
             assert json.loads(silent.recv(timeout=20))["data"]["code"] == "SESSION_ERROR"
             assert asked(playing, {"type": "state"})["data"]["item"] == "train/0"
-            with connection(url) as late:  # those who play do not
+            with connection(url) as late:  # sessions that play keep their seats
                 said = json.loads(late.recv(timeout=20))["data"]
                 assert said["code"] == "CAPACITY_REACHED"
 
@@ -235,7 +235,7 @@ def test_only_clients_with_the_token_may_play(caplog: pytest.LogCaptureFixture) 
         assert httpx2.get(f"{url}/health", params={"token": "wrong"}).status_code == 401
         with connection(url, additional_headers=bearer) as player:
             assert asked(player, RESET)["type"] == "observation"
-        # OpenEnv's own client takes an address and nothing else.
+        # OpenEnv's own client accepts only a URL.
         with connection(url.replace("//", f"//player:{TOKEN}@")) as player:
             assert asked(player, RESET)["type"] == "observation"
         task = OpenEnvTask(OpenEnvConfig(url=url), headers=bearer)

@@ -1,4 +1,4 @@
-"""Signals end a command in time, wherever it is, with its children, and say how to go on."""
+"""Signals end a command and its children in time, with a line on how to resume."""
 
 import os
 import signal
@@ -41,7 +41,7 @@ from stepagent.processes import signals
 def main(args):
     signals.GRACE_SECONDS = GRACE
     print("played", flush=True)
-    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # C code that looks at no signal
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # C code that handles no signals
 
 sys.modules["stepagent.commands.stuck"] = types.SimpleNamespace(main=main)
 for command in ("inspect", "evaluate", "train"):
@@ -58,7 +58,7 @@ def boxes(seconds: float) -> str:
 def begun(
     code: str, *args: object, before: Callable[[], object] = hear_ctrl_c
 ) -> Iterator["subprocess.Popen[str]"]:
-    """The script, once it has said a word; it is gone in the end."""
+    """The script, once it has printed a word; killed at the end of the test."""
     running = subprocess.Popen(
         [sys.executable, "-c", code, *map(str, args)],
         stdout=subprocess.PIPE,

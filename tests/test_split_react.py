@@ -1,4 +1,4 @@
-"""Thought and action are told apart where both are marked, and no real action is cut."""
+"""Marked thoughts and actions are separated, and no real action is cut."""
 
 import pytest
 from hypothesis import given
@@ -159,7 +159,7 @@ def test_only_thoughts_in_tags_are_split_off_before_a_call() -> None:
      "<think>a</thought>" * 60_000, "<think>\n" + "Action: x\n" * 100_000, "<think>" + " " * 10**6],
 )  # fmt: skip
 def test_a_text_of_a_million_characters_is_split_quickly(text: str) -> None:
-    # A quadratic pattern takes hours here; the suite would not end.
+    # A quadratic pattern would take hours here.
     assert len("".join(split_react(text))) <= len(text)
 
 

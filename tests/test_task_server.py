@@ -1,4 +1,4 @@
-"""A task served the OpenEnv way: every message and route, limits, and what may go wrong."""
+"""A served task: every message and route of OpenEnv's protocol, limits and failures."""
 
 import json
 import subprocess
@@ -35,7 +35,7 @@ def url() -> Iterator[str]:
 
 @contextmanager
 def session(url: str) -> Iterator[Callable[[Any], dict[str, Any]]]:
-    """A connection, as what answers messages; text is sent as it is."""
+    """A function that sends a message and returns the answer; text is sent unchanged."""
     with connection(url) as socket:
 
         def ask(message: Any) -> dict[str, Any]:
@@ -171,7 +171,7 @@ def test_web_pages_have_no_access(url: str) -> None:
 
 
 class Watched(CorridorEnv):
-    """Counts itself, and waits or fails where an action says so."""
+    """Counts its instances, and waits or fails if an action says so."""
 
     opened = 0
     closed = 0
@@ -245,7 +245,7 @@ def test_an_environment_is_closed_when_its_player_leaves_in_the_middle(watched: 
         socket.recv(timeout=20)
         socket.send(json.dumps(step("wait")))
         assert Watched.began.wait(20)
-        socket.socket.shutdown(SHUT_RDWR)  # no goodbye
+        socket.socket.shutdown(SHUT_RDWR)  # without a close message
     assert Watched.closed == 0
     Watched.released.set()
     assert eventually(lambda: Watched.closed == 1)
@@ -286,7 +286,7 @@ def test_http_describes_the_environment(url: str) -> None:
         assert metadata["name"] == "corridor"
         assert '"step_limit": 5' in metadata["readme_content"]
         schema = http.get("/schema").json()
-        # A player that has only text finds the field for it: the one that is required.
+        # Players with text actions look for the required field.
         assert schema["action"]["required"] == ["text"]
         assert schema["action"]["title"] == "TextAction"
         assert schema["observation"]["required"] == ["text"]

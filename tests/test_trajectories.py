@@ -1,4 +1,4 @@
-"""Files of records come back as they were written, and every fault is told in one exact line."""
+"""Files of records are read back as they were written, and every error is one exact line."""
 
 import gzip
 import json
@@ -124,7 +124,7 @@ DEEP = "[" * 100_000
         ),
         (
             line()[:-9],
-            "not JSON (the last line of the file is cut off)" + ONE,
+            "not JSON (the last line of the file is truncated)" + ONE,
         ),
         (
             DEEP + "\n",

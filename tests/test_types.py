@@ -1,4 +1,4 @@
-"""The records refuse what files must not hold, and stay what they are once made."""
+"""The records refuse invalid values and cannot be changed once made."""
 
 from typing import Any
 

@@ -59,7 +59,7 @@ def goal(of: Product, **fields: object) -> Goal:
 
 
 def seen(task: WebShop, *actions: str, item: str = "synthetic/0") -> str:
-    """What is seen after the actions, without the instruction."""
+    """The observation after the actions, without the instruction."""
     env = task.make_env()
     observation, info = env.reset(options={"item": item})
     for action in actions:
@@ -122,7 +122,7 @@ HEAD = "Instruction: [SEP] TASK [SEP] Back to Search [SEP] < Prev"
         ("sarong", "b000000003", "description", ""),
         ("assam", "b000000009", "Description", " [SEP] All about Assam Tea Tin."),
         ("clip", "b000000005", "features", " [SEP] Bends"),
-        # The original keeps a piece of text that is only blanks, as an empty one.
+        # The original keeps a piece of text with only blanks as an empty one.
         ("lantern", "b000000006", "features", " [SEP]  [SEP] Bright\nlight [SEP] "),
     ],
 )
@@ -229,7 +229,7 @@ def test_what_can_be_clicked() -> None:
     ]  # fmt: skip
     assert Page().clickables() == []
     found = [product(asin=f"B{number:02}") for number in range(12)]
-    results = Page(kind="results", found=found, number=2)
+    results = Page(kind="results", results=found, number=2)
     assert results.clickables() == ["back to search", "< prev", "next >", "b10", "b11"]
 
 
@@ -326,7 +326,7 @@ def test_goals_are_all_combinations_shuffled_with_the_seed(shop: WebShop) -> Non
 
 def test_the_texts_of_goals(shop: WebShop, people: WebShop) -> None:
     texts = {goal.text for goal in (shop.shop.goals[n] for n in range(len(shop.shop.goals)))}
-    assert "Find me solid wood lamps" in texts  # at 985 dollars no two limits are left
+    assert "Find me solid wood lamps" in texts  # above 985 dollars there are fewer than two limits
     scarf = [text for text in texts if " with color: ivory | gold, and size: small" in text]
     assert len(scarf) == 1
     assert scarf[0].startswith("Find me hand wash scarves with wool blend with color: ")
@@ -460,7 +460,7 @@ def test_attributes_are_also_found_in_the_texts() -> None:
     [
         ("red", "red", True),
         ("powder snow", "cool powder snow", True),
-        ("x-large", "large", True),  # so sizes are confused in the original too
+        ("x-large", "large", True),  # the original confuses these sizes too
         ("xx-large", "x-large", True),
         ("small", "large", False),
         ("dark red", "dark olive", True),  # both are "dark"
@@ -542,7 +542,7 @@ def test_the_shopper_solves_what_can_be_solved(shop: WebShop, people: WebShop) -
                 assert task.expert(item).success
             except ExpertFailed:
                 unsolved.append(task.goal(item).options)
-        # "brown2060" is reduced to "brown" on one side only: the original's defect.
+        # "brown2060" is reduced to "brown" on one side only, a flaw of the original.
         expected = [{"color": "brown2060", "size": size} for size in ("small", "large")]
         assert sorted(map(str, unsolved)) == sorted(map(str, expected if task is shop else []))
 

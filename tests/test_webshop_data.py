@@ -1,4 +1,4 @@
-"""How the official files of WebShop become a shop, and what is said about damaged ones."""
+"""How the official files of WebShop become a shop, and the errors for damaged ones."""
 
 import gzip
 import json
@@ -18,7 +18,7 @@ from stepagent.tasks.webshop.products import Product
 
 
 def prepared(folder: Path, skip_invalid: bool = False, **files: Any) -> tuple[Prepared, Path]:
-    """What `prepare` makes of the three files."""
+    """The shop that `prepare` makes from the three files."""
     write_official(folder / "source", **files)
     out = folder / "out"
     out.mkdir()
@@ -26,7 +26,7 @@ def prepared(folder: Path, skip_invalid: bool = False, **files: Any) -> tuple[Pr
 
 
 def one(folder: Path, **fields: Any) -> Product:
-    """The product made of a record."""
+    """The product of a record."""
     _, out = prepared(folder, products=[raw_product("B1", "A Scarf") | fields], attributes={})
     return Catalogue(out)[0]
 
@@ -142,7 +142,7 @@ def test_an_invalid_record_is_named_or_skipped(
     assert made.counts["products"] == len(files.get("products", PRODUCTS)) - 1
     task = WebShop(folder=out)
     goals = [task.shop.goals[number] for number in range(len(task.shop.goals))]
-    for goal in goals:  # numbers of products are still right
+    for goal in goals:  # the numbers of products are still right
         assert goal.attributes == goal.product.attributes
 
 

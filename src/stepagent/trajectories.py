@@ -193,7 +193,7 @@ def _problem(problem: ErrorDetails, record_type: type[Record], *, complete: bool
     if kind == "json_invalid":
         fault = re.sub(r" at line \d+ column", " at column", problem["ctx"]["error"])
         if fault.startswith("EOF") and not complete:
-            fault = "the last line of the file is cut off"
+            fault = "the last line of the file is truncated"
         return f"not JSON ({fault}); expected one {record_type.__name__} object per line"
     field = "".join(
         f"[{part}]" if isinstance(part, int) else f".{printable(part)}" for part in location

@@ -192,9 +192,9 @@ def _agent_turn(step: AtifStep, place: str) -> Turn:
     if not text and not calls:
         raise FormatError(f"{place}: expected a message or a tool call, got neither")
     call = None
-    for found in calls:
+    for written in calls:
         at = f"{place}.tool_calls[0].arguments"
-        call = call_of_fields(found.function_name, found.arguments, at)
+        call = call_of_fields(written.function_name, written.arguments, at)
     return Turn(
         role="agent",
         text=text,

@@ -44,12 +44,12 @@ def read_rows(path: Path) -> Iterator[tuple[int, bytes | str]]:
             for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE):
                 for row in batch.to_pylist():
                     number += 1
-                    yield number, _line(row)
+                    yield number, _json_line(row)
     except (pyarrow.ArrowException, OSError) as error:
         raise error_at(path, f"a damaged Parquet file ({printable(str(error))})") from None
 
 
-def _line(row: dict[str, Any]) -> bytes | str:
+def _json_line(row: dict[str, Any]) -> bytes | str:
     def as_text(value: object) -> str:
         """Times and decimals, which JSON lacks, as text; other values are an error."""
         if isinstance(value, datetime | date | time | timedelta | Decimal):

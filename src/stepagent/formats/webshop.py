@@ -97,29 +97,29 @@ def read_webshop(
 
 def _action(before: Page, after: Page, index: int) -> str:
     """The action that leads from one page to the next; raises `FormatError` if there is none."""
-    seen, then = before.content, after.content
-    same_item = (then.asin, then.options) == (seen.asin, seen.options)
+    old, new = before.content, after.content
+    same_item = (new.asin, new.options) == (old.asin, old.options)
     match before.page, after.page:
-        case "index", "search_results" if isinstance(then.keywords, list) and then.page == 1:
-            return f"search[{' '.join(then.keywords)}]"
+        case "index", "search_results" if isinstance(new.keywords, list) and new.page == 1:
+            return f"search[{' '.join(new.keywords)}]"
         case "search_results" | "item_page" | "item_sub_page", "index":
             return "click[back to search]"
-        case "search_results", "search_results" if then.keywords == seen.keywords:
-            if isinstance(seen.page, int) and then.page == seen.page + 1:
+        case "search_results", "search_results" if new.keywords == old.keywords:
+            if isinstance(old.page, int) and new.page == old.page + 1:
                 return "click[next >]"
-            if isinstance(seen.page, int) and then.page == seen.page - 1:
+            if isinstance(old.page, int) and new.page == old.page - 1:
                 return "click[< prev]"
-        case "search_results", "item_page" if then.is_of(seen) and not then.options:
-            if then.asin in seen.search_result_asins:
-                return f"click[{then.asin.lower()}]"
-        case "item_page", "search_results" if seen.is_of(then):
+        case "search_results", "item_page" if new.is_of(old) and not new.options:
+            if new.asin in old.search_result_asins:
+                return f"click[{new.asin.lower()}]"
+        case "item_page", "search_results" if old.is_of(new):
             return "click[< prev]"
-        case "item_page", "item_page" if then.asin == seen.asin:
-            chosen = [k for k, value in then.options.items() if seen.options.get(k) != value]
-            if len(chosen) == 1 and then.options == seen.options | {
-                chosen[0]: then.options[chosen[0]]
+        case "item_page", "item_page" if new.asin == old.asin:
+            chosen = [k for k, value in new.options.items() if old.options.get(k) != value]
+            if len(chosen) == 1 and new.options == old.options | {
+                chosen[0]: new.options[chosen[0]]
             }:
-                return f"click[{then.options[chosen[0]]}]"
+                return f"click[{new.options[chosen[0]]}]"
         case "item_page", "item_sub_page" if same_item and after.url.count("/") > 1:
             return f"click[{after.url.split('/')[-2].lower()}]"
         case "item_sub_page", "item_page" if same_item:

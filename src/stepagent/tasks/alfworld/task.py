@@ -76,7 +76,7 @@ class AlfworldConfig:
             )
 
     def make_task(self) -> "Alfworld":
-        """The task under this protocol; raises ValueError for unknown names."""
+        """The task with these settings."""
         return Alfworld(self)
 
 

@@ -257,6 +257,6 @@ def _archived(path: Path) -> Contents:
     with open_zip(path) as archive:
         for name in sorted(set(archive.namelist())):
             if _is_of_mind2web(Path(name).name):
-                with open_member(archive, path, name, PASSWORD) as found:
-                    text = found.all()
+                with open_member(archive, path, name, PASSWORD) as content:
+                    text = content.all()
                 yield from _listed(f"{path}: {name}", parse_json(text, f"{path}: {name}"))

@@ -84,7 +84,7 @@ class Mind2WebConfig:
             )
 
     def make_task(self) -> "Mind2Web":
-        """The task under this protocol; raises ValueError for unknown names."""
+        """The task with these settings."""
         return Mind2Web(self)
 
 

@@ -149,7 +149,7 @@ def _own_split(item: str) -> Split:
 def _scan(dataset: Dataset, source: Path, *, skip_invalid: bool) -> _Scan:
     """Sorts files by their first record; the folder may contain unrelated files too."""
     aliases, used, left_out = dict[str, tuple[str, ...]](), set[Path](), Counter[str]()
-    found: dict[Dataset | None, list[_QuestionFile]] = {}
+    by_dataset: dict[Dataset | None, list[_QuestionFile]] = {}
     for file in record_files(source):
         try:
             record = file.first()
@@ -173,10 +173,12 @@ def _scan(dataset: Dataset, source: Path, *, skip_invalid: bool) -> _Scan:
             )
         # Files of unknown origin whose questions have no paragraphs are ignored.
         if owner is not None or {"context", "contexts"} & record.keys():
-            files = found.setdefault(owner, [])
+            files = by_dataset.setdefault(owner, [])
             if official in ("evaluation", "train"):
                 files.append(_QuestionFile(file, official))
-    files = found.get(dataset, []) + _unknown_files(dataset, found, left_out, skip_invalid)
+    files = by_dataset.get(dataset, []) + _unknown_files(
+        dataset, by_dataset, left_out, skip_invalid
+    )
     used.update(each.file.path for each in files)
     files.sort(key=lambda each: each.rank)
     return _Scan(files, aliases, tuple(sorted(used)), left_out)
@@ -184,7 +186,7 @@ def _scan(dataset: Dataset, source: Path, *, skip_invalid: bool) -> _Scan:
 
 def _unknown_files(
     dataset: Dataset,
-    found: dict[Dataset | None, list[_QuestionFile]],
+    by_dataset: dict[Dataset | None, list[_QuestionFile]],
     left_out: Counter[str],
     skip_invalid: bool,
 ) -> list[_QuestionFile]:
@@ -193,9 +195,9 @@ def _unknown_files(
     That is the case if there are no other files with questions and all are in one folder. IRCoT's
     release contains a fourth data set in the same format, beside the folders of these three.
     """
-    unknown = found.get(None, [])
+    unknown = by_dataset.get(None, [])
     folders = {each.file.name.rpartition("/")[0] for each in unknown}
-    if len(folders) <= 1 and not found.keys() - {None}:
+    if len(folders) <= 1 and not by_dataset.keys() - {None}:
         return unknown
     for each in unknown:
         problem = f"{each.file.name}: may belong to another data set"

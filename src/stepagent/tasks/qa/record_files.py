@@ -76,8 +76,11 @@ class RecordFile:
             with open_content(self.path) as content:
                 yield content
             return
-        with open_zip(self.path) as archive, open_member(archive, self.path, self.member) as found:
-            yield found
+        with (
+            open_zip(self.path) as archive,
+            open_member(archive, self.path, self.member) as content,
+        ):
+            yield content
 
 
 def record_files(source: Path) -> list[RecordFile]:

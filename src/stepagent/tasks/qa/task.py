@@ -68,7 +68,7 @@ class QAConfig:
                 raise ValueError(f"{name} must be at least 1, not {number}")
 
     def make_task(self) -> "MultihopQA":
-        """The task under this protocol; raises ValueError for unknown names."""
+        """The task with these settings."""
         return MultihopQA(self)
 
 

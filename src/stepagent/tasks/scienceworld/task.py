@@ -60,7 +60,7 @@ class ScienceWorldConfig:
     """Time limits of the Java process that runs the simulator, in seconds."""
 
     def make_task(self) -> "ScienceWorld":
-        """The task under this protocol; raises ValueError for unknown names."""
+        """The task with these settings; raises ValueError for unknown names."""
         return ScienceWorld(
             self.task_types, self.simplification, self.step_limit, engine=self.engine
         )

@@ -120,9 +120,9 @@ class _Files:
 
     @classmethod
     def find(cls, source: Path) -> "_Files":
-        found = sorted(path for path in source.rglob("*.json*") if not path.is_dir())
+        files = sorted(path for path in source.rglob("*.json*") if not path.is_dir())
         named = {
-            stem: [p for p in found if re.fullmatch(rf"{stem}(_\d+)?\.json(\.gz)?", p.name)]
+            stem: [p for p in files if re.fullmatch(rf"{stem}(_\d+)?\.json(\.gz)?", p.name)]
             for stem in ("items_shuffle", "items_ins_v2", "items_human_ins")
         }
         for stem, paths in named.items():
@@ -205,10 +205,10 @@ class _Loader:
 
 
 def _mapping(path: Path) -> dict[str, Any]:
-    found = read_json(path)
-    if not isinstance(found, dict):
-        raise TaskDataError(f"{path}: expected an object by asin, got {type(found).__name__}")
-    return found
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise TaskDataError(f"{path}: expected an object by asin, got {type(content).__name__}")
+    return content
 
 
 def _records(path: Path) -> Iterator[tuple[str, Any]]:

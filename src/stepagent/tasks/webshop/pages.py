@@ -35,7 +35,7 @@ class Page:
     """The current page of a customer; a click or a search gives the next one."""
 
     kind: Literal["search", "results", "item", "tab", "done"] = "search"
-    found: Sequence[Product] = ()
+    results: Sequence[Product] = ()
     """Results of the last search."""
     number: int = 1
     """Number of the page of results, from 1."""
@@ -48,7 +48,7 @@ class Page:
         """The page that an action leads to; the same page if the action is not possible here."""
         name, argument = parse_action(action)
         if name == "search":
-            return Page(kind="results", found=search(argument))
+            return Page(kind="results", results=search(argument))
         return self._clicked(argument) if name == "click" else self
 
     def clickables(self) -> list[str]:
@@ -74,7 +74,7 @@ class Page:
             case "search":
                 pieces = ["WebShop", *head, "Search"]
             case "results":
-                total = f"Page {self.number} (Total results: {len(self.found)})"
+                total = f"Page {self.number} (Total results: {len(self.results)})"
                 back = [BACK] if self.number > 1 else []
                 pieces = [*head, BACK_TO_SEARCH, total, *back, NEXT]
                 for product in self._shown():
@@ -116,7 +116,7 @@ class Page:
         return self.product
 
     def _shown(self) -> Sequence[Product]:
-        return self.found[(self.number - 1) * PAGE_SIZE : self.number * PAGE_SIZE]
+        return self.results[(self.number - 1) * PAGE_SIZE : self.number * PAGE_SIZE]
 
     def _tab_texts(self) -> list[str]:
         match self.tab:
@@ -143,7 +143,7 @@ class Page:
             case "tab", _:
                 return replace(self, kind="item", tab="")
             case _, "< prev":
-                return Page(kind="results", found=self.found, number=self.number)
+                return Page(kind="results", results=self.results, number=self.number)
             case _, "buy now":
                 return replace(self, kind="done")
             case _, "description" | "features" | "reviews":

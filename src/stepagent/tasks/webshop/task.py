@@ -57,7 +57,7 @@ class WebShopConfig:
     such as en_core_web_sm."""
 
     def make_task(self) -> "WebShop":
-        """The task under this protocol; raises ValueError for unknown names."""
+        """The task with these settings; raises ValueError if the tagger is not installed."""
         return WebShop(self)
 
 
@@ -220,5 +220,5 @@ def split_ranges(num_goals: int) -> dict[Split, range]:
 
 def _reward_of(episode: Trajectory) -> float:
     details = episode.metadata.get("details")
-    found = details.get("reward") if isinstance(details, dict) else None
-    return float(found) if isinstance(found, int | float) else 0.0
+    reward = details.get("reward") if isinstance(details, dict) else None
+    return float(reward) if isinstance(reward, int | float) else 0.0
