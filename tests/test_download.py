@@ -21,15 +21,8 @@ from stepagent.cli import main
 from stepagent.tasks.base import TaskDataError
 from stepagent.tasks.data import fetch as fetching
 from stepagent.tasks.data.fetch import fetch
-from stepagent.tasks.data.files import (
-    Prepared,
-    Source,
-    TaskData,
-    data_folder,
-    read_json,
-    read_records,
-    required,
-)
+from stepagent.tasks.data.json_files import read_json, read_records
+from stepagent.tasks.data.sources import Prepared, Source, TaskData, data_folder, required
 from stepagent.tasks.install import DATA, download, install, manifest_of
 
 BODY = bytes(range(256)) * 40_000  # about ten chunks
@@ -452,7 +445,7 @@ def test_a_file_beyond_the_limit_is_refused(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from stepagent.tasks.data.files import Prepared, TaskData
+from stepagent.tasks.data.sources import Prepared, TaskData
 from stepagent.tasks.install import DATA, install
 
 def prepare(source, out, *, skip_invalid):

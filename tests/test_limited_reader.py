@@ -23,7 +23,7 @@ from stepagent.tasks import webshop
 from stepagent.tasks.alfworld import games as alfworld_games
 from stepagent.tasks.base import TaskDataError
 from stepagent.tasks.data import limited_reader
-from stepagent.tasks.data.files import read_records
+from stepagent.tasks.data.json_files import read_records
 from stepagent.tasks.mind2web import data as mind2web_data
 from stepagent.tasks.qa import data as qa_data
 from stepagent.tasks.qa.record_files import RecordFile

@@ -21,7 +21,7 @@ from qa_fixtures import (
     write_zip,
 )
 from stepagent.tasks.base import TaskDataError
-from stepagent.tasks.data.files import Prepared
+from stepagent.tasks.data.sources import Prepared
 from stepagent.tasks.qa.data import FILE, SOURCES, prepare
 from stepagent.tasks.qa.question_store import QuestionStore
 from stepagent.tasks.qa.questions import Dataset, Question, UnusableError, read_question

@@ -11,7 +11,7 @@ import pytest
 
 from small_shop import ATTRIBUTES, PEOPLE, PRODUCTS, raw_product, values, write_official
 from stepagent.tasks.base import TaskDataError
-from stepagent.tasks.data.files import Prepared
+from stepagent.tasks.data.sources import Prepared
 from stepagent.tasks.webshop import SOURCES, WebShop, WebShopConfig, prepare
 from stepagent.tasks.webshop.catalogue import Catalogue
 from stepagent.tasks.webshop.products import Product

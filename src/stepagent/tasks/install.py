@@ -20,7 +20,7 @@ from stepagent.tasks import webshop
 from stepagent.tasks.alfworld import games as alfworld_games
 from stepagent.tasks.base import TaskDataError
 from stepagent.tasks.data.fetch import TIMEOUT_SECONDS, fetch
-from stepagent.tasks.data.files import TaskData, data_folder
+from stepagent.tasks.data.sources import TaskData, data_folder
 from stepagent.tasks.mind2web import data as mind2web_data
 from stepagent.tasks.qa import data as qa_data
 

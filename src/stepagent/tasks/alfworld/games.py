@@ -20,8 +20,9 @@ from zipfile import ZipFile
 
 from stepagent.tasks.base import TaskDataError
 from stepagent.tasks.data.archives import open_member, open_zip, tar_members
-from stepagent.tasks.data.files import Prepared, Source, read_records
+from stepagent.tasks.data.json_files import read_records
 from stepagent.tasks.data.limited_reader import open_content
+from stepagent.tasks.data.sources import Prepared, Source
 
 Generation = Literal["move", "put"]
 OfficialSplit = Literal["train", "valid_seen", "valid_unseen"]

@@ -32,8 +32,8 @@ from stepagent.tasks.alfworld.games import (
 )
 from stepagent.tasks.alfworld.workers import Game, Workers
 from stepagent.tasks.base import NOTHING, EngineLimits, ExpertFailed, Split, TaskDataError
-from stepagent.tasks.data.files import data_folder, required
 from stepagent.tasks.data.optional_packages import needs
+from stepagent.tasks.data.sources import data_folder, required
 from stepagent.tasks.episode import EpisodeEnv, Outcome, follow
 from stepagent.types import Trajectory
 

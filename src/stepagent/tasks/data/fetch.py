@@ -10,7 +10,7 @@ import httpx2
 from stepagent.console.progress import track
 from stepagent.files.atomic import file_hash
 from stepagent.tasks.base import TaskDataError
-from stepagent.tasks.data.files import Source
+from stepagent.tasks.data.sources import Source
 from stepagent.tasks.deadline import Deadline
 
 CHUNK = 1 << 20

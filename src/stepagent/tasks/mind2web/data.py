@@ -17,7 +17,8 @@ from pydantic import ConfigDict, JsonValue
 
 from stepagent.tasks.base import TaskDataError
 from stepagent.tasks.data.archives import open_member, open_zip
-from stepagent.tasks.data.files import Prepared, Source, parse_json, read_json, read_records
+from stepagent.tasks.data.json_files import parse_json, read_json, read_records
+from stepagent.tasks.data.sources import Prepared, Source
 from stepagent.tasks.mind2web.page import read_page
 from stepagent.tasks.mind2web.ranks import Ranks, read_ranks
 from stepagent.tasks.mind2web.single_steps import is_single_step, single_step

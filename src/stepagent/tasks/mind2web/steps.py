@@ -12,7 +12,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import Field, JsonValue, StringConstraints, ValidationError
 
 from stepagent.tasks.base import TaskDataError
-from stepagent.tasks.data.files import read_text
+from stepagent.tasks.data.json_files import read_text
 from stepagent.tasks.mind2web.page import Page
 from stepagent.trajectories import problem_of
 from stepagent.types import NonEmpty, Record

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stepagent.tasks.base import ExpertFailed, Split, TaskDataError
-from stepagent.tasks.data.files import data_folder, required
+from stepagent.tasks.data.sources import data_folder, required
 from stepagent.tasks.episode import EpisodeEnv, Outcome, follow
 from stepagent.tasks.mind2web.answers import LETTERS, StepResult, mind2web_metrics, read_answer
 from stepagent.tasks.mind2web.steps import (

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from stepagent.tasks.base import Split, TaskDataError
-from stepagent.tasks.data.files import Prepared, Source
+from stepagent.tasks.data.sources import Prepared, Source
 from stepagent.tasks.qa.question_store import new_store
 from stepagent.tasks.qa.questions import Dataset, UnusableError, question_id, read_question
 from stepagent.tasks.qa.record_files import RecordFile, record_files

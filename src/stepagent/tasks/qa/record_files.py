@@ -12,7 +12,7 @@ from typing import Any
 
 from stepagent.tasks.base import TaskDataError
 from stepagent.tasks.data.archives import open_member, open_zip
-from stepagent.tasks.data.files import stream_json_list
+from stepagent.tasks.data.json_files import stream_json_list
 from stepagent.tasks.data.limited_reader import (
     MAX_RECORD_BYTES,
     Content,

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from stepagent.tasks.base import ExpertFailed, Split, TaskDataError, TextEnv
-from stepagent.tasks.data.files import required
 from stepagent.tasks.data.optional_packages import needs
+from stepagent.tasks.data.sources import required
 from stepagent.tasks.episode import EpisodeEnv, Outcome, follow
 from stepagent.tasks.qa.data import FILE
 from stepagent.tasks.qa.metrics import NO_ANSWER, AnswerScore, score_answer

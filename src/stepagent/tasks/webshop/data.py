@@ -18,9 +18,10 @@ from typing import Any, TextIO, TypeVar
 from pydantic import ValidationError
 
 from stepagent.tasks.base import TaskDataError
-from stepagent.tasks.data.files import Prepared, Source, read_json, stream_json_list
+from stepagent.tasks.data.json_files import read_json, stream_json_list
 from stepagent.tasks.data.limited_reader import open_content
 from stepagent.tasks.data.optional_packages import needs
+from stepagent.tasks.data.sources import Prepared, Source
 from stepagent.tasks.webshop.goals import Instruction
 from stepagent.tasks.webshop.products import FACTS, WITHOUT_ATTRIBUTES, Product, RawProduct
 from stepagent.trajectories import problem_of

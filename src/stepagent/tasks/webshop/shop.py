@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from stepagent.tasks.base import TaskDataError
-from stepagent.tasks.data.files import read_json
+from stepagent.tasks.data.json_files import read_json
 from stepagent.tasks.webshop.catalogue import Catalogue
 from stepagent.tasks.webshop.goals import Goals, Instruction
 from stepagent.tasks.webshop.products import FACTS, Product

@@ -18,8 +18,8 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from stepagent.tasks.base import Split
-from stepagent.tasks.data.files import required
 from stepagent.tasks.data.optional_packages import needs
+from stepagent.tasks.data.sources import required
 from stepagent.tasks.episode import EpisodeEnv, Outcome, follow
 from stepagent.tasks.webshop.nouns import RULES, tagger
 from stepagent.tasks.webshop.pages import Page
