@@ -376,7 +376,7 @@ def test_a_taken_port_is_one_line() -> None:
 
 @pytest.mark.parametrize("package", ["fastapi", "uvicorn", "websockets"])
 def test_a_missing_package_is_one_line(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for loaded in [name for name in sys.modules if name.startswith("stepagent.tasks.server_")]:
+    for loaded in [name for name in sys.modules if name.startswith("stepagent.tasks.serving.")]:
         monkeypatch.delitem(sys.modules, loaded)
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(PackageMissing, match=rf"^this needs the package {package}; "):
