@@ -9,10 +9,10 @@ from typing import Any
 from fuzz_inputs import damaged, mark, mutated, text
 
 from stepagent.tasks.base import TaskDataError
-from stepagent.tasks.data.files import read_json, read_records
+from stepagent.tasks.data.json_files import read_json, read_records
 from stepagent.tasks.mind2web.page import read_page
-from stepagent.tasks.mind2web.stepfile import single_step
-from stepagent.tasks.qa.files import record_files
+from stepagent.tasks.mind2web.single_steps import single_step
+from stepagent.tasks.qa.record_files import record_files
 
 
 def data(rng: random.Random, folder: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from fuzz_inputs import MARK, Loss, check_found, damaged, mark, mutated, schema, text, trajectory
 
-from stepagent.formats.files import READERS, WRITERS, read_foreign, write_foreign
+from stepagent.formats.import_export import READERS, WRITERS, read_foreign, write_foreign
 from stepagent.trajectories import read_jsonl, read_trajectories, write_jsonl
 from stepagent.types import AgentAction, PracticedStep, Trajectory
 

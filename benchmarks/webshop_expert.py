@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import fmean
 
 from stepagent.tasks.webshop import WebShop, WebShopConfig
-from stepagent.tasks.webshop.shopper import plan, queries
+from stepagent.tasks.webshop.expert import plan, queries
 
 
 def main() -> None:

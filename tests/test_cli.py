@@ -208,7 +208,7 @@ def test_every_recipe_has_a_task_that_exists(name: str) -> None:
         ),
         (
             ["collect", "musique", "--out", "{tmp}/d.jsonl"],
-            "stepagent: {nowhere}/musique/questions.sqlite: no data of musique; get it with: "
+            "stepagent: {nowhere}/musique/questions.sqlite: the data of musique is missing; run: "
             "stepagent download musique",
         ),
         (

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from stepagent import cli
-from stepagent.formats.files import READERS, WRITERS, read_foreign
+from stepagent.formats.import_export import READERS, WRITERS, read_foreign
 from stepagent.trajectories import read_trajectories
 from test_formats import ATIF, ETO, TRL
 
@@ -63,7 +63,7 @@ def test_an_export_is_imported_unchanged(
         assert (again == native.read_bytes()) == (format != "openai")
 
 
-def test_records_that_are_left_out_are_counted_and_listed(
+def test_skipped_records_are_counted_and_listed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     empty: dict[str, Any] = {"messages": []}
@@ -71,7 +71,7 @@ def test_records_that_are_left_out_are_counted_and_listed(
     call("import", tmp_path / "chat.jsonl", "-o", tmp_path / "out.jsonl", "--skip-invalid",
          "--task", "shopping")  # fmt: skip
     assert capsys.readouterr().out == (
-        "left out: 2 x no agent turn to learn from; expected at least one (line 1, 3)\n"
+        "left out: 2 x no agent turn that carries loss; expected at least one (line 1, 3)\n"
         "left out: 2 of 4 records in all\n"
         "dropped: names of messages (2 x)\n"
         f"{tmp_path}/out.jsonl: 2 of 4 records (messages)\n"
@@ -96,7 +96,10 @@ def test_records_that_are_left_out_are_counted_and_listed(
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["import", "{file}", "-o", "{out}"], "{file}:2: no agent turn to learn from; expected"),
+        (
+            ["import", "{file}", "-o", "{out}"],
+            "{file}:2: no agent turn that carries loss",
+        ),
         (
             ["import", "{file}", "-o", "{out}", "--format", "atlf"],
             "unknown format 'atlf'; did you mean 'atif'? allowed: messages, openai, eto,",

@@ -398,7 +398,8 @@ def test_a_file_system_without_locks_is_used_with_one_warning(
     assert len(read_trajectories(tmp_path / "run" / "journal").trajectories) == 1
     told = [record.message for record in caplog.records if "no locks" in record.message]
     assert told == [
-        f"{tmp_path}/run: this file system has no locks; let no other process write there"
+        f"{tmp_path}/run: this file system has no locks; make sure that no other process "
+        "writes there"
     ]
 
 
@@ -446,7 +447,7 @@ def test_a_file_that_appears_while_a_command_runs_is_not_replaced(tmp_path: Path
         yield "mine"
         file.write_text("somebody else's")
 
-    with pytest.raises(OSError, match="exists by now"):
+    with pytest.raises(OSError, match="was created meanwhile"):
         write_lines(file, lines(), replace=False)
     assert file.read_text() == "somebody else's"
     assert [*tmp_path.iterdir()] == [file]
@@ -463,7 +464,7 @@ def test_without_hard_links_nothing_is_replaced_either(
     monkeypatch.setattr("os.link", refuse)
     file = tmp_path / "out.jsonl"
     write_lines(file, ["mine"], replace=False)
-    with pytest.raises(OSError, match="exists by now"):
+    with pytest.raises(OSError, match="was created meanwhile"):
         write_lines(file, ["again"], replace=False)
     assert file.read_text() == "mine\n"
 

@@ -402,7 +402,7 @@ def test_react_examples_without_thoughts_cause_a_warning(
         (
             ["evaluate", "--policy", "openai:m-1", "--base-url", "http://127.0.0.1:9/v1",
              "--guide", sys.executable],
-            f"{sys.executable}: not text in UTF-8",
+            f"{sys.executable}: not UTF-8 text",
         ),
         (
             ["evaluate", "--policy", "openai:m-1", "--base-url", "localhost:8000"],
@@ -411,7 +411,7 @@ def test_react_examples_without_thoughts_cause_a_warning(
         (
             ["evaluate", "--policy", "openai:m-1", "--base-url", "http://127.0.0.1:9/v1",
              "--guide", "{tmp}/none.txt"],
-            "{tmp}/none.txt: no such file; expected a file of text",
+            "{tmp}/none.txt: no such file; expected a text file",
         ),
         (
             ["evaluate", "--policy", "openai:m-1", "--base-url", "http://127.0.0.1:9/v1",

@@ -41,7 +41,7 @@ from stepagent.processes import signals
 def main(args):
     signals.GRACE_SECONDS = GRACE
     print("played", flush=True)
-    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # C code that looks at no signal
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # C code that handles no signals
 
 sys.modules["stepagent.commands.stuck"] = types.SimpleNamespace(main=main)
 for command in ("inspect", "evaluate", "train"):

@@ -15,7 +15,7 @@ from stepagent.commands.models import open_renderer, prepare
 from stepagent.commands.parsing import check_at_least_one, run_command
 from stepagent.console.printable import printable
 from stepagent.console.progress import track
-from stepagent.formats.files import read_foreign
+from stepagent.formats.import_export import read_foreign
 from stepagent.rendering.chat_template import TemplateError
 from stepagent.rendering.renderer import RenderedTrajectory, Renderer
 from stepagent.types import Trajectory

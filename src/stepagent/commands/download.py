@@ -10,7 +10,7 @@ from stepagent.commands.parsing import UsageError, run_command, unknown
 from stepagent.console.printable import printable
 from stepagent.experiment.config import TASKS
 from stepagent.tasks.data.fetch import TIMEOUT_SECONDS
-from stepagent.tasks.data.files import data_folder
+from stepagent.tasks.data.sources import data_folder
 from stepagent.tasks.install import DATA, download, install, manifest_of, remove_leftovers
 
 

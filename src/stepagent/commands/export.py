@@ -9,7 +9,7 @@ import tyro
 from stepagent.commands.outputs import check_file
 from stepagent.commands.parsing import UsageError, run_command, unknown
 from stepagent.console.printable import printable
-from stepagent.formats.files import WRITERS, write_foreign
+from stepagent.formats.import_export import WRITERS, write_foreign
 from stepagent.trajectories import read_trajectories
 
 

@@ -10,7 +10,7 @@ from stepagent.actions import call_of
 from stepagent.commands.outputs import check_file
 from stepagent.commands.parsing import UsageError, run_command, unknown
 from stepagent.console.printable import printable, shown
-from stepagent.formats.files import READERS, Imported, read_foreign
+from stepagent.formats.import_export import READERS, Imported, read_foreign
 from stepagent.trajectories import write_jsonl
 from stepagent.types import Trajectory
 

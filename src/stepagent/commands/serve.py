@@ -6,7 +6,7 @@ from pathlib import Path
 
 from stepagent.commands.models import TaskChoice, open_task
 from stepagent.commands.parsing import UsageError, check_at_least_one, run_command
-from stepagent.tasks.data.limited_reader import ordinary
+from stepagent.tasks.data.limited_reader import open_regular
 from stepagent.tasks.serving.server import IDLE_SECONDS, Access, serve
 
 TOKEN = "STEPAGENT_TOKEN"
@@ -61,7 +61,7 @@ def serve_task(
 def _token(file: Path | None) -> str | None:
     """The token, if one is given; raises `UsageError` if an HTTP header cannot carry it."""
     if file is not None:
-        with ordinary(file) as opened:
+        with open_regular(file) as opened:
             found: str | None = opened.read(MAX_TOKEN_BYTES + 1).decode("latin-1").strip()
         place = str(file)
     else:

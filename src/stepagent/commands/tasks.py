@@ -10,7 +10,7 @@ from stepagent.commands.parsing import UsageError, run_command, unknown
 from stepagent.console.printable import printable
 from stepagent.experiment.config import TASKS
 from stepagent.tasks.base import Split, Task, TaskDataError
-from stepagent.tasks.data.files import data_folder
+from stepagent.tasks.data.sources import data_folder
 from stepagent.tasks.install import DATA, manifest_of
 
 SPLITS: tuple[Split, ...] = get_args(Split)

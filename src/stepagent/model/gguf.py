@@ -23,7 +23,7 @@ from transformers import AutoTokenizer
 from stepagent.console.printable import printable
 from stepagent.files.atomic import TEMPORARY, atomic_folder, file_hash
 from stepagent.files.cache import cache_folder
-from stepagent.files.lines import Unreadable, open_ordinary
+from stepagent.files.lines import Unreadable, open_regular
 from stepagent.model.weights import (
     UNREADABLE,
     WeightsError,
@@ -188,7 +188,7 @@ def _reader(file: Path) -> GGUFReader:
     except WeightsError as error:
         raise GGUFError(str(error)) from None
     try:
-        with open_ordinary(file, "expected a GGUF file") as opened:
+        with open_regular(file, "expected a GGUF file") as opened:
             start = opened.read(4)
     except Unreadable as error:
         raise GGUFError(f"{place(file)}: {error}") from None

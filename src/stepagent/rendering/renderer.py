@@ -29,7 +29,7 @@ from itertools import groupby
 from pydantic import JsonValue
 from transformers import PreTrainedTokenizerBase
 
-from stepagent.actions import Said, read_call, same_action, split_react
+from stepagent.actions import ThoughtAndAction, read_call, same_action, split_react
 from stepagent.console.printable import printable
 from stepagent.rendering.chat_template import Markup, TemplateError, dialogue_markup, split_template
 from stepagent.rendering.encoding import Encoder, EncodingError
@@ -214,7 +214,7 @@ class Renderer:
         content = closed[lead:] if list(closed[:lead]) == self._lead else closed
         return (*self._past_lead, *content)
 
-    def parse(self, action: Sequence[int]) -> Said:
+    def parse(self, action: Sequence[int]) -> ThoughtAndAction:
         """Thought and action of an action's ids: splits `Thought: ... Action: ...`, reads calls."""
         ids, lead = list(action), len(self._lead)
         if ids[:lead] == self._lead:
@@ -224,9 +224,9 @@ class Renderer:
         if self._calls and (call := self._calls.read(ids)):
             return call
         text = self._encoder.text(ids).strip()
-        said = split_react(text) if text.startswith("Thought:") else Said("", text)
+        said = split_react(text) if text.startswith("Thought:") else ThoughtAndAction("", text)
         if self.tools_in_prompt and (written := read_call(said.action)):
-            return Said(said.thought, written.action())
+            return ThoughtAndAction(said.thought, written.action())
         return said
 
     def text(self, ids: Sequence[int]) -> str:

@@ -14,7 +14,7 @@ from itertools import product
 
 from pydantic import JsonValue, ValidationError
 
-from stepagent.actions import Call, Said
+from stepagent.actions import Call, ThoughtAndAction
 from stepagent.console.printable import printable
 from stepagent.rendering.chat_template import (
     CALL_ID,
@@ -102,7 +102,7 @@ class TemplateCalls:
             # A call that contains the end of a turn would be cut there.
             if set(end) & set(ids):
                 continue
-            if self.read(ids) == Said("", EXAMPLE.action()):
+            if self.read(ids) == ThoughtAndAction("", EXAMPLE.action()):
                 self.example: tuple[Message, str] = self._message(EXAMPLE, ""), said
                 """A call as a message, and the template's text for it."""
                 return
@@ -124,7 +124,7 @@ class TemplateCalls:
             raise CallError(f"chat template: loses the thought before a call of '{name}'")
         return ids
 
-    def read(self, ids: list[int]) -> Said | None:
+    def read(self, ids: list[int]) -> ThoughtAndAction | None:
         """The thought and the call in ids; None without a call, or if only text looks like one."""
         if not set(self._controls) <= set(ids):
             return None
@@ -141,7 +141,7 @@ class TemplateCalls:
             call = Call.model_validate({"name": name, "arguments": arguments})
         except (json.JSONDecodeError, RecursionError, ValidationError):
             return None
-        return Said(thought.strip(), call.action())
+        return ThoughtAndAction(thought.strip(), call.action())
 
     def _ids(self, said: str) -> list[int]:
         return self._encoder.markup(said, behind=self._markup.end)
