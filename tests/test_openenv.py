@@ -23,7 +23,7 @@ from stepagent.tasks.adapters.openenv import OpenEnvConfig, OpenEnvTask
 from stepagent.tasks.adapters.remote import ServerError
 from stepagent.tasks.adapters.scoring import Scoring
 from stepagent.tasks.base import EnvironmentLost
-from stepagent.tasks.data.extras import PackageMissing
+from stepagent.tasks.data.optional_packages import PackageMissing
 from stepagent.tasks.serving.server import serving
 
 ONE: Items = {"train": {"only": {"seed": 3}}}

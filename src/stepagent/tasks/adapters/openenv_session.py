@@ -21,7 +21,7 @@ from stepagent.tasks.adapters.remote import (
 )
 from stepagent.tasks.adapters.replies import quoted
 from stepagent.tasks.base import EnvironmentLost
-from stepagent.tasks.data.extras import needs
+from stepagent.tasks.data.optional_packages import needs
 
 if TYPE_CHECKING:
     from websockets.sync.client import ClientConnection
