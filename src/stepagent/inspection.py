@@ -5,7 +5,6 @@ the actions of all states decode together.
 """
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from stepagent.actions import same_action
 from stepagent.console.progress import track
+from stepagent.model.device import until_it_fits
 from stepagent.model.generation import (
     Branch,
     Decoding,
@@ -43,11 +43,10 @@ def practise(
 
     `num_actions` actions are sampled in each state; the same seed gives the same actions.
     """
-    while True:
-        with suppress(torch.OutOfMemoryError):
-            actions_of = _actions(policy, demonstrations, decoding, seed, num_actions)
-            break
-        policy.layers.halve_budget()
+    actions_of = until_it_fits(
+        lambda: _actions(policy, demonstrations, decoding, seed, num_actions),
+        policy.layers.halve_budget,
+    )
     return [
         PracticedStep(
             trajectory_id=d.trajectory.id,

@@ -1,7 +1,9 @@
 """Device, precision, and how many tokens fit into memory at once."""
 
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 
@@ -11,6 +13,9 @@ MAX_TOKEN_BUDGET = 16384
 """Memory of a dense mask grows with its square; longer rows make no better use of a GPU."""
 HEADROOM = 0.8
 """Share of the free memory that is used; the allocator loses some to fragmentation."""
+
+
+T = TypeVar("T")
 
 
 class ComputeError(ValueError):
@@ -58,3 +63,17 @@ def fitting_tokens(free: int, reserved: int, bytes_per_token: float) -> int:
     """How many tokens fit into `free` bytes, of which `reserved` are needed otherwise."""
     room = HEADROOM * free - reserved
     return max(128, min(MAX_TOKEN_BUDGET, int(room / bytes_per_token) // 128 * 128))
+
+
+def until_it_fits(attempt: Callable[[], T], halve: Callable[[], None]) -> T:
+    """What `attempt` returns; whenever memory runs out, it is begun again after `halve`.
+
+    `halve` makes the next attempt need less memory, or raises `OutOfMemory` if it cannot.
+    """
+    while True:
+        with suppress(torch.OutOfMemoryError):
+            return attempt()
+        # Outside of `suppress` nothing holds the tensors of the failed attempt any more.
+        halve()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()

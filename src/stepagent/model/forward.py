@@ -101,8 +101,6 @@ class Layers:
             )
         self.token_budget //= 2
         logger.info("out of memory: from now on %d tokens at once", self.token_budget)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
 
     @contextmanager
     def reading(self) -> Iterator[None]:

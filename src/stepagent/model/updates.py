@@ -3,7 +3,6 @@
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +12,7 @@ from transformers import get_linear_schedule_with_warmup
 
 from stepagent.bounds import AMOUNT, SHARE, Above, check_bounds
 from stepagent.console.progress import track
+from stepagent.model.device import until_it_fits
 from stepagent.model.forward import Layers
 from stepagent.model.prefix_tree import Pack, PrefixTree
 
@@ -96,14 +96,12 @@ class Updater:
         and the learning rate goes on as planned. Raises `TrainingError` after `MOST_SKIPPED` of
         them in a row, and if an update leaves weights that are not finite.
         """
-        total = None
-        while total is None:
-            # The budget is halved outside of `except`, where the failed graph is free again.
-            with suppress(torch.OutOfMemoryError):
-                total = self._gradient(losses())
-            if total is None:
-                self.optimizer.zero_grad(set_to_none=True)
-                layers.halve_budget()
+
+        def halve() -> None:
+            self.optimizer.zero_grad(set_to_none=True)
+            layers.halve_budget()
+
+        total = until_it_fits(lambda: self._gradient(losses()), halve)
         loss = total.pop(_LOSS, 0.0)
         norms = [
             float(nn.utils.clip_grad_norm_(group["params"], self.max_grad_norm))
@@ -191,10 +189,7 @@ def read_trees(
     `read` returns tensors of a pack that hold a value for each path or for each path token; each is
     cut up again by trees.
     """
-    while True:
-        with suppress(torch.OutOfMemoryError):
-            return _read(layers.packs(trees), trees, read)
-        layers.halve_budget()
+    return until_it_fits(lambda: _read(layers.packs(trees), trees, read), layers.halve_budget)
 
 
 def _read(
