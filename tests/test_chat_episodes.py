@@ -11,8 +11,8 @@ from fakes import STEP_LIMIT, BoxWorld, demonstrations
 from stepagent.chat.client import ChatClient, ChatConfig, ChatError
 from stepagent.chat.episodes import MAX_SILENT, NO_ROOM, PromptedPolicy, play
 from stepagent.chat.prompts import PromptFormat
-from stepagent.tasks.base import MAX_TRIES, NOTHING
-from stepagent.tasks.tries import Lost
+from stepagent.tasks.base import NOTHING
+from stepagent.tasks.tries import MAX_TRIES, Lost
 from stepagent.types import Trajectory
 
 ITEMS = ["far/41", "near/40", "far/44", "near/43"]

@@ -3,9 +3,9 @@
 import pytest
 
 from fakes import BoxWorld
-from stepagent.tasks.base import MAX_TRIES, EnvironmentLost
+from stepagent.tasks.base import EnvironmentLost
 from stepagent.tasks.demonstrations import collect
-from stepagent.tasks.tries import Lost
+from stepagent.tasks.tries import MAX_TRIES, Lost
 
 ITEMS = ["far/2", "near/1", "far/0", "near/0", "near/2"]
 

@@ -36,7 +36,8 @@ from stepagent.model.policy import Policy
 from stepagent.model.updates import OptimizerConfig
 from stepagent.rendering.renderer import RenderedTrajectory, Renderer
 from stepagent.statistics import paired_difference
-from stepagent.tasks.base import MAX_TRIES, EnvironmentLost, Task
+from stepagent.tasks.base import EnvironmentLost, Task
+from stepagent.tasks.tries import MAX_TRIES
 from stepagent.trajectories import read_trajectories
 from stepagent.types import PracticedStep, Trajectory
 from test_pipeline import CONFIG, Killed, assert_same, dies_at_row, finish, rows_of

@@ -30,8 +30,7 @@ from stepagent.model.generation import Decoding, RunningEpisodes, choose, random
 from stepagent.model.policy import Policy
 from stepagent.rendering.renderer import RenderedTrajectory
 from stepagent.rollout import rollout
-from stepagent.tasks.base import MAX_TRIES
-from stepagent.tasks.tries import Lost
+from stepagent.tasks.tries import MAX_TRIES, Lost
 from stepagent.types import Step
 
 OWN = [*demonstrations()[:3], *demonstrations()[40:43]]

@@ -38,7 +38,8 @@ INSIDE = {
     ),
     "tasks": (
         ("base", "deadline"),
-        ("data", "episode", "tries"),
+        ("data", "playing", "tries"),
+        ("episode",),
         ("demonstrations", "scienceworld", "alfworld", "mind2web", "qa", "webshop"),
         ("adapters",),
     ),

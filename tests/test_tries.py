@@ -4,8 +4,8 @@ from collections.abc import Generator, Sequence
 
 import pytest
 
-from stepagent.tasks.base import MAX_TRIES, EnvironmentFailed, EnvironmentLost
-from stepagent.tasks.tries import Failed, Lost, play_all, retried
+from stepagent.tasks.base import EnvironmentFailed, EnvironmentLost
+from stepagent.tasks.tries import MAX_TRIES, Failed, Lost, play_all, retried
 
 
 @pytest.mark.parametrize("times", [0, 1, MAX_TRIES - 1, MAX_TRIES])

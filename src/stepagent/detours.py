@@ -15,8 +15,7 @@ Of the environment's judgement only this is looked at: whether the demonstration
 """
 
 import logging
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
 
@@ -27,8 +26,9 @@ from stepagent.model.generation import Decoding
 from stepagent.model.policy import Policy
 from stepagent.rendering.renderer import RenderedTrajectory
 from stepagent.tasks.base import Task, TextEnv
-from stepagent.tasks.tries import Lost, all_lost, raise_if_failed, retried
-from stepagent.types import AgentAction, Step
+from stepagent.tasks.playing import Episode
+from stepagent.tasks.tries import Lost, all_lost, in_threads, play_all, retried
+from stepagent.types import AgentAction
 
 logger = logging.getLogger(__name__)
 
@@ -131,39 +131,40 @@ def _walk_all(
 
     Raises `EnvironmentLost` if the environments of all of them are lost too often.
     """
-    envs = [task.make_env() for _ in range(min(num_parallel, len(demonstrations)))]
-    free = SimpleQueue[TextEnv]()
-    for env in envs:
-        free.put(env)
+    own = {d.trajectory.id: (d, m) for d, m in zip(demonstrations, mistakes, strict=True)}
 
-    def walk(demonstration: RenderedTrajectory, own: _Mistakes) -> RenderedTrajectory | Lost:
-        env = free.get()
-        try:
-            return _walk(policy, env, demonstration, own, room)
-        finally:
+    def play(ids: Sequence[str], count: int) -> Generator[RenderedTrajectory | Lost, None, None]:
+        envs = [task.make_env() for _ in range(min(count, len(ids)))]
+        free = SimpleQueue[TextEnv]()
+        for env in envs:
             free.put(env)
 
-    try:
-        with ThreadPoolExecutor(len(envs)) as threads:
-            walks = threads.map(walk, demonstrations, mistakes)
-            outcomes = list(track(walks, "Detours", total=len(demonstrations)))
-        raise_if_failed(outcomes)
-        found, lost = list[RenderedTrajectory](), list[Lost]()
-        for demonstration, own, outcome in zip(demonstrations, mistakes, outcomes, strict=True):
-            if isinstance(outcome, Lost):
-                outcome = walk(demonstration, own)  # again, with nobody beside it
-            if isinstance(outcome, Lost):
-                logger.warning("lost: %s; it stays without mistakes", outcome)
-                lost.append(outcome)
-                own.before, own.is_lost = [[] for _ in own.before], True
-                outcome = demonstration
-            found.append(outcome)
-    finally:
-        for env in envs:
-            env.close()
+        def walk(name: str) -> RenderedTrajectory | Lost:
+            env = free.get()
+            try:
+                return _walk(policy, env, *own[name], room)
+            finally:
+                free.put(env)
+
+        try:
+            yield from in_threads(walk, ids, len(envs))
+        finally:
+            for env in envs:
+                env.close()
+
+    found, lost = dict[str, RenderedTrajectory](), list[Lost]()
+    for outcome in track(play_all(play, list(own), num_parallel), "Detours", total=len(own)):
+        if isinstance(outcome, Lost):
+            logger.warning("lost: %s; it stays without mistakes", outcome)
+            lost.append(outcome)
+            demonstration, without = own[outcome.item]
+            without.before, without.is_lost = [[] for _ in without.before], True
+            found[outcome.item] = demonstration
+        else:
+            found[outcome.trajectory.id] = outcome
     if lost and len(lost) == len(found):
         raise all_lost(lost, len(lost))
-    return found
+    return [found[name] for name in own]
 
 
 def _walk(
@@ -181,7 +182,7 @@ def _walk(
         walk = _played(policy, env, demonstration, mistakes.before)
         if isinstance(walk, Lost):
             return walk
-        mistakes.env_steps += len(walk.steps)
+        mistakes.env_steps += len(walk.numbers)
         if walk.is_repeated and walk.rendered.num_tokens <= room:
             return walk.rendered
         if walk.last_mistake is None:
@@ -190,7 +191,7 @@ def _walk(
             alone = _played(policy, env, demonstration, [() for _ in mistakes.before])
             if isinstance(alone, Lost):
                 return alone
-            mistakes.env_steps += len(alone.steps)
+            mistakes.env_steps += len(alone.numbers)
             mistakes.is_repeated = alone.is_repeated
         if walk.last_mistake is None or not mistakes.is_repeated:
             mistakes.before = [[] for _ in mistakes.before]
@@ -208,7 +209,8 @@ def _played(
     """The demonstration with the mistakes; a lost environment is tried again."""
 
     def play() -> _Walk:
-        walk = _Walk(env, policy, demonstration)
+        episode = Episode(env, demonstration.trajectory.id)
+        walk = _Walk(policy, demonstration, episode)
         walk.play(mistakes)
         return walk
 
@@ -219,17 +221,12 @@ def _played(
 class _Walk:
     """A demonstration that is played again, with mistakes."""
 
-    env: TextEnv
     policy: Policy
     demonstration: RenderedTrajectory
-    steps: list[Step] = field(default_factory=list)
-    """What is seen in each state, and what the expert does there."""
-    answers: list[tuple[int, ...]] = field(default_factory=list)
-    """Token ids of what the expert does."""
+    episode: Episode
+    numbers: list[int] = field(default_factory=list)
+    """Which of the expert's steps follows in each state."""
     additions: list[tuple[int, ...]] = field(default_factory=list)
-    observation: str = ""
-    is_over: bool = False
-    is_success: bool = False
     is_repeated: bool = False
     """Whether the demonstration was, its mistakes aside."""
     last_mistake: int | None = None
@@ -237,23 +234,23 @@ class _Walk:
 
     def play(self, mistakes: Sequence[Sequence[AgentAction]]) -> None:
         """Up to the end, or to where something else is seen than was."""
-        expert, renderer = self.demonstration.trajectory, self.policy.renderer
-        self.observation, info = self.env.reset(options={"item": expert.id})
-        self.additions.append(renderer.opening(info["instruction"], self.observation))
+        expert, episode = self.demonstration.trajectory, self.episode
+        opening = self.policy.renderer.opening(episode.instruction, episode.observation)
+        self.additions.append(opening)
         for number, (step, ids) in enumerate(
             zip(expert.steps, self.demonstration.actions, strict=True)
         ):
-            if self.is_over or self.observation != step.observation:
+            if episode.is_over or episode.observation != step.observation:
                 return
             for own in mistakes[number]:
                 self.last_mistake = number
-                before = self.observation
+                before = episode.observation
                 self._move(number, own.token_ids, own.text)
-                if self.is_over or before != self.observation == self._expected(number):
+                if episode.is_over or before != episode.observation == self._expected(number):
                     return
             self._move(number, ids, step.action)
-        is_same_end = self.observation == expert.final_observation
-        self.is_repeated = is_same_end and self.is_success == bool(expert.success)
+        is_same_end = episode.observation == expert.final_observation
+        self.is_repeated = is_same_end and episode.is_success == bool(expert.success)
 
     def _expected(self, number: int) -> str:
         """What the expert's step leads to."""
@@ -264,20 +261,23 @@ class _Walk:
 
     def _move(self, number: int, ids: tuple[int, ...], text: str) -> None:
         """Does something, whosever action it is, where the expert does its step `number`."""
-        answer = self.demonstration.trajectory.steps[number]
-        self.steps.append(answer.model_copy(update={"observation": self.observation}))
-        self.answers.append(self.demonstration.actions[number])
-        self.observation, _, terminated, truncated, info = self.env.step(text)
-        self.is_over, self.is_success = terminated or truncated, bool(info["success"])
+        self.numbers.append(number)
+        self.episode.act(text)
         renderer = self.policy.renderer
-        self.additions.append((*renderer.past(ids), *renderer.observation(self.observation)))
+        seen = renderer.observation(self.episode.observation)
+        self.additions.append((*renderer.past(ids), *seen))
 
     @property
     def rendered(self) -> RenderedTrajectory:
-        expert = self.demonstration.trajectory
+        """What was seen, with the expert's action as the answer to it, whoever acted there."""
+        expert, actions = self.demonstration.trajectory, self.demonstration.actions
+        steps = [
+            expert.steps[number].model_copy(update={"observation": played.observation})
+            for number, played in zip(self.numbers, self.episode.steps, strict=True)
+        ]
         return replace(
             self.demonstration,
-            trajectory=expert.model_copy(update={"steps": tuple(self.steps)}),
+            trajectory=expert.model_copy(update={"steps": tuple(steps)}),
             additions=tuple(self.additions[:-1]),
-            actions=tuple(self.answers),
+            actions=tuple(actions[number] for number in self.numbers),
         )

@@ -6,51 +6,92 @@ again. What an episode comes to does not depend on which others run beside it.
 """
 
 import logging
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import torch
 
+from stepagent.model.device import until_it_fits
 from stepagent.model.forward import OutOfMemory
-from stepagent.model.generation import Decoding, RunningEpisodes, random_numbers
+from stepagent.model.generation import Decoding, Generated, RunningEpisodes, random_numbers
 from stepagent.model.policy import Policy, PolicyError
 from stepagent.rendering.renderer import RenderedTrajectory
-from stepagent.tasks.base import NOTHING, EnvironmentLost, Task, TextEnv
+from stepagent.tasks.base import Task, TextEnv
+from stepagent.tasks.playing import Episode
 from stepagent.tasks.tries import Lost, Tries, play_all
-from stepagent.types import Step, Trajectory
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass
 class _Running:
-    """An episode in progress."""
+    """The policy in one episode: its record, and the token ids that were fed and sampled."""
 
-    item: str
-    env: TextEnv
-    tries: Tries
-    instruction: str = ""
-    observation: str = ""
-    steps: list[Step] = field(default_factory=list)
-    additions: list[tuple[int, ...]] = field(default_factory=list)
-    """As in `RenderedTrajectory`, up to the state to act in."""
-    actions: list[tuple[int, ...]] = field(default_factory=list)
-    """Ids sampled for each action."""
-    info: dict[str, Any] = field(default_factory=dict)
-    terminated: bool = False
-    truncated: bool = False
-    lost: Lost | None = None
+    def __init__(self, policy: Policy, env: TextEnv, item: str, room: int) -> None:
+        """Nothing is played before `begin`; a state may have `room` tokens."""
+        self.policy = policy
+        self.env = env
+        self.item = item
+        self.room = room
+        self.tries = Tries(item)
+        self.lost: Lost | None = None
+        self.episode: Episode
+        self.additions: list[tuple[int, ...]]
+        """As in `RenderedTrajectory`, up to the state to act in."""
+        self.actions: list[tuple[int, ...]]
+        """Ids sampled for each action."""
 
     @property
     def is_over(self) -> bool:
-        return self.terminated or self.truncated or self.lost is not None
+        return self.lost is not None or self.episode.is_over
 
-    def state(self, ask: tuple[int, ...]) -> list[int]:
+    def state(self) -> list[int]:
         """All that is read before the next action."""
+        ask = self.policy.renderer.ask
         return [*(token for addition in self.additions for token in addition), *ask]
+
+    def begin(self) -> None:
+        """Plays up to the first state."""
+        self._play(self._begin)
+
+    def act(self, action: Generated) -> None:
+        """Plays an action up to the next state; a lost environment has the episode begun again."""
+        self._play(lambda: self._act(action.token_ids))
+
+    def _play(self, move: Callable[[], None]) -> None:
+        outcome = self.tries.play(move, again=self._begin)
+        if isinstance(outcome, Lost):
+            self.lost = outcome
+
+    def _begin(self) -> None:
+        episode = self.episode = Episode(self.env, self.item)
+        opening = self.policy.renderer.opening(episode.instruction, episode.observation)
+        self.actions, self.additions = [], [opening]
+        if (length := len(self.state())) > self.room:
+            raise PolicyError(
+                f"{self.item}: its first state has {length} tokens, the policy's context of "
+                f"{self.policy.context} leaves room for {max(self.room, 0)} beside an action"
+            )
+
+    def _act(self, ids: tuple[int, ...]) -> None:
+        renderer, episode = self.policy.renderer, self.episode
+        thought, action = renderer.parse(ids)
+        episode.act(action, thought)
+        self.actions.append(ids)
+        seen = renderer.observation(episode.observation)
+        self.additions.append((*renderer.past(ids), *seen))
+        if not episode.is_over and len(self.state()) > self.room:
+            episode.truncate()
+
+    def finish(self, task_name: str) -> RenderedTrajectory:
+        """The record of the episode, with its token ids."""
+        details = self.episode.info.get("details")
+        return RenderedTrajectory(
+            trajectory=self.episode.trajectory(task_name, {"details": details} if details else {}),
+            additions=tuple(self.additions[:-1]),
+            ask=self.policy.renderer.ask,
+            actions=tuple(self.actions),
+        )
 
 
 def rollout(
@@ -80,133 +121,89 @@ def _rollout(
     items: Sequence[str],
     num_parallel: int,
 ) -> Generator[RenderedTrajectory | Lost, None, None]:
-    room = policy.context - decoding.max_new_tokens - 1  # an action and the token that closes it
-    waiting = list(reversed(items))
-
-    def started(env: TextEnv) -> _Running:
-        item = waiting.pop()
-        return _Running(item, env, Tries(item))
-
-    running = [started(task.make_env()) for _ in range(min(num_parallel, len(items)))]
-    cache = RunningEpisodes(policy.layers, len(running))
+    batch = _Batch(policy, task, decoding, seed, items, num_parallel)
     with ThreadPoolExecutor(max_workers=8) as threads:
         try:
-            list(threads.map(lambda episode: _begin(episode, policy, room), running))
-            while running:
-                for row, episode in enumerate(running):
-                    while episode.is_over:
-                        yield episode.lost or _finish(episode, task.name, policy)
-                        if not waiting:
-                            break
-                        episode = running[row] = started(episode.env)
-                        _begin(episode, policy, room)
-                keep = [row for row, episode in enumerate(running) if not episode.is_over]
-                if len(keep) < len(running):
-                    _close(episode for episode in running if episode.is_over)
-                    running = [running[row] for row in keep]
-                    cache.keep_rows(keep)
-                if running and not _turn(policy, running, cache, decoding, seed, room, threads):
-                    if len(running) == 1:
-                        raise OutOfMemory(
-                            f"{running[0].item}: out of memory with a single episode; a smaller "
-                            "model or a shorter --step-limit would need less"
-                        )
-                    put_back = running[(len(running) + 1) // 2 :]
-                    waiting += [episode.item for episode in put_back]
-                    _close(put_back)
-                    running = running[: -len(put_back)]
-                    cache = RunningEpisodes(policy.layers, len(running))
-                    if torch.cuda.is_available():
-                        torch.cuda.empty_cache()
-                    logger.info("out of memory: from now on %d episodes at once", len(running))
+            list(threads.map(_Running.begin, batch.running))
+            while batch.running:
+                yield from batch.finished()
+                actions = batch.sample()
+                list(threads.map(_Running.act, batch.running, actions))
         finally:
-            _close(running)
+            _close(batch.running)
+
+
+class _Batch:
+    """Episodes that run at the same time: in every turn each of them gets one action."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        task: Task,
+        decoding: Decoding,
+        seed: int,
+        items: Sequence[str],
+        num_parallel: int,
+    ) -> None:
+        """The first `num_parallel` items get an environment each; none has begun yet."""
+        self.policy, self.task, self.decoding, self.seed = policy, task, decoding, seed
+        self.waiting = list(reversed(items))
+        count = min(num_parallel, len(items))
+        self.running = [self._next(task.make_env()) for _ in range(count)]
+        self.cache = RunningEpisodes(policy.layers, count)
+
+    def _next(self, env: TextEnv) -> _Running:
+        # An action and the token that closes it have to fit behind every state.
+        room = self.policy.context - self.decoding.max_new_tokens - 1
+        return _Running(self.policy, env, self.waiting.pop(), room)
+
+    def finished(self) -> Iterator[RenderedTrajectory | Lost]:
+        """Yields what is over; its environment goes to the next item, or is closed after the last.
+
+        Afterwards no running episode is over.
+        """
+        for row, running in enumerate(self.running):
+            while running.is_over:
+                yield running.lost or running.finish(self.task.name)
+                if not self.waiting:
+                    break
+                running = self.running[row] = self._next(running.env)
+                running.begin()
+        keep = [row for row, running in enumerate(self.running) if not running.is_over]
+        if len(keep) < len(self.running):
+            _close(running for running in self.running if running.is_over)
+            self.running = [self.running[row] for row in keep]
+            self.cache.keep_rows(keep)
+
+    def sample(self) -> list[Generated]:
+        """An action for each running episode, of which there are fewer if memory ran out."""
+        return until_it_fits(self._sample, self._halve) if self.running else []
+
+    def _sample(self) -> list[Generated]:
+        count = self.decoding.max_new_tokens
+        uniform = [
+            random_numbers(self.seed, r.item, len(r.actions), count=count) for r in self.running
+        ]
+        states = [running.state() for running in self.running]
+        end_id = self.policy.renderer.end_id
+        return self.cache.act(states, self.decoding, end_id, torch.stack(uniform))
+
+    def _halve(self) -> None:
+        """Puts the items of half of the episodes back, to be begun again later."""
+        if len(self.running) == 1:
+            raise OutOfMemory(
+                f"{self.running[0].item}: out of memory with a single episode; a smaller model or "
+                "a shorter --step-limit would need less"
+            )
+        keep = (len(self.running) + 1) // 2
+        put_back = self.running[keep:]
+        self.waiting += [running.item for running in put_back]
+        _close(put_back)
+        del self.running[keep:]
+        self.cache = RunningEpisodes(self.policy.layers, keep)
+        logger.info("out of memory: from now on %d episodes at once", keep)
 
 
 def _close(episodes: Iterable[_Running]) -> None:
-    for episode in episodes:
-        episode.env.close()
-
-
-def _begin(episode: _Running, policy: Policy, room: int) -> None:
-    """Starts the episode from its first observation, again if it had begun before."""
-    while True:
-        try:
-            episode.observation, episode.info = episode.env.reset(options={"item": episode.item})
-            break
-        except EnvironmentLost as error:
-            if lost := episode.tries.failed(error):
-                episode.lost = lost
-                return
-    episode.instruction = episode.info["instruction"]
-    opening = policy.renderer.opening(episode.instruction, episode.observation)
-    episode.steps, episode.actions, episode.additions = [], [], [opening]
-    if (length := len(episode.state(policy.renderer.ask))) > room:
-        raise PolicyError(
-            f"{episode.item}: its first state has {length} tokens, the policy's context of "
-            f"{policy.context} leaves room for {max(room, 0)} beside an action"
-        )
-
-
-def _turn(
-    policy: Policy,
-    running: Sequence[_Running],
-    cache: RunningEpisodes,
-    decoding: Decoding,
-    seed: int,
-    room: int,
-    threads: ThreadPoolExecutor,
-) -> bool:
-    """One action and its observation in every running episode; False if memory ran out before."""
-    uniform = torch.stack(
-        [random_numbers(seed, e.item, len(e.steps), count=decoding.max_new_tokens) for e in running]
-    )
-    states = [episode.state(policy.renderer.ask) for episode in running]
-    try:
-        actions = cache.act(states, decoding, policy.renderer.end_id, uniform)
-    except torch.OutOfMemoryError:
-        return False
-    for episode, action in zip(running, actions, strict=True):
-        episode.actions.append(action.token_ids)
-    list(threads.map(lambda episode: _act(episode, policy, room), running))
-    return True
-
-
-def _act(episode: _Running, policy: Policy, room: int) -> None:
-    thought, text = policy.renderer.parse(episode.actions[-1])
-    try:
-        after, reward, episode.terminated, episode.truncated, episode.info = episode.env.step(text)
-    except EnvironmentLost as error:
-        episode.lost = episode.tries.failed(error)
-        if episode.lost is None:
-            _begin(episode, policy, room)
-        return
-    # An empty action is a real one to the environment, but no record may have it.
-    action = text or NOTHING
-    episode.steps.append(
-        Step(observation=episode.observation, action=action, thought=thought, reward=float(reward))
-    )
-    episode.observation = after
-    past = policy.renderer.past(episode.actions[-1])
-    episode.additions.append((*past, *policy.renderer.observation(after)))
-    if not episode.is_over and len(episode.state(policy.renderer.ask)) > room:
-        episode.truncated = True
-
-
-def _finish(episode: _Running, task_name: str, policy: Policy) -> RenderedTrajectory:
-    return RenderedTrajectory(
-        trajectory=Trajectory(
-            id=episode.item,
-            task=task_name,
-            instruction=episode.instruction,
-            steps=tuple(episode.steps),
-            final_observation=episode.observation,
-            score=float(episode.info["score"]),
-            success=bool(episode.info["success"]),
-            truncated=episode.truncated,
-            metadata={"details": details} if (details := episode.info.get("details")) else {},
-        ),
-        additions=tuple(episode.additions[:-1]),
-        ask=policy.renderer.ask,
-        actions=tuple(episode.actions),
-    )
+    for running in episodes:
+        running.env.close()

@@ -12,11 +12,11 @@ import json
 import logging
 from collections.abc import Generator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from queue import Empty, SimpleQueue
 from threading import Event, Thread
-from typing import Any, Protocol
+from typing import Protocol
 
 from pydantic import JsonValue
 
@@ -31,9 +31,10 @@ from stepagent.chat.client import (
 )
 from stepagent.chat.prompts import Prompt, PromptFormat, seen_text
 from stepagent.chat.server_errors import Option
-from stepagent.tasks.base import NOTHING, EnvironmentLost, Task, TextEnv
+from stepagent.tasks.base import EnvironmentLost, Task, TextEnv
+from stepagent.tasks.playing import Episode
 from stepagent.tasks.tries import Lost, play_all, retried
-from stepagent.types import Step, Trajectory
+from stepagent.types import Trajectory
 
 logger = logging.getLogger(__name__)
 
@@ -173,122 +174,93 @@ def _play(
 
 
 @dataclass
-class _Running:
-    """An episode in progress."""
+class _Replies:
+    """What the replies for an item cost and what was wrong with them, those of lost tries too."""
 
-    item: str
-    instruction: str = ""
-    observation: str = ""
-    steps: list[Step] = field(default_factory=list)
-    messages: list[Message] = field(default_factory=list)
-    info: dict[str, Any] = field(default_factory=dict)
-    terminated: bool = False
-    truncated: bool = False
-    stopped: str = ""
-    """Why the episode was ended here and not by the environment."""
-    silent: int = 0
-    """Replies without an action since the last one that had one."""
-    # What it has cost and how it was answered, attempts that were lost included.
     usage: Usage = Usage()
-    empty_replies: int = 0
-    cut_off_replies: int = 0
+    empty: int = 0
+    cut_off: int = 0
 
 
 def _episode(policy: PromptedPolicy, env: TextEnv, item: str, stop: Event) -> Trajectory | Lost:
     """One episode; a lost environment has it repeated."""
-    episode = _Running(item)  # the same in every try: what was lost has been paid, too
-    prompt = policy.prompt(item)
+    prompt, replies = policy.prompt(item), _Replies()
 
     def play() -> Trajectory:
         try:
-            _begin(episode, prompt, env)
-            while not (episode.terminated or episode.truncated):
+            chat = _Conversation(policy.client, prompt, Episode(env, item), replies)
+            while not chat.episode.is_over:
                 if stop.is_set():
                     raise _Stopped
-                _step(episode, prompt, policy.client, env)
+                chat.turn()
         except EnvironmentLost:
             if stop.is_set():
                 raise _Stopped from None
             raise
-        return _finish(episode, policy)
+        return _record(policy, chat)
 
     return retried(item, play)
 
 
-def _begin(episode: _Running, prompt: Prompt, env: TextEnv) -> None:
-    episode.observation, episode.info = env.reset(options={"item": episode.item})
-    episode.instruction = episode.info["instruction"]
-    episode.messages = prompt.opening(episode.instruction, episode.observation)
-    episode.steps, episode.silent = [], 0
-    episode.terminated, episode.truncated, episode.stopped = False, False, ""
+class _Conversation:
+    """An episode in progress, as the messages between the environment and the model."""
+
+    def __init__(self, client: Chat, prompt: Prompt, episode: Episode, replies: _Replies) -> None:
+        self.client, self.prompt, self.episode, self.replies = client, prompt, episode, replies
+        self.messages = prompt.opening(episode.instruction, episode.observation)
+        self.stopped = ""
+        """Why the episode was ended here and not by the environment."""
+        self.silent = 0
+        """Replies without an action since the last one that had one."""
+
+    def turn(self) -> None:
+        """One reply and the action in it; the episode ends if the server gives no reply."""
+        try:
+            reply = self.client.reply(self.messages)
+        except TooLong as error:
+            is_begun = bool(self.episode.steps)
+            return self._stop(
+                "it outgrew the model's context" if is_begun else f"{NO_ROOM}: {error}"
+            )
+        except Filtered as error:
+            return self._stop(str(error))
+        thought, action = self.prompt.read(reply.text)
+        if reply.thought != thought:
+            thought = "\n".join(filter(None, [reply.thought, thought]))
+        self.replies.usage += reply.usage
+        self.replies.cut_off += reply.is_cut_off
+        self.replies.empty += not action
+        self.silent = 0 if action else self.silent + 1
+        self.episode.act(action, thought)
+        seen = Message("user", seen_text(self.episode.observation))
+        self.messages += [self.prompt.answer(self.episode.steps[-1]), seen]
+        if self.silent == MAX_SILENT and not self.episode.is_over:
+            self._stop(f"{MAX_SILENT} replies in a row had no action")
+
+    def _stop(self, reason: str) -> None:
+        if not self.episode.steps:
+            # Only a step brings a score: the agent is silent once.
+            self.episode.act("")
+        self.episode.truncate()
+        self.stopped = reason
 
 
-def _step(episode: _Running, prompt: Prompt, client: Chat, env: TextEnv) -> None:
-    try:
-        reply = client.reply(episode.messages)
-    except TooLong as error:
-        reason = "it outgrew the model's context" if episode.steps else f"{NO_ROOM}: {error}"
-        return _stop(episode, env, reason)
-    except Filtered as error:
-        return _stop(episode, env, str(error))
-    thought, action = prompt.read(reply.text)
-    if reply.thought != thought:
-        thought = "\n".join(filter(None, [reply.thought, thought]))
-    episode.usage += reply.usage
-    episode.cut_off_replies += reply.is_cut_off
-    episode.empty_replies += not action
-    episode.silent = 0 if action else episode.silent + 1
-    _act(episode, thought, action, env)
-    said = [prompt.answer(episode.steps[-1]), Message("user", seen_text(episode.observation))]
-    episode.messages += said
-    if episode.silent == MAX_SILENT and not (episode.terminated or episode.truncated):
-        episode.truncated = True
-        episode.stopped = f"{MAX_SILENT} replies in a row had no action"
-
-
-def _stop(episode: _Running, env: TextEnv, reason: str) -> None:
-    if not episode.steps:
-        # Only a step brings a score: the agent is silent once.
-        _act(episode, "", "", env)
-    episode.truncated, episode.stopped = True, reason
-
-
-def _act(episode: _Running, thought: str, action: str, env: TextEnv) -> None:
-    after, reward, episode.terminated, episode.truncated, episode.info = env.step(action)
-    step = Step(
-        observation=episode.observation,
-        action=action or NOTHING,
-        thought=thought,
-        reward=float(reward),
-    )
-    episode.steps.append(step)
-    episode.observation = after
-
-
-def _finish(episode: _Running, policy: PromptedPolicy) -> Trajectory:
+def _record(policy: PromptedPolicy, chat: _Conversation) -> Trajectory:
     """The record of the episode; replies that were no good are one line on standard error."""
-    faults = {"without an action": episode.empty_replies, "cut off": episode.cut_off_replies}
+    item, replies = chat.episode.item, chat.replies
+    faults = {"without an action": replies.empty, "cut off": replies.cut_off}
     told = [f"{count} replies {fault}" for fault, count in faults.items() if count]
-    told += [f"ended because {episode.stopped}"] if episode.stopped else []
+    told += [f"ended because {chat.stopped}"] if chat.stopped else []
     if told:
-        logger.warning("%s: %s", episode.item, ", ".join(told))
-    return Trajectory(
-        id=episode.item,
-        task=policy.task.name,
-        instruction=episode.instruction,
-        steps=tuple(episode.steps),
-        final_observation=episode.observation,
-        score=float(episode.info["score"]),
-        success=bool(episode.info["success"]),
-        truncated=episode.truncated,
-        metadata={
-            **policy.settings(episode.item),
-            "prompt_tokens": episode.usage.prompt_tokens,
-            "completion_tokens": episode.usage.completion_tokens,
-            "empty_replies": episode.empty_replies,
-            "cut_off_replies": episode.cut_off_replies,
-            "stopped": episode.stopped,
-            "refused_options": [*sorted(policy.client.refused)],
-            "details": episode.info.get("details", {}),
-        },
-    )
+        logger.warning("%s: %s", item, ", ".join(told))
+    metadata = {
+        **policy.settings(item),
+        "prompt_tokens": replies.usage.prompt_tokens,
+        "completion_tokens": replies.usage.completion_tokens,
+        "empty_replies": replies.empty,
+        "cut_off_replies": replies.cut_off,
+        "stopped": chat.stopped,
+        "refused_options": [*sorted(policy.client.refused)],
+        "details": chat.episode.info.get("details", {}),
+    }
+    return chat.episode.trajectory(policy.task.name, metadata)

@@ -20,9 +20,6 @@ TextEnv = gym.Env[str, str]
 `details` (JSON that the benchmark's own metrics need, such as `{"em": 1, "f1": 1}`).
 """
 
-MAX_TRIES = 3
-"""How often an episode is begun before it counts as lost."""
-
 NOTHING = "(nothing)"
 """Stands for an empty action or observation: neither records nor chat servers take empty text."""
 

@@ -1,13 +1,12 @@
 """Demonstrations: what an expert solved is collected, what it did not is counted."""
 
 from collections.abc import Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
 
 from stepagent.console.progress import track
 from stepagent.tasks.base import ExpertFailed, Task
-from stepagent.tasks.tries import Lost, Missing, all_lost, play_all, retried
+from stepagent.tasks.tries import Lost, Missing, all_lost, in_threads, play_all, retried
 from stepagent.types import Trajectory
 
 
@@ -47,13 +46,7 @@ def _demonstrate(
         except ExpertFailed as error:
             return Unsolved(item, str(error))
 
-    threads = ThreadPoolExecutor(num_parallel)
-    try:
-        waiting = [threads.submit(attempt, item) for item in items]
-        for finished in as_completed(waiting):
-            yield finished.result()
-    finally:
-        threads.shutdown(cancel_futures=True)
+    return in_threads(attempt, items, num_parallel)
 
 
 def sorted_out(found: Sequence[Trajectory | Missing]) -> Collection:

@@ -14,7 +14,8 @@ from gymnasium import spaces
 from pydantic import JsonValue
 
 from stepagent.tasks.base import ExpertFailed, Task, TextEnv
-from stepagent.types import Step, Trajectory
+from stepagent.tasks.playing import Episode
+from stepagent.types import Trajectory
 
 MAX_ACTION_CHARS = 10_000
 MAX_OBSERVATION_CHARS = 1_000_000
@@ -129,27 +130,18 @@ def follow(
     Raises `ExpertFailed` unless that succeeds. Rewards are the environment's.
     """
     try:
-        observation, info = env.reset(options={"item": item})
-        instruction, steps = info["instruction"], list[Step]()
-        is_over = False
-        while not is_over and (action := choose(observation)) is not None:
-            after, reward, terminated, truncated, info = env.step(action)
-            steps.append(Step(observation=observation, action=action, reward=float(reward)))
-            observation, is_over = after, terminated or truncated
+        episode = Episode(env, item)
+        while not episode.is_over and (action := choose(episode.observation)) is not None:
+            if not action.strip():
+                raise ExpertFailed(
+                    f"{item}: the expert's action {len(episode.steps) + 1} is empty; expected text"
+                )
+            episode.act(action)
     finally:
         env.close()
-    if not info["success"]:
+    if not episode.is_success:
         raise ExpertFailed(
-            f"{item}: the expert's {len(steps)} actions end with score {info['score']:g}, "
-            "not solved"
+            f"{item}: the expert's {len(episode.steps)} actions end with score "
+            f"{episode.info['score']:g}, not solved"
         )
-    return Trajectory(
-        id=item,
-        task=task.name,
-        instruction=instruction,
-        steps=tuple(steps),
-        final_observation=observation,
-        score=float(info["score"]),
-        success=True,
-        metadata=dict(metadata),
-    )
+    return episode.trajectory(task.name, metadata)

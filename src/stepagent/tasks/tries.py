@@ -10,15 +10,19 @@ actions that the environment cannot answer. The other episodes are finished, the
 
 import logging
 from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TypeVar
 
 from stepagent.console.printable import printable
 from stepagent.processes.children import ENDING
-from stepagent.tasks.base import MAX_TRIES, EnvironmentFailed, EnvironmentLost
+from stepagent.tasks.base import EnvironmentFailed, EnvironmentLost
 
 logger = logging.getLogger(__name__)
+
+MAX_TRIES = 3
+"""How often an episode is begun before it counts as lost."""
 
 T = TypeVar("T")
 
@@ -54,28 +58,30 @@ class Tries:
         self.item = item
         self._left = MAX_TRIES
 
-    def failed(self, error: EnvironmentLost) -> Lost | None:
-        """Counts a loss; None if the episode should be repeated."""
-        if ENDING.is_set():
-            raise error
-        if isinstance(error, EnvironmentFailed):
-            return Failed(self.item, str(error))
-        self._left -= 1
-        if not self._left:
-            return Lost(self.item, str(error))
-        logger.warning("%s: environment lost; repeating the episode", printable(self.item))
-        return None
+    def play(self, first: Callable[[], T], again: Callable[[], T] | None = None) -> T | Lost:
+        """What `first` returns; after a lost environment what `again` does, by default `first`.
+
+        The losses of all calls are counted together: `Lost` after `MAX_TRIES` of them.
+        """
+        move = first
+        while True:
+            try:
+                return move()
+            except EnvironmentLost as error:
+                if ENDING.is_set():
+                    raise
+                if isinstance(error, EnvironmentFailed):
+                    return Failed(self.item, str(error))
+                self._left -= 1
+                if not self._left:
+                    return Lost(self.item, str(error))
+            logger.warning("%s: environment lost; repeating the episode", printable(self.item))
+            move = again or first
 
 
 def retried(item: str, play: Callable[[], T]) -> T | Lost:
     """What `play` returns, repeated from its beginning when the environment is lost."""
-    tries = Tries(item)
-    while True:
-        try:
-            return play()
-        except EnvironmentLost as error:
-            if lost := tries.failed(error):
-                return lost
+    return Tries(item).play(play)
 
 
 Play = Callable[[Sequence[str], int], Generator[T | Lost, None, None]]
@@ -114,6 +120,18 @@ def raise_if_failed(outcomes: Sequence[object]) -> None:
     if failed:
         others = f" (and {len(failed) - 1} other items failed)" if len(failed) > 1 else ""
         raise EnvironmentFailed(f"{failed[0].reason}{others}")
+
+
+def in_threads(
+    play: Callable[[str], T], items: Sequence[str], num_parallel: int
+) -> Generator[T, None, None]:
+    """What `play` returns for each item, as they finish; once closed, it begins no more items."""
+    threads = ThreadPoolExecutor(num_parallel)
+    try:
+        for finished in as_completed([threads.submit(play, item) for item in items]):
+            yield finished.result()
+    finally:
+        threads.shutdown(cancel_futures=True)
 
 
 def all_lost(lost: Sequence[Lost], count: int) -> EnvironmentLost:
