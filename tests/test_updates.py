@@ -1,6 +1,7 @@
 """Parameter updates by hand."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from torch import nn
 from fakes import demonstrations, random_policy, rendered
 from stepagent.algorithms.sft import SFTConfig, sft
 from stepagent.algorithms.value_head import ValueHead
-from stepagent.model.updates import Metrics, OptimizerConfig, TrainingError, Updater
+from stepagent.model.updates import Metrics, OptimizerConfig, TrainingError, Updater, fit
 from stepagent.model.weights import WeightsError
 
 LAYERS = random_policy().layers
@@ -18,6 +19,39 @@ LAYERS = random_policy().layers
 
 def one_step(updater: Updater, loss: torch.Tensor) -> Metrics:
     return updater.update(LAYERS, lambda: [(loss, {"loss": float(loss)})])
+
+
+def batches_of(seed: int, *, enough_after: int = 9) -> list[list[int]]:
+    """What `fit` trains on in three passes over five items."""
+    config = SFTConfig(epochs=3, batch_size=2)
+    batches, logged = list[list[int]](), list[Metrics]()
+
+    def losses(batch: Sequence[int]) -> list[tuple[torch.Tensor, Metrics]]:
+        batches.append([*batch])
+        parameter = next(iter(random_layers.parameters()))
+        return [(parameter.sum() * 0, {"size": float(len(batch))})]
+
+    def enough() -> bool:
+        return len(logged) == 3 * enough_after
+
+    random_layers = random_policy().layers
+    fit(random_layers, losses, 5, config, stage="Test", seed=seed, log=logged.append, enough=enough)
+    assert [row["size"] for row in logged] == [len(batch) for batch in batches]
+    return batches
+
+
+def test_every_pass_takes_every_item_once_in_an_order_of_its_own() -> None:
+    batches = batches_of(seed=1)
+    assert [len(batch) for batch in batches] == [2, 2, 1] * 3
+    passes = [[i for batch in batches[p : p + 3] for i in batch] for p in (0, 3, 6)]
+    assert all(sorted(order) == list(range(5)) for order in passes)
+    assert passes[0] != passes[1]
+    assert batches_of(seed=1) == batches
+    assert batches_of(seed=2) != batches
+
+
+def test_training_ends_after_the_pass_that_was_enough() -> None:
+    assert batches_of(seed=1, enough_after=1) == batches_of(seed=1)[:3]
 
 
 def test_each_set_of_parameters_is_clipped_by_its_own_norm() -> None:

@@ -25,8 +25,7 @@ is one of
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from math import log as ln
 from typing import Literal, NamedTuple
 
@@ -41,11 +40,9 @@ from stepagent.model.policy import Policy
 from stepagent.model.updates import (
     Metrics,
     OptimizerConfig,
-    Updater,
     batch_packs,
+    fit,
     gather,
-    num_batches,
-    shuffled_batches,
 )
 
 RewardForm = Literal["gail", "log-d", "logit"]
@@ -144,19 +141,20 @@ def train_discriminator(
     `discriminator` is p and must not share what is trained with the agent; `agent_logprobs` holds
     for each tree log pi of its paths (paths,), by the policy that practised.
     """
-    trees = [p.tree for p in practised]
-    per_epoch = num_batches(len(trees), config.batch_size)
-    updater = Updater(
-        discriminator.parameters(), config.optimizer, epochs * per_epoch, stage="Discriminator"
+
+    def losses(batch: Sequence[int]) -> Iterator[tuple[Tensor, Metrics]]:
+        return _losses(discriminator, practised, agent_logprobs, batch, config)
+
+    fit(
+        discriminator.layers,
+        losses,
+        len(practised),
+        replace(config, epochs=epochs),
+        stage="Discriminator",
+        seed=seed,
+        log=log,
+        enough=enough,
     )
-    for epoch in range(epochs):
-        for batch in shuffled_batches(
-            len(trees), config.batch_size, "Discriminator", seed=seed, epoch=epoch
-        ):
-            losses = partial(_losses, discriminator, practised, agent_logprobs, batch, config)
-            log(updater.update(discriminator.layers, losses))
-        if enough():
-            break
 
 
 def _losses(

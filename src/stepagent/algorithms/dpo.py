@@ -13,7 +13,6 @@ Command: `stepagent reflect`.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 from torch import Tensor
@@ -26,11 +25,9 @@ from stepagent.model.policy import Policy
 from stepagent.model.updates import (
     Metrics,
     OptimizerConfig,
-    Updater,
     batch_packs,
+    fit,
     gather,
-    num_batches,
-    shuffled_batches,
 )
 
 ROUNDING = 1e-4
@@ -87,18 +84,12 @@ def dpo(
     log: Callable[[Metrics], None],
 ) -> None:
     """One round of updates in place; the reference is the policy as it comes in."""
-    trees = [p.tree for p in practised]
     reference = path_logprobs(policy, practised)
-    per_epoch = num_batches(len(trees), config.batch_size)
-    updater = Updater(
-        policy.parameters(), config.optimizer, config.epochs * per_epoch, stage="Step-wise DPO"
-    )
-    for epoch in range(config.epochs):
-        for batch in shuffled_batches(
-            len(trees), config.batch_size, "Step-wise DPO", seed=seed, epoch=epoch
-        ):
-            losses = partial(_losses, policy, practised, reference, batch, config)
-            log(updater.update(policy.layers, losses))
+
+    def losses(batch: Sequence[int]) -> Iterator[tuple[Tensor, Metrics]]:
+        return _losses(policy, practised, reference, batch, config)
+
+    fit(policy.layers, losses, len(practised), config, stage="Step-wise DPO", seed=seed, log=log)
 
 
 def _losses(

@@ -11,18 +11,25 @@ is over all tokens of an update, not first over each episode's; the reference is
 start of the round, and the divergence that from it, not to it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from stepagent.algorithms.ppo import PPOConfig, Targets, improve
-from stepagent.algorithms.value_head import ValueHead
+from stepagent.algorithms.ppo import kl_estimate, ppo_loss
 from stepagent.bounds import AMOUNT, COUNT, Above, check_bounds
 from stepagent.inspection import StepTree
 from stepagent.model.policy import Policy
-from stepagent.model.updates import Metrics, OptimizerConfig, read_trees
+from stepagent.model.updates import (
+    Metrics,
+    OptimizerConfig,
+    batch_packs,
+    fit,
+    gather,
+    read_trees,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +74,15 @@ def group_advantages(rewards: Tensor) -> Tensor:
     return centred / centred.square().mean().sqrt()
 
 
+class Targets(NamedTuple):
+    """What stays fixed during a round, for each group."""
+
+    old_logprobs: list[Tensor]
+    """(targets,)"""
+    advantages: list[Tensor]
+    """(paths,) those of the paths' episodes"""
+
+
 def grpo(
     policy: Policy,
     groups: Sequence[StepTree],
@@ -88,24 +104,46 @@ def grpo(
     targets = Targets(
         old_logprobs=[logprobs for (logprobs,) in old_logprobs],
         advantages=[a[steps] for a, steps in zip(advantages, episode_of, strict=True)],
-        returns=[torch.zeros(len(g.is_end), dtype=policy.layers.dtype) for g in groups],
     )
-    settings = PPOConfig(
-        optimizer=config.optimizer,
-        epochs=config.epochs,
-        clip_range=config.clip_range,
-        vf_coef=0.0,
-        ent_coef=0.0,
-        kl_coef=config.kl_coef,
-        sft_coef=0.0,
-        batch_size=config.batch_size,
-    )
-    # Without a value loss the head stays at zero; it only fills the place of PPO's.
-    head = ValueHead(policy.layers)
-    improve(policy, head, groups, targets, settings, stage="GRPO", seed=seed, log=log)
+
+    def losses(batch: Sequence[int]) -> Iterator[tuple[Tensor, Metrics]]:
+        return _losses(policy, groups, targets, batch, config)
+
+    fit(policy.layers, losses, len(groups), config, stage="GRPO", seed=seed, log=log)
     given = torch.cat(list(rewards))
     return {
         "reward_mean": float(given.mean()),
         "reward_std": float(given.std(correction=0)),
         "mixed_groups": sum(bool(a.any()) for a in advantages) / len(groups),
     }
+
+
+def _losses(
+    policy: Policy,
+    groups: Sequence[StepTree],
+    targets: Targets,
+    batch: Sequence[int],
+    config: GRPOConfig,
+) -> Iterator[tuple[Tensor, Metrics]]:
+    """The parts of one update's loss, a mean over all tokens of the batch."""
+    num_tokens = sum(len(path) for i in batch for path in groups[i].tree.paths)
+    device = policy.model.device
+    for packed, trees in batch_packs(policy.layers, [g.tree for g in groups], batch):
+        reading = policy.read(packed)
+        old_logprobs = gather(targets.old_logprobs, trees, device)
+        advantages = gather(targets.advantages, trees, device)[packed.target_path]
+        clip = ppo_loss(reading.logprobs, old_logprobs, advantages, config.clip_range)
+        policy_loss = clip.loss.sum() / num_tokens
+        kl = kl_estimate(reading.logprobs - old_logprobs).sum() / num_tokens
+        loss = policy_loss + config.kl_coef * kl
+        yield (
+            loss,
+            {
+                "loss": loss.item(),
+                "tokens": packed.num_tokens,
+                "policy_loss": policy_loss.item(),
+                "entropy": (reading.entropies.sum() / num_tokens).item(),
+                "approx_kl": float(clip.approx_kl.sum()) / num_tokens,
+                "clipfrac": float(clip.clipped.sum()) / num_tokens,
+            },
+        )

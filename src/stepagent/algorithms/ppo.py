@@ -16,7 +16,6 @@ as they are.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -31,12 +30,10 @@ from stepagent.model.prefix_tree import Pack
 from stepagent.model.updates import (
     Metrics,
     OptimizerConfig,
-    Updater,
     batch_packs,
+    fit,
     gather,
-    num_batches,
     read_trees,
-    shuffled_batches,
 )
 
 
@@ -84,13 +81,11 @@ class PPOConfig:
         )
 
 
-def gae(
-    rewards: Tensor, values: Tensor, ends: Tensor, *, gamma: float = 1.0, gae_lambda: float = 1.0
-) -> Tensor:
+def gae(rewards: Tensor, values: Tensor, ends: Tensor, *, gae_lambda: float) -> Tensor:
     """Advantages (steps,) of consecutive steps; `ends` is true where an episode terminates.
 
-    Generalized advantage estimation (Schulman et al. 2016, arXiv 1506.02438, eq. 16). The last step
-    has to be an end.
+    Generalized advantage estimation (Schulman et al. 2016, arXiv 1506.02438, eq. 16), without a
+    discount. The last step has to be an end.
     """
     if len(ends) and not ends[-1]:
         raise ValueError("gae: the last step has to end its episode")
@@ -100,10 +95,18 @@ def gae(
     for t in range(len(rewards) - 1, -1, -1):
         if ends[t]:
             following, next_value = torch.zeros_like(following), torch.zeros_like(next_value)
-        delta = rewards[t] + gamma * next_value - values[t]
-        following = delta + gamma * gae_lambda * following
+        delta = rewards[t] + next_value - values[t]
+        following = delta + gae_lambda * following
         advantages[t], next_value = following, values[t]
     return advantages
+
+
+def kl_estimate(log_ratio: Tensor) -> Tensor:
+    """KL(old || new) of what the old policy sampled, elementwise, from log(new / old).
+
+    ratio - 1 - log ratio, which is unbiased and never negative (Schulman 2020, k3).
+    """
+    return log_ratio.exp() - 1 - log_ratio
 
 
 class PPOLoss(NamedTuple):
@@ -111,7 +114,7 @@ class PPOLoss(NamedTuple):
 
     loss: Tensor
     approx_kl: Tensor
-    """Estimate of KL(old || new), ratio - 1 - log ratio (Schulman 2020, k3)."""
+    """Estimate of KL(old || new)."""
     clipped: Tensor
     """bool, ratio outside the clip range."""
 
@@ -125,7 +128,7 @@ def ppo_loss(
     clipped_ratio = ratio.clamp(1 - clip_range, 1 + clip_range)
     loss = -torch.minimum(ratio * advantages, clipped_ratio * advantages)
     with torch.no_grad():
-        return PPOLoss(loss, ratio - 1 - log_ratio, (ratio - 1).abs() > clip_range)
+        return PPOLoss(loss, kl_estimate(log_ratio), (ratio - 1).abs() > clip_range)
 
 
 def explained_variance(values: Tensor, returns: Tensor) -> float:
@@ -161,36 +164,21 @@ def ppo(
     the anchor only.
     """
     targets, facts = _advantages(policy, value_head, practised, rewards, config)
-    improve(policy, value_head, practised, targets, config, seed=seed, log=log)
-    return facts
 
+    def losses(batch: Sequence[int]) -> Iterator[tuple[Tensor, Metrics]]:
+        return _losses(policy, value_head, practised, targets, batch, config)
 
-def improve(
-    policy: Policy,
-    value_head: ValueHead,
-    practised: Sequence[StepTree],
-    targets: Targets,
-    config: PPOConfig,
-    *,
-    stage: str = "PPO",
-    seed: int,
-    log: Callable[[Metrics], None],
-) -> None:
-    """The round's updates, in place, wherever its advantages come from."""
-    per_epoch = num_batches(len(practised), config.batch_size)
-    updater = Updater(
-        policy.parameters(),
-        config.optimizer,
-        config.epochs * per_epoch,
-        stage=stage,
+    fit(
+        policy.layers,
+        losses,
+        len(practised),
+        config,
+        stage="PPO",
+        seed=seed,
+        log=log,
         apart=value_head.parameters(),
     )
-    for epoch in range(config.epochs):
-        for batch in shuffled_batches(
-            len(practised), config.batch_size, stage, seed=seed, epoch=epoch
-        ):
-            losses = partial(_losses, policy, value_head, practised, targets, batch, config)
-            log(updater.update(policy.layers, losses))
+    return facts
 
 
 def _advantages(
@@ -263,9 +251,7 @@ def _losses(
         returns = gather(targets.returns, trees, device)
         value_loss = (value_head.values(reading) - returns)[~is_expert].square().sum() / num_actions
         entropy = reading.entropies[by_agent].sum() / num_agent
-        # The k3 estimate on tokens of the starting policy: unbiased for KL(start || now).
-        log_ratio = (reading.logprobs - old_logprobs)[by_agent]
-        kl = (log_ratio.exp() - 1 - log_ratio).sum() / num_agent
+        kl = kl_estimate((reading.logprobs - old_logprobs)[by_agent]).sum() / num_agent
         anchor = sft_loss(reading.logprobs[~by_agent], num_expert)
         policy_loss = clip.loss.sum() / total
         loss = (

@@ -8,7 +8,6 @@ its prefix tree, so every token is forwarded once. Command: `stepagent sft`.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from torch import Tensor
 
@@ -19,10 +18,8 @@ from stepagent.model.prefix_tree import PrefixTree
 from stepagent.model.updates import (
     Metrics,
     OptimizerConfig,
-    Updater,
     batch_packs,
-    num_batches,
-    shuffled_batches,
+    fit,
 )
 from stepagent.rendering.renderer import RenderedTrajectory
 
@@ -65,21 +62,17 @@ def maximize_likelihood(
     policy: Policy,
     trees: Sequence[PrefixTree],
     config: SFTConfig,
-    description: str,
+    stage: str,
     *,
     seed: int,
     log: Callable[[Metrics], None],
 ) -> None:
     """The likelihood of all paths of the trees, a mean over the tokens of each batch."""
-    per_epoch = num_batches(len(trees), config.batch_size)
-    updater = Updater(
-        policy.parameters(), config.optimizer, config.epochs * per_epoch, stage=description
-    )
-    for epoch in range(config.epochs):
-        for batch in shuffled_batches(
-            len(trees), config.batch_size, description, seed=seed, epoch=epoch
-        ):
-            log(updater.update(policy.layers, partial(_losses, policy, trees, batch)))
+
+    def losses(batch: Sequence[int]) -> Iterator[tuple[Tensor, Metrics]]:
+        return _losses(policy, trees, batch)
+
+    fit(policy.layers, losses, len(trees), config, stage=stage, seed=seed, log=log)
 
 
 def _losses(

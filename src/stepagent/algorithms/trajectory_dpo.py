@@ -11,7 +11,6 @@ baselines: they need an environment, and one preference has to explain all steps
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -25,11 +24,9 @@ from stepagent.model.policy import Policy
 from stepagent.model.updates import (
     Metrics,
     OptimizerConfig,
-    Updater,
     batch_packs,
-    num_batches,
+    fit,
     read_paths,
-    shuffled_batches,
 )
 
 
@@ -69,16 +66,11 @@ def trajectory_dpo(
     """
     trees = [episode for pair in pairs for episode in pair]
     reference = _logprobs(policy, trees)
-    per_epoch = num_batches(len(pairs), config.batch_size)
-    updater = Updater(
-        policy.parameters(), config.optimizer, config.epochs * per_epoch, stage="Trajectory DPO"
-    )
-    for epoch in range(config.epochs):
-        for batch in shuffled_batches(
-            len(pairs), config.batch_size, "Trajectory DPO", seed=seed, epoch=epoch
-        ):
-            losses = partial(_losses, policy, trees, reference, batch, config)
-            log(updater.update(policy.layers, losses))
+
+    def losses(batch: Sequence[int]) -> Iterator[tuple[Tensor, Metrics]]:
+        return _losses(policy, trees, reference, batch, config)
+
+    fit(policy.layers, losses, len(pairs), config, stage="Trajectory DPO", seed=seed, log=log)
 
 
 def _logprobs(policy: Policy, trees: Sequence[StepTree]) -> Tensor:

@@ -13,11 +13,9 @@ from stepagent.commands.inputs import files_of
 from stepagent.commands.models import load_policy, prepare
 from stepagent.commands.outputs import check_folder
 from stepagent.commands.parsing import UsageError, run_command
-from stepagent.console.progress import track
 from stepagent.files.atomic import atomic_folder
 from stepagent.model.device import ComputeConfig
 from stepagent.model.lora import LoRAConfig
-from stepagent.model.updates import Metrics, num_batches
 from stepagent.scratch.small_model import TinyConfig, build_tiny_model
 
 DEFAULT, DEFAULT_TINY = SFTConfig(), TinyConfig()
@@ -70,19 +68,11 @@ def train_novice(
             build_tiny_model(trajectories, tiny, seed=seed, folder=folder)
         policy = load_policy(model or str(folder), compute, lora, seed=seed)
         rendered = render_demonstrations(policy, trajectories, skip_invalid=skip_invalid)
-        updates = config.epochs * num_batches(len(rendered), config.batch_size)
-        bar = track(range(updates), "SFT")
         losses: list[float] = []
-
-        def log(metrics: Metrics) -> None:
-            next(bar)
-            losses.append(metrics["loss"])
-
-        sft(policy, rendered, config, seed=seed, log=log)
-        next(bar, None)
+        sft(policy, rendered, config, seed=seed, log=lambda m: losses.append(m["loss"]))
         policy.save(folder)
     print(
-        f"{out}: {len(rendered)} trajectories, {updates} updates, "
+        f"{out}: {len(rendered)} trajectories, {len(losses)} updates, "
         f"loss {losses[0]:.3f} to {losses[-1]:.3f} nats per token"
     )
 

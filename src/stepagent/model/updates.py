@@ -4,6 +4,8 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -157,14 +159,56 @@ def num_batches(count: int, batch_size: int) -> int:
     return -(-count // batch_size)
 
 
-def shuffled_batches(
-    count: int, batch_size: int, description: str, *, seed: int, epoch: int
-) -> Iterator[list[int]]:
-    """The items 0 to count - 1 in batches; the order depends on the seed and the epoch alone."""
-    order = np.random.default_rng([seed, epoch]).permutation(count).tolist()
-    starts = range(0, count, batch_size)
-    for start in track(starts, f"{description}, pass {epoch + 1}"):
-        yield order[start : start + batch_size]
+class Passes(Protocol):
+    """What the config of every training stage says of its updates."""
+
+    @property
+    def optimizer(self) -> OptimizerConfig:
+        """AdamW settings."""
+        ...
+
+    @property
+    def epochs(self) -> int:
+        """Passes over the items."""
+        ...
+
+    @property
+    def batch_size(self) -> int:
+        """Items in one update."""
+        ...
+
+
+def fit(
+    layers: Layers,
+    losses: Callable[[Sequence[int]], Iterable[tuple[Tensor, Metrics]]],
+    count: int,
+    config: Passes,
+    *,
+    stage: str,
+    seed: int,
+    log: Callable[[Metrics], None],
+    apart: Iterable[nn.Parameter] = (),
+    enough: Callable[[], bool] = lambda: False,
+) -> None:
+    """Trains the layers in place: one update for each batch in each pass over `count` items.
+
+    `losses` is given the numbers of a batch's items and makes the parts of its loss, as for
+    `Updater.update`; `log` is called with the metrics of every update. The order of the items
+    depends on the seed and the pass alone. Training ends early after a pass that was `enough`.
+    """
+    total = config.epochs * num_batches(count, config.batch_size)
+    updater = Updater(layers.parameters(), config.optimizer, total, stage=stage, apart=apart)
+
+    def batches() -> Iterator[list[int]]:
+        for epoch in range(config.epochs):
+            order = np.random.default_rng([seed, epoch]).permutation(count).tolist()
+            for start in range(0, count, config.batch_size):
+                yield order[start : start + config.batch_size]
+            if enough():
+                return
+
+    for batch in track(batches(), stage, total=total):
+        log(updater.update(layers, partial(losses, batch)))
 
 
 def batch_packs(
