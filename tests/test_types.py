@@ -66,6 +66,7 @@ def test_an_unknown_field_is_an_error(record_type: type[Record], fields: dict[st
         (Trajectory, TRAJECTORY, {"success": 1}),
         (Trajectory, TRAJECTORY, {"metadata": {"when": float("inf")}}),
         (Trajectory, TRAJECTORY, {"metadata": {"what": object()}}),
+        (PracticedStep, PRACTICED_STEP, {"step_index": -1}),
         (AgentAction, AGENT_ACTION, {"logprob": 0.1}),
         (AgentAction, AGENT_ACTION, {"logprob": float("-inf")}),
         (AgentAction, AGENT_ACTION, {"token_ids": ()}),
