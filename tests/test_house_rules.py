@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "stepagent"
 
 LAYERS = (
-    ("bounds", "console", "methods", "processes", "statistics", "types"),
+    ("bounds", "console", "methods", "processes", "seeds", "statistics", "types"),
     ("actions", "files"),
     ("rendering", "trajectories"),
     ("formats", "model", "tasks"),
