@@ -45,7 +45,7 @@ TOLERANCE = 2e-3
 
 def prepare(folder: Path, num_trajectories: int) -> None:
     """Writes the model, the trajectories and the practised steps."""
-    task = ScienceWorld(TASK_TYPES, step_limit=100)
+    task = ScienceWorld(TASK_TYPES)
     chosen: list[Trajectory] = []
     for item in (i for pair in zip(*_by_type(task), strict=False) for i in pair):
         chosen += [t for t in collect(task, [item]).trajectories if 12 <= len(t.steps) <= 15]
