@@ -1,17 +1,16 @@
-"""Detours: the agent makes its mistakes in the environment, and the expert goes on behind them.
+"""Detours: replays demonstrations in the environment with the agent's mistakes inserted.
 
-    practice    state s          the agent does a', the expert does a
-    detour      s, a', reply     the agent acts again, the expert still does a
+    inspection  state s                the agent does a', the expert does a
+    detour      s, a', observation     the agent acts again, the expert still does a
 
-In practice the agent never sees what its mistakes lead to, so it learns nothing for the states in
-which it will then be. Most mistakes in text environments cost a step and no more: behind them the
-demonstration can go on, and all that is seen from the expert's next action on is what was seen
-there, to the same end. So the expert's action still works behind the mistake, and is taken for the
-label, as in DAgger (Ross et al. 2011, arXiv 1011.0686, alg. 3.1), with nobody to ask. A mistake
-behind which the demonstration cannot go on is left out, and so is an action that did what the
-expert's does: it was none, and its label would be to do everything twice.
+Inspection never shows the agent where its mistakes lead, so it learns nothing about the states that
+follow them. Most mistakes in text environments only cost a step: afterwards the demonstration can
+be replayed to its end with the same observations. The expert's action is then still right after the
+mistake and serves as its label, as in DAgger (Ross et al. 2011, arXiv 1011.0686, alg. 3.1), but
+without an expert to ask. A mistake is dropped if the replay diverges after it. It is also dropped
+if it had the effect of the expert's own action, since its label would repeat that action.
 
-Of the environment's judgement only this is looked at: whether the demonstration still ends solved.
+Of the environment's scoring only one thing is used: whether the replay still ends in success.
 """
 
 import logging
@@ -35,20 +34,20 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Detours:
-    """Demonstrations with the agent's mistakes in their histories."""
+    """Demonstrations with the agent's mistakes inserted, and how the replays went."""
 
     demonstrations: list[RenderedTrajectory]
-    """In the order they came in; the action of each state is the expert's, whoever acted there."""
+    """In the order given; the action in every state is the expert's, whoever acted there."""
     taken: int
-    """Mistakes behind which the demonstrations go on."""
+    """Mistakes that were kept, because the replay continued as demonstrated."""
     refused: int
-    """Those that were taken away: the last ones that were made before something else was seen."""
+    """Mistakes dropped because the replay diverged after them."""
     not_repeated: int
-    """Demonstrations that come out otherwise without any mistake."""
+    """Demonstrations whose plain replay differs from the recording."""
     lost: int
-    """Those without mistakes because their environment was lost too often."""
+    """Demonstrations without mistakes because their environment was lost in every attempt."""
     env_steps: int
-    """Actions that were played to find out, the expert's included."""
+    """Actions played in all replays, the expert's included."""
 
 
 def take_detours(
@@ -61,17 +60,17 @@ def take_detours(
     seed: int,
     num_parallel: int = 8,
 ) -> Detours:
-    """The agent practises in every state and, where it is wrong, takes the detour.
+    """Inspects every state and replays the demonstrations with the agent's mistakes inserted.
 
-    At most `in_a_row` mistakes follow each other. A demonstration that the environment does not
-    repeat stays as it is.
+    At most `in_a_row` mistakes follow each other. A demonstration whose plain replay differs from
+    the recording is returned unchanged. Raises `EnvironmentLost` if all environments are lost.
     """
     found = list(demonstrations)
     mistakes = [_Mistakes([[] for _ in d.actions]) for d in demonstrations]
     for turn in range(in_a_row):
         _add(policy, found, mistakes, decoding, seed=seed * 1000 + turn)
         room = policy.context - decoding.max_new_tokens
-        found = _walk_all(policy, task, demonstrations, mistakes, room, num_parallel)
+        found = _replay_all(policy, task, demonstrations, mistakes, room, num_parallel)
     return Detours(
         found,
         taken=sum(len(row) for own in mistakes for row in own.before),
@@ -84,16 +83,16 @@ def take_detours(
 
 @dataclass
 class _Mistakes:
-    """What the agent does wrong in one demonstration."""
+    """The mistakes inserted into one demonstration."""
 
     before: list[list[AgentAction]]
-    """For each of the expert's actions the agent's, in a row, that come first."""
+    """For each of the expert's actions the agent's actions played before it."""
     refused: set[tuple[int, str]] = field(default_factory=set)
-    """Step and action, where the demonstration did not go on behind it."""
+    """Step and text of the mistakes that were dropped."""
     is_repeated: bool | None = None
-    """Whether the demonstration is, without any; unknown until something else was seen."""
+    """Whether a plain replay matches the recording; unknown until a replay has diverged."""
     is_lost: bool = False
-    """Whether the environment was lost too often to find out."""
+    """Whether the environment was lost in every attempt."""
     env_steps: int = 0
 
 
@@ -105,7 +104,7 @@ def _add(
     *,
     seed: int,
 ) -> None:
-    """What the agent does wrong in the states that the expert's actions follow."""
+    """Samples an action in every state and adds the wrong ones to the mistakes."""
     practised = iter(practise(policy, found, decoding, seed=seed))
     for own in mistakes:
         for number, row in enumerate(own.before):
@@ -119,7 +118,7 @@ def _add(
                 row.append(action)
 
 
-def _walk_all(
+def _replay_all(
     policy: Policy,
     task: Task,
     demonstrations: Sequence[RenderedTrajectory],
@@ -127,10 +126,7 @@ def _walk_all(
     room: int,
     num_parallel: int,
 ) -> list[RenderedTrajectory]:
-    """Walks all demonstrations; takes the mistakes away that cannot stay.
-
-    Raises `EnvironmentLost` if the environments of all of them are lost too often.
-    """
+    """Replays all demonstrations and drops the mistakes after which they diverge."""
     own = {d.trajectory.id: (d, m) for d, m in zip(demonstrations, mistakes, strict=True)}
 
     def play(ids: Sequence[str], count: int) -> Generator[RenderedTrajectory | Lost, None, None]:
@@ -139,15 +135,15 @@ def _walk_all(
         for env in envs:
             free.put(env)
 
-        def walk(name: str) -> RenderedTrajectory | Lost:
+        def replay(name: str) -> RenderedTrajectory | Lost:
             env = free.get()
             try:
-                return _walk(policy, env, *own[name], room)
+                return _replay(policy, env, *own[name], room)
             finally:
                 free.put(env)
 
         try:
-            yield from in_threads(walk, ids, len(envs))
+            yield from in_threads(replay, ids, len(envs))
         finally:
             for env in envs:
                 env.close()
@@ -155,7 +151,7 @@ def _walk_all(
     found, lost = dict[str, RenderedTrajectory](), list[Lost]()
     for outcome in track(play_all(play, list(own), num_parallel), "Detours", total=len(own)):
         if isinstance(outcome, Lost):
-            logger.warning("lost: %s; it stays without mistakes", outcome)
+            logger.warning("lost: %s; the demonstration is used without mistakes", outcome)
             lost.append(outcome)
             demonstration, without = own[outcome.item]
             without.before, without.is_lost = [[] for _ in without.before], True
@@ -167,37 +163,37 @@ def _walk_all(
     return [found[name] for name in own]
 
 
-def _walk(
+def _replay(
     policy: Policy,
     env: TextEnv,
     demonstration: RenderedTrajectory,
     mistakes: _Mistakes,
     room: int,
 ) -> RenderedTrajectory | Lost:
-    """Plays the demonstration with the mistakes until it is repeated.
+    """Replays the demonstration until it no longer diverges.
 
-    As long as it is not, the last mistake that was made before it came out otherwise is taken away.
+    After each replay that does, the last mistake before the divergence is dropped.
     """
     while True:
-        walk = _played(policy, env, demonstration, mistakes.before)
-        if isinstance(walk, Lost):
-            return walk
-        mistakes.env_steps += len(walk.numbers)
-        if walk.is_repeated and walk.rendered.num_tokens <= room:
-            return walk.rendered
-        if walk.last_mistake is None:
-            mistakes.is_repeated = walk.is_repeated  # what was played was the demonstration alone
+        replay = _played(policy, env, demonstration, mistakes.before)
+        if isinstance(replay, Lost):
+            return replay
+        mistakes.env_steps += len(replay.numbers)
+        if replay.is_repeated and replay.rendered.num_tokens <= room:
+            return replay.rendered
+        if replay.last_mistake is None:
+            mistakes.is_repeated = replay.is_repeated  # it was a plain replay
         elif mistakes.is_repeated is None:
             alone = _played(policy, env, demonstration, [() for _ in mistakes.before])
             if isinstance(alone, Lost):
                 return alone
             mistakes.env_steps += len(alone.numbers)
             mistakes.is_repeated = alone.is_repeated
-        if walk.last_mistake is None or not mistakes.is_repeated:
+        if replay.last_mistake is None or not mistakes.is_repeated:
             mistakes.before = [[] for _ in mistakes.before]
             return demonstration
-        wrong = mistakes.before[walk.last_mistake].pop()
-        mistakes.refused.add((walk.last_mistake, wrong.text))
+        wrong = mistakes.before[replay.last_mistake].pop()
+        mistakes.refused.add((replay.last_mistake, wrong.text))
 
 
 def _played(
@@ -205,35 +201,35 @@ def _played(
     env: TextEnv,
     demonstration: RenderedTrajectory,
     mistakes: Sequence[Sequence[AgentAction]],
-) -> "_Walk | Lost":
-    """The demonstration with the mistakes; a lost environment is tried again."""
+) -> "_Replay | Lost":
+    """One replay with the mistakes inserted; begun again if the environment is lost."""
 
-    def play() -> _Walk:
+    def play() -> _Replay:
         episode = Episode(env, demonstration.trajectory.id)
-        walk = _Walk(policy, demonstration, episode)
-        walk.play(mistakes)
-        return walk
+        replay = _Replay(policy, demonstration, episode)
+        replay.play(mistakes)
+        return replay
 
     return retried(demonstration.trajectory.id, play)
 
 
 @dataclass
-class _Walk:
-    """A demonstration that is played again, with mistakes."""
+class _Replay:
+    """A replay of a demonstration with mistakes inserted."""
 
     policy: Policy
     demonstration: RenderedTrajectory
     episode: Episode
     numbers: list[int] = field(default_factory=list)
-    """Which of the expert's steps follows in each state."""
+    """For each action played, the expert's step that is the right one there."""
     additions: list[tuple[int, ...]] = field(default_factory=list)
     is_repeated: bool = False
-    """Whether the demonstration was, its mistakes aside."""
+    """Whether the replay matched the recording, apart from the mistakes."""
     last_mistake: int | None = None
-    """The step of the demonstration before which it was made."""
+    """The step of the demonstration before which the last mistake was played."""
 
     def play(self, mistakes: Sequence[Sequence[AgentAction]]) -> None:
-        """Up to the end, or to where something else is seen than was."""
+        """Plays until the end or until an observation differs from the recording."""
         expert, episode = self.demonstration.trajectory, self.episode
         opening = self.policy.renderer.opening(episode.instruction, episode.observation)
         self.additions.append(opening)
@@ -253,14 +249,14 @@ class _Walk:
         self.is_repeated = is_same_end and episode.is_success == bool(expert.success)
 
     def _expected(self, number: int) -> str:
-        """What the expert's step leads to."""
+        """The observation that followed the expert's step."""
         expert = self.demonstration.trajectory
         if number + 1 == len(expert.steps):
             return expert.final_observation
         return expert.steps[number + 1].observation
 
     def _move(self, number: int, ids: tuple[int, ...], text: str) -> None:
-        """Does something, whosever action it is, where the expert does its step `number`."""
+        """Plays an action of the agent or the expert where the expert's is step `number`."""
         self.numbers.append(number)
         self.episode.act(text)
         renderer = self.policy.renderer
@@ -269,7 +265,7 @@ class _Walk:
 
     @property
     def rendered(self) -> RenderedTrajectory:
-        """What was seen, with the expert's action as the answer to it, whoever acted there."""
+        """The states of the replay, each with the expert's action, whoever acted there."""
         expert, actions = self.demonstration.trajectory, self.demonstration.actions
         steps = [
             expert.steps[number].model_copy(update={"observation": played.observation})

@@ -1,8 +1,8 @@
-"""Rollouts: the policy acts in environments of a task, many episodes at a time.
+"""Rollouts: the policy acts in the environments of a task, many episodes at a time.
 
-Every running episode keeps its keys and values from turn to turn, so a turn forwards only what is
-new. The token ids of an episode are those that were fed and sampled; nothing is decoded and encoded
-again. What an episode comes to does not depend on which others run beside it.
+Running episodes keep their keys and values between turns, so each turn forwards new tokens only.
+The token ids of an episode are those that were fed and sampled; nothing is decoded and encoded
+again. The result of an episode does not depend on the other episodes in its batch.
 """
 
 import logging
@@ -25,10 +25,10 @@ logger = logging.getLogger(__name__)
 
 
 class _Running:
-    """The policy in one episode: its record, and the token ids that were fed and sampled."""
+    """An episode of the policy: its record, and the token ids that were fed and sampled."""
 
     def __init__(self, policy: Policy, env: TextEnv, item: str, room: int) -> None:
-        """Nothing is played before `begin`; a state may have `room` tokens."""
+        """Does not begin the episode yet; a state may have at most `room` tokens."""
         self.policy = policy
         self.env = env
         self.item = item
@@ -37,25 +37,25 @@ class _Running:
         self.lost: Lost | None = None
         self.episode: Episode
         self.additions: list[tuple[int, ...]]
-        """As in `RenderedTrajectory`, up to the state to act in."""
+        """As in `RenderedTrajectory`, up to the current state."""
         self.actions: list[tuple[int, ...]]
-        """Ids sampled for each action."""
+        """The sampled token ids of each action."""
 
     @property
     def is_over(self) -> bool:
         return self.lost is not None or self.episode.is_over
 
     def state(self) -> list[int]:
-        """All that is read before the next action."""
+        """All tokens before the next action."""
         ask = self.policy.renderer.ask
         return [*(token for addition in self.additions for token in addition), *ask]
 
     def begin(self) -> None:
-        """Plays up to the first state."""
+        """Resets the environment to the item."""
         self._play(self._begin)
 
     def act(self, action: Generated) -> None:
-        """Plays an action up to the next state; a lost environment has the episode begun again."""
+        """Plays an action; if the environment is lost, the episode is begun again."""
         self._play(lambda: self._act(action.token_ids))
 
     def _play(self, move: Callable[[], None]) -> None:
@@ -84,7 +84,7 @@ class _Running:
             episode.truncate()
 
     def finish(self, task_name: str) -> RenderedTrajectory:
-        """The record of the episode, with its token ids."""
+        """The finished episode with its token ids."""
         details = self.episode.info.get("details")
         return RenderedTrajectory(
             trajectory=self.episode.trajectory(task_name, {"details": details} if details else {}),
@@ -103,11 +103,12 @@ def rollout(
     seed: int,
     num_parallel: int = 8,
 ) -> Generator[RenderedTrajectory | Lost, None, None]:
-    """One episode for each item, as they are finished.
+    """Yields one episode for each item, in the order in which they finish.
 
-    An environment that is lost has its episode repeated; one that is lost again and again costs
-    its own episode only. An episode that outgrows the policy's context ends truncated. Where memory
-    runs out, fewer episodes run at the same time; raises `OutOfMemory` if one is too many.
+    If an environment is lost, its episode is repeated; after `MAX_TRIES` losses beside others and
+    as many alone, the item is yielded as `Lost`. An episode that outgrows the policy's context is
+    truncated. When memory runs out, the number of parallel episodes is halved; raises `OutOfMemory`
+    if a single episode does not fit, and `PolicyError` if a first state is too long.
     """
     play = partial(_rollout, policy, task, decoding, seed)
     return play_all(play, items, num_parallel)
@@ -134,7 +135,7 @@ def _rollout(
 
 
 class _Batch:
-    """Episodes that run at the same time: in every turn each of them gets one action."""
+    """Episodes that run in parallel: in each turn every one of them plays one action."""
 
     def __init__(
         self,
@@ -145,7 +146,7 @@ class _Batch:
         items: Sequence[str],
         num_parallel: int,
     ) -> None:
-        """The first `num_parallel` items get an environment each; none has begun yet."""
+        """Makes an environment for each of the first `num_parallel` items; resets none."""
         self.policy, self.task, self.decoding, self.seed = policy, task, decoding, seed
         self.waiting = list(reversed(items))
         count = min(num_parallel, len(items))
@@ -153,12 +154,12 @@ class _Batch:
         self.cache = RunningEpisodes(policy.layers, count)
 
     def _next(self, env: TextEnv) -> _Running:
-        # An action and the token that closes it have to fit behind every state.
+        # After every state there must be room for an action and its end token.
         room = self.policy.context - self.decoding.max_new_tokens - 1
         return _Running(self.policy, env, self.waiting.pop(), room)
 
     def finished(self) -> Iterator[RenderedTrajectory | Lost]:
-        """Yields what is over; its environment goes to the next item, or is closed after the last.
+        """Yields the episodes that are over and replaces them with waiting items, if any are left.
 
         Afterwards no running episode is over.
         """
@@ -176,7 +177,7 @@ class _Batch:
             self.cache.keep_rows(keep)
 
     def sample(self) -> list[Generated]:
-        """An action for each running episode, of which there are fewer if memory ran out."""
+        """An action for each running episode; there are fewer of them if memory ran out."""
         return until_it_fits(self._sample, self._halve) if self.running else []
 
     def _sample(self) -> list[Generated]:
@@ -189,7 +190,7 @@ class _Batch:
         return self.cache.act(states, self.decoding, end_id, torch.stack(uniform))
 
     def _halve(self) -> None:
-        """Puts the items of half of the episodes back, to be begun again later."""
+        """Postpones half of the episodes; they are begun again later."""
         if len(self.running) == 1:
             raise OutOfMemory(
                 f"{self.running[0].item}: out of memory with a single episode; a smaller model or "

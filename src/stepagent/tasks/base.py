@@ -1,4 +1,4 @@
-"""What a task is: named items in three splits, a text environment for each, and an expert."""
+"""Tasks: named items in three splits, text environments to play them in, and an expert."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ TextEnv = gym.Env[str, str]
 """
 
 NOTHING = "(nothing)"
-"""Stands for an empty action or observation: neither records nor chat servers take empty text."""
+"""Replaces an empty action or observation, since records and chat servers accept no empty text."""
 
 
 class _Line(RuntimeError):
@@ -33,20 +33,20 @@ class _Line(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class EngineLimits:
-    """How long an engine is waited for before it counts as lost. No part of the protocol."""
+    """Time limits after which an engine counts as lost. They are not part of the protocol."""
 
     timeout_seconds: float = 120.0
-    """Longest wait for one answer; a loaded machine needs more."""
+    """Longest wait for one answer; increase it on a loaded machine."""
     start_timeout_seconds: float = 120.0
-    """Longest wait for its start."""
+    """Longest wait for the engine to start."""
 
     def __post_init__(self) -> None:
-        """Raises `OutOfBounds` for times in which nothing can be done, or nobody would wait."""
+        """Raises `OutOfBounds` for times that are not positive or absurdly long."""
         check_bounds(self, {"timeout_seconds": SECONDS, "start_timeout_seconds": SECONDS})
 
 
 class EnvironmentLost(_Line):
-    """The engine died or hangs: the episode has no score and must be repeated."""
+    """The engine died or hangs; the episode has no score and must be repeated."""
 
 
 class EnvironmentFailed(EnvironmentLost):
@@ -58,15 +58,15 @@ class EnvironmentFailed(EnvironmentLost):
 
 
 class EngineMissing(_Line):
-    """The engine cannot be started on this machine, however often it is tried."""
+    """The engine cannot be started on this machine; retrying does not help."""
 
 
 class TaskDataError(_Line):
-    """Data of a task is missing or damaged: which file and record, and what was expected."""
+    """Data of a task is missing or damaged; the message names file, record and expectation."""
 
 
 class Task(Protocol):
-    """A benchmark: which items it has, how to act in them, and what an expert does."""
+    """A benchmark: its items, environments to play them in, and an expert."""
 
     name: str
 
@@ -75,15 +75,15 @@ class Task(Protocol):
         ...
 
     def group(self, item: str) -> str:
-        """The kind of task an item belongs to, for panels and per-group results."""
+        """The kind of task that an item belongs to; panels take equally many of each."""
         ...
 
     def make_env(self) -> TextEnv:
-        """A fresh environment for one thread; any item can be chosen at `reset`."""
+        """A new environment for use by one thread; `reset` chooses the item."""
         ...
 
     def expert(self, item: str) -> Trajectory:
-        """What the expert does on the item; raises `ExpertFailed` if that does not solve it."""
+        """The expert's trajectory on the item; raises `ExpertFailed` if it does not solve it."""
         ...
 
     def metrics(self, episodes: Sequence[Trajectory]) -> dict[str, float]:
@@ -94,13 +94,13 @@ class Task(Protocol):
         ...
 
     def facts(self) -> dict[str, Any]:
-        """The protocol for reports: engine version, step limits, simplifications."""
+        """The protocol, as stated in reports: engine version, step limit, simplifications."""
         ...
 
     def close(self) -> None:
-        """Ends every engine that the task started."""
+        """Stops every engine that the task started."""
         ...
 
 
 class ExpertFailed(RuntimeError):
-    """The expert's actions do not solve the item: it must not be used as a demonstration."""
+    """The expert's actions do not solve the item, so they are not a demonstration."""

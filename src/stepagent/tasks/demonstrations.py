@@ -1,4 +1,4 @@
-"""Demonstrations: what an expert solved is collected, what it did not is counted."""
+"""Demonstrations: collects what a task's expert solves and counts what it does not."""
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
@@ -12,19 +12,19 @@ from stepagent.types import Trajectory
 
 @dataclass(frozen=True)
 class Unsolved(Missing):
-    """An item that the expert did not solve; the reason names it."""
+    """An item that the expert did not solve; the reason contains its id."""
 
 
 @dataclass(frozen=True)
 class Collection:
-    """What the expert did, and on which items it failed."""
+    """The expert's trajectories, and the items on which it failed."""
 
     trajectories: tuple[Trajectory, ...]
     """In the order of the items."""
     failed: tuple[str, ...]
     """One line for each item that the expert did not solve."""
     lost: tuple[Lost, ...] = ()
-    """Items whose environment was lost too often."""
+    """Items whose environment was lost in every attempt."""
 
 
 Demonstrated = Trajectory | Unsolved | Lost
@@ -33,7 +33,7 @@ Demonstrated = Trajectory | Unsolved | Lost
 def demonstrate(
     task: Task, items: Sequence[str], *, num_parallel: int
 ) -> Generator[Demonstrated, None, None]:
-    """What comes of the expert's attempt at each item, as they are finished."""
+    """Yields the outcome of the expert's attempt at each item, as they finish."""
     return play_all(partial(_demonstrate, task), items, num_parallel)
 
 
@@ -50,7 +50,7 @@ def _demonstrate(
 
 
 def sorted_out(found: Sequence[Trajectory | Missing]) -> Collection:
-    """Raises `EnvironmentLost` if there is nothing but lost environments."""
+    """Sorts outcomes by kind; raises `EnvironmentLost` if every environment was lost."""
     lost = tuple(f for f in found if isinstance(f, Lost))
     if lost and len(lost) == len(found):
         raise all_lost(lost, len(found))
@@ -62,7 +62,7 @@ def sorted_out(found: Sequence[Trajectory | Missing]) -> Collection:
 
 
 def collect(task: Task, items: Sequence[str], *, num_parallel: int = 4) -> Collection:
-    """The expert's trajectories on the items."""
+    """Collects the expert's trajectories on the items; raises as `sorted_out` does."""
     found = {}
     outcomes = demonstrate(task, items, num_parallel=num_parallel)
     for outcome in track(outcomes, "Collecting", total=len(items)):
@@ -71,7 +71,7 @@ def collect(task: Task, items: Sequence[str], *, num_parallel: int = 4) -> Colle
 
 
 def solved(episodes: Sequence[Trajectory], lost: Sequence[Lost] = ()) -> Collection:
-    """The successful ones among episodes of a policy that is taken for an expert."""
+    """The successful episodes of a policy that serves as the expert."""
     return Collection(
         trajectories=tuple(t for t in episodes if t.success),
         failed=tuple(

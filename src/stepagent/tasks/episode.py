@@ -1,7 +1,7 @@
-"""What every text environment has in common: items, the step limit, when an episode is over.
+"""The base class of our text environments: items, the step limit, the end of an episode.
 
-A task writes `begin` and `act`; `EpisodeEnv` makes a `gymnasium.Env` of them. `follow` plays what
-an expert does and keeps it as a trajectory.
+A task implements `begin` and `act`; `EpisodeEnv` turns them into a `gymnasium.Env`. `follow` plays
+an expert's actions and returns the trajectory.
 """
 
 from abc import abstractmethod
@@ -30,13 +30,13 @@ class AnyText(spaces.Text):
         super().__init__(max_length, min_length=0, charset=charset)
 
     def contains(self, x: Any) -> bool:
-        """Whether it is a string that is not too long, in whatever script."""
+        """Whether `x` is a string of at most `max_length` characters, in any script."""
         return isinstance(x, str) and len(x) <= self.max_length
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What an action led to."""
+    """The outcome of an action."""
 
     observation: str
     score: float
@@ -44,18 +44,18 @@ class Outcome:
     reward: float = 0.0
     terminated: bool = False
     truncated: bool = False
-    """The engine's own limit was reached; actions are counted by the environment."""
+    """Whether the engine's own limit was reached; `EpisodeEnv` counts actions itself."""
     success: bool = False
     details: Mapping[str, JsonValue] = field(default_factory=dict)
-    """What the benchmark's own metrics need; kept with the episode."""
+    """Input of the benchmark's own metrics; stored with the episode."""
 
 
 class EpisodeEnv(gym.Env[str, str]):
-    """One agent in one item of a task at a time; `reset(options={"item": ID})` chooses the item.
+    """An environment for the items of a task; `reset(options={"item": ID})` chooses the item.
 
-    Without an item, the seed chooses one of the training items. `step` takes any text, and raises
-    `gymnasium.error.ResetNeeded` when the episode is over or has not begun. An episode is truncated
-    after `step_limit` actions; None means no limit.
+    Without an item, one of the training items is drawn by the seed. `step` accepts any text and
+    raises `gymnasium.error.ResetNeeded` if no episode is running. An episode is truncated after
+    `step_limit` actions; None means no limit.
     """
 
     metadata = {"render_modes": []}  # noqa: RUF012  # gymnasium's own declaration
@@ -71,11 +71,11 @@ class EpisodeEnv(gym.Env[str, str]):
 
     @abstractmethod
     def begin(self, item: str) -> tuple[str, str]:
-        """Starts the item; returns its instruction and what is seen first."""
+        """Starts the item; returns its instruction and the first observation."""
 
     @abstractmethod
     def act(self, action: str) -> Outcome:
-        """Does the action in the running episode."""
+        """Plays the action in the running episode."""
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -93,15 +93,15 @@ class EpisodeEnv(gym.Env[str, str]):
         return observation, info
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        """What is seen after the action; a wrong one only costs a step.
+        """Plays the action; one that the engine does not understand only costs a step.
 
-        Of an action only the first `MAX_ACTION_CHARS` characters are played.
+        Actions are cut off after `MAX_ACTION_CHARS` characters.
         """
         if not self._running:
             raise gym.error.ResetNeeded("the episode is over or has not begun: call reset first")
         self._running = False  # stays so if the engine is lost
         self._actions += 1
-        # Engines need not be quick with more, which only a foreign player of a server sends.
+        # Engines may be slow with more; only clients of a task server send actions this long.
         outcome = self.act(action[:MAX_ACTION_CHARS])
         at_limit = self.step_limit is not None and self._actions >= self.step_limit
         truncated = not outcome.terminated and (outcome.truncated or at_limit)
@@ -114,7 +114,7 @@ class EpisodeEnv(gym.Env[str, str]):
         return outcome.observation, outcome.reward, outcome.terminated, truncated, info
 
     def close(self) -> None:
-        """Ends the episode; the environment can be reset again later."""
+        """Ends the episode; the environment can still be reset."""
         self._running = False
 
 
@@ -125,9 +125,10 @@ def follow(
     choose: Callable[[str], str | None],
     metadata: Mapping[str, JsonValue],
 ) -> Trajectory:
-    """Plays what `choose` says for each observation until the end or its None; closes `env`.
+    """Plays the action that `choose` returns for each observation; closes `env` in the end.
 
-    Raises `ExpertFailed` unless that succeeds. Rewards are the environment's.
+    Stops when the episode is over or `choose` returns None. Raises `ExpertFailed` if the item is
+    not solved then, or if an action is empty. Rewards are those of the environment.
     """
     try:
         episode = Episode(env, item)

@@ -1,11 +1,11 @@
-"""Lost environments: the episode is tried again, and given up without harm to the others.
+"""Retries after a lost environment, and what is reported if they all fail.
 
-Environments may share an engine, so one that kills it takes the others' episodes along. What was
-lost too often beside others is therefore tried once more when they are done, alone.
+Environments may share an engine, so an item that kills it ends the other episodes as well. Items
+whose retries failed in parallel are therefore tried again at the end, one at a time.
 
-An environment whose own code fails (`EnvironmentFailed`) is another matter. Repeating the episode
-would fail again, and leaving it out would make the results wrong: it may well be the agent's worst
-actions that the environment cannot answer. The other episodes are finished, then it is an error.
+An environment whose own code fails (`EnvironmentFailed`) is an error instead: repeating the episode
+would fail again, and leaving it out would bias the results, since it may be the agent's worst
+actions that the environment cannot handle. The other episodes are finished before it is raised.
 """
 
 import logging
@@ -22,14 +22,14 @@ from stepagent.tasks.base import EnvironmentFailed, EnvironmentLost
 logger = logging.getLogger(__name__)
 
 MAX_TRIES = 3
-"""How often an episode is begun before it counts as lost."""
+"""Attempts at an episode before its item counts as lost."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Missing:
-    """An item of which there is no episode."""
+    """An item without an episode, and why."""
 
     item: str
     reason: str
@@ -37,7 +37,7 @@ class Missing:
 
 @dataclass(frozen=True)
 class Lost(Missing):
-    """An item whose environment was lost in every try."""
+    """An item whose environment was lost in every attempt."""
 
     def __str__(self) -> str:
         """One printable line."""
@@ -47,21 +47,23 @@ class Lost(Missing):
 
 @dataclass(frozen=True)
 class Failed(Lost):
-    """An item whose environment fails by its own fault; the reason names the place."""
+    """An item whose environment's own code failed; the reason names the place."""
 
 
 class Tries:
-    """How often an item's environment was lost."""
+    """Counts how often the environment of one item was lost."""
 
     def __init__(self, item: str) -> None:
-        """Not lost yet."""
+        """Starts with `MAX_TRIES` attempts."""
         self.item = item
         self._left = MAX_TRIES
 
     def play(self, first: Callable[[], T], again: Callable[[], T] | None = None) -> T | Lost:
-        """What `first` returns; after a lost environment what `again` does, by default `first`.
+        """Returns what `first` returns; if the environment is lost, calls `again` instead.
 
-        The losses of all calls are counted together: `Lost` after `MAX_TRIES` of them.
+        `again` defaults to `first`. Losses are counted over all calls; returns `Lost` after
+        `MAX_TRIES` of them, and `Failed` at once if the environment's own code fails. Raises
+        `EnvironmentLost` only while the process is being stopped.
         """
         move = first
         while True:
@@ -80,20 +82,20 @@ class Tries:
 
 
 def retried(item: str, play: Callable[[], T]) -> T | Lost:
-    """What `play` returns, repeated from its beginning when the environment is lost."""
+    """Returns what `play` returns; calls it again if the environment is lost."""
     return Tries(item).play(play)
 
 
 Play = Callable[[Sequence[str], int], Generator[T | Lost, None, None]]
-"""Plays items, so many at a time, and yields what comes of each as it is finished."""
+"""Plays items, a given number in parallel, and yields their outcomes as they finish."""
 
 
 def play_all(
     play: Play[T], items: Sequence[str], num_parallel: int
 ) -> Generator[T | Lost, None, None]:
-    """What comes of every item; those that were lost are played once more at the end, alone.
+    """Yields the outcome of every item; plays lost ones again at the end, one at a time.
 
-    Raises `EnvironmentFailed` after the last outcome if an environment failed by its own fault.
+    Raises `EnvironmentFailed` after the last outcome if the code of an environment failed.
     """
     alone, failed = list[str](), list[Failed]()
     with closing(play(items, num_parallel)) as outcomes:
@@ -111,12 +113,11 @@ def play_all(
                 failed.append(outcome)
             else:
                 yield outcome
-    raise_if_failed(failed)
+    _raise_if_failed(failed)
 
 
-def raise_if_failed(outcomes: Sequence[object]) -> None:
-    """Raises `EnvironmentFailed` for the first outcome that is `Failed`, and counts the others."""
-    failed = [outcome for outcome in outcomes if isinstance(outcome, Failed)]
+def _raise_if_failed(failed: Sequence[Failed]) -> None:
+    """Raises `EnvironmentFailed` for the first of them, if any, and counts the others."""
     if failed:
         others = f" (and {len(failed) - 1} other items failed)" if len(failed) > 1 else ""
         raise EnvironmentFailed(f"{failed[0].reason}{others}")
@@ -125,7 +126,7 @@ def raise_if_failed(outcomes: Sequence[object]) -> None:
 def in_threads(
     play: Callable[[str], T], items: Sequence[str], num_parallel: int
 ) -> Generator[T, None, None]:
-    """What `play` returns for each item, as they finish; once closed, it begins no more items."""
+    """Yields what `play` returns for each item, as they finish; starts no more once closed."""
     threads = ThreadPoolExecutor(num_parallel)
     try:
         for finished in as_completed([threads.submit(play, item) for item in items]):
@@ -135,5 +136,5 @@ def in_threads(
 
 
 def all_lost(lost: Sequence[Lost], count: int) -> EnvironmentLost:
-    """The error where nothing is left to go on with."""
+    """The error to raise when every environment was lost."""
     return EnvironmentLost(f"all {count} environments were lost; the first: {lost[0]}")
