@@ -1,4 +1,4 @@
-"""Evaluation: fixed panels, score and success with intervals, likeness to the expert."""
+"""Evaluation: fixed panels of items, score and success with intervals, likeness to the expert."""
 
 import hashlib
 from collections.abc import Generator, Sequence
@@ -25,9 +25,9 @@ class EvaluationConfig:
     """How policies are evaluated in the environment."""
 
     decoding: Decoding = Decoding(temperature=0.0)
-    """Greedy by default."""
+    """How actions are sampled; greedy by default."""
     num_parallel: int = 8
-    """Episodes that run at the same time."""
+    """Episodes played in parallel."""
 
     def __post_init__(self) -> None:
         """Raises `OutOfBounds` for numbers that cannot be."""
@@ -40,15 +40,15 @@ class Evaluation:
 
     episodes: tuple[Trajectory, ...]
     score: Interval
-    """Mean of the best score of each episode, 0 to 100."""
+    """Mean over the episodes' best scores, 0 to 100."""
     success: Interval
-    """Share of episodes that solved the task, 0 to 1."""
+    """Share of episodes that solved their item, 0 to 1."""
     lost: tuple[Lost, ...] = ()
-    """Items of the panel whose environment was lost too often; they count nowhere."""
+    """Items whose environment was lost in every attempt; they are not counted."""
 
 
 def choose_items(task: Task, split: Split, num_per_group: int, *, seed: int) -> tuple[str, ...]:
-    """Equally many items from each group of the split (all of a smaller one), drawn by seed."""
+    """Draws `num_per_group` items from each group of the split, or all of a smaller group."""
     groups: dict[str, list[str]] = {}
     for item in task.items(split):
         groups.setdefault(task.group(item), []).append(item)
@@ -60,12 +60,12 @@ def choose_items(task: Task, split: Split, num_per_group: int, *, seed: int) -> 
 
 
 def panel_hash(items: Sequence[str]) -> str:
-    """SHA-256 of the item ids in order, so that a report can prove which panel it used."""
+    """SHA-256 of the item ids in order, by which reports identify the panel."""
     return hashlib.sha256("\n".join(items).encode()).hexdigest()
 
 
 def summarize(episodes: Sequence[Trajectory], lost: Sequence[Lost] = ()) -> Evaluation:
-    """Score and success of finished episodes; raises `EnvironmentLost` if all were lost."""
+    """Score and success of episodes; raises `EnvironmentLost` if every environment was lost."""
     if lost and not episodes:
         raise all_lost(lost, len(lost))
     scores = [e.score for e in episodes if e.score is not None]
@@ -87,7 +87,10 @@ def evaluate(
     seed: int,
     description: str = "Evaluation",
 ) -> Evaluation:
-    """Rolls the policy out on every item of a panel; raises `EnvironmentLost` if all are lost."""
+    """Plays one episode of every item of a panel.
+
+    Raises `EnvironmentLost` if every environment is lost, and whatever `rollout` raises.
+    """
     episodes, lost = dict[str, Trajectory](), list[Lost]()
     outcomes = episodes_of(policy, task, items, config=config, seed=seed)
     for outcome in track(outcomes, description, total=len(items)):
@@ -101,7 +104,7 @@ def evaluate(
 def episodes_of(
     policy: Policy, task: Task, items: Sequence[str], *, config: EvaluationConfig, seed: int
 ) -> Generator[Trajectory | Lost, None, None]:
-    """What comes of each item, as the episodes are finished."""
+    """Yields the trajectory of each item, or its loss, as the episodes finish."""
     outcomes = rollout(
         policy, task, items, config.decoding, seed=seed, num_parallel=config.num_parallel
     )
@@ -111,12 +114,12 @@ def episodes_of(
 
 @dataclass(frozen=True)
 class Likeness:
-    """How close a policy is to the expert on the expert's own states."""
+    """How close a policy is to the expert in the expert's states."""
 
     agreement: float
-    """Share of steps whose greedy action is the expert's, 0 to 1."""
+    """Share of steps whose greedy action equals the expert's, 0 to 1."""
     expert_logprob: float
-    """Mean log-probability of the expert's actions, in nats for each action."""
+    """Mean log-probability of the expert's actions, in nats per action."""
 
 
 def likeness(
@@ -125,7 +128,7 @@ def likeness(
     *,
     max_new_tokens: int,
 ) -> Likeness:
-    """Measures the policy on held-out expert trajectories."""
+    """Measures the policy's likeness to the expert on held-out trajectories."""
     greedy = Decoding(max_new_tokens=max_new_tokens, temperature=0.0)
     logprobs = path_logprobs(policy, [step_tree(d) for d in held_out])
     return Likeness(

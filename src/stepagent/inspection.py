@@ -1,7 +1,7 @@
-"""Inspection: in every state of the expert's trajectories the agent produces its own action.
+"""Inspection: in every state of the expert's trajectories the agent samples its own action.
 
-No environment is needed. All states of a trajectory share one trunk, which is forwarded once; then
-the actions of all states decode together.
+It needs no environment. The states of a trajectory are nested prefixes, so the trajectory is
+forwarded once, and then the actions in all its states are decoded together.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ from stepagent.rendering.renderer import RenderedTrajectory
 from stepagent.types import AgentAction, PracticedStep
 
 DECODING_ROWS = 2
-"""Practice forwards this many times the token budget at once: it keeps nothing for gradients."""
+"""Inspection forwards this many times the token budget at once, since it stores no gradients."""
 
 
 def practise(
@@ -39,9 +39,10 @@ def practise(
     seed: int,
     num_actions: int = 1,
 ) -> list[PracticedStep]:
-    """The agent's actions at every step of every demonstration, in the order of the demonstrations.
+    """Samples the agent's actions in every state of every demonstration, in their order.
 
-    `num_actions` actions are sampled in each state; the same seed gives the same actions.
+    `num_actions` actions are sampled in each state; the same seed gives the same actions. Raises
+    `OutOfMemory` if a single demonstration does not fit.
     """
     actions_of = until_it_fits(
         lambda: _actions(policy, demonstrations, decoding, seed, num_actions),
@@ -69,7 +70,7 @@ def _actions(
     seed: int,
     num_actions: int,
 ) -> list[list[Generated]]:
-    """For each demonstration the actions in its states, `num_actions` for each."""
+    """For each demonstration the sampled actions, `num_actions` for each state."""
     actions_of: list[list[Generated]] = [[] for _ in demonstrations]
     trees, states = zip(*(_state_tree(d) for d in demonstrations), strict=True)
     groups = fill_rows([len(tree) for tree in trees], policy.layers.token_budget * DECODING_ROWS)
@@ -115,13 +116,13 @@ def _agent_action(
 
 
 def _state_tree(demonstration: RenderedTrajectory) -> tuple[PrefixTree, list[int]]:
-    """The tree of all states of a demonstration, and the node that each ends with."""
+    """The prefix tree of all states of a demonstration, and the last node of each state."""
     tree = PrefixTree()
     return tree, _add_states(tree, demonstration)
 
 
 def _add_states(tree: PrefixTree, played: RenderedTrajectory) -> list[int]:
-    """Adds all states of a trajectory; the node that each ends with."""
+    """Adds all states of a trajectory to the tree; returns the last node of each state."""
     node, states = ROOT, []
     for addition in played.additions:
         node = tree.add(node, addition)[-1]
@@ -131,22 +132,25 @@ def _add_states(tree: PrefixTree, played: RenderedTrajectory) -> list[int]:
 
 @dataclass(frozen=True)
 class StepTree:
-    """A demonstration as a prefix tree: of each step the expert's path, then the agent's paths."""
+    """A demonstration as a prefix tree: for each step the expert's path, then the agent's."""
 
     tree: PrefixTree
     is_expert: Tensor
     """(paths,) bool."""
     is_same: Tensor
-    """(paths,) bool, true where the action is the expert's, its own included."""
+    """(paths,) bool, true where the action equals the expert's, so also on expert paths."""
     is_end: Tensor
-    """(paths,) bool, true where no reward can follow. In practice that is everywhere: the next
-    state is the expert's whatever was done."""
+    """(paths,) bool, true where no later reward depends on the action. In inspected steps that is
+    everywhere, because the next state is the expert's whatever the agent does."""
 
 
 def step_tree(
     demonstration: RenderedTrajectory, practised: Sequence[PracticedStep] = ()
 ) -> StepTree:
-    """The tree of one demonstration, with the actions that were practised on its steps, if any."""
+    """The tree of one demonstration, with the agent's actions in its states, if any.
+
+    Raises ValueError unless there is one practised step for each step, in order.
+    """
     steps = len(demonstration.actions)
     if practised and [p.step_index for p in practised] != list(range(steps)):
         name = demonstration.trajectory.id
@@ -160,7 +164,7 @@ def step_tree(
         for own in practised[step].agent_actions if practised else ():
             tree.add_path(state, own.token_ids)
             is_expert.append(False)
-            # Other ids can spell the same text: that is no mistake to learn from.
+            # Different token ids can spell the same text, which is not a mistake to learn from.
             is_same.append(same_action(own.text, practised[step].expert_action))
     every = torch.ones(len(is_expert), dtype=torch.bool)
     return StepTree(tree, torch.tensor(is_expert), torch.tensor(is_same), every)
@@ -169,9 +173,9 @@ def step_tree(
 def rollout_tree(
     episodes: Sequence[RenderedTrajectory], demonstration: RenderedTrajectory | None = None
 ) -> StepTree:
-    """The tree of the agent's own episodes of an item, behind the expert's trajectory, if any.
+    """The tree of the agent's own episodes of an item, after the expert's trajectory, if any.
 
-    Each of the expert's steps is an episode of its own, as in practice.
+    Each of the expert's steps ends an episode of its own, as in inspection.
     """
     tree = PrefixTree()
     is_expert, is_end = [], []
@@ -189,7 +193,7 @@ def rollout_tree(
 def step_trees(
     demonstrations: Sequence[RenderedTrajectory], practised: Sequence[PracticedStep]
 ) -> list[StepTree]:
-    """The trees of all demonstrations, each with its own practised steps."""
+    """The trees of all demonstrations with their practised steps."""
     by_id: dict[str, list[PracticedStep]] = {}
     for step in practised:
         by_id.setdefault(step.trajectory_id, []).append(step)
@@ -197,18 +201,18 @@ def step_trees(
 
 
 def path_logprobs(policy: Policy, practised: Sequence[StepTree]) -> list[Tensor]:
-    """For each tree the log-probabilities of its paths, (paths,), in nats; no gradient."""
+    """For each tree the log-probabilities of its paths (paths,), in nats, without gradient."""
     return read_paths(policy.layers, [p.tree for p in practised], policy.path_logprobs)
 
 
 def expert_path_of_step(is_expert: Tensor) -> Tensor:
-    """(paths,) the expert's path of each path's step: the last expert path up to itself."""
+    """(paths,) for each path the index of the expert's path at the same step."""
     index = torch.arange(len(is_expert), device=is_expert.device)
     return torch.cummax(torch.where(is_expert, index, 0), 0).values
 
 
 def agreement(practised: Sequence[PracticedStep]) -> float:
-    """Share of agent actions that equal the expert's action, 0 to 1."""
+    """Share of the agent's actions that equal the expert's, 0 to 1."""
     same = [
         same_action(own.text, step.expert_action)
         for step in practised

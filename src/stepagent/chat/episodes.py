@@ -1,10 +1,10 @@
-"""Prompted policies: chat models act in environments of a task, as baselines or as experts.
+"""Prompted policies: chat models act in the environments of a task, as baselines or as experts.
 
-What a local policy meets, a prompted one meets too: any action is sent, also an empty one or one
-that was cut off, and costs a step. Only after `MAX_SILENT` replies without an action in a row the
-episode ends truncated, for each of them costs money. A reply without text, such as a call of tools
-alone, has no action. Nothing is cut from the history: an episode that outgrows the model's context,
-or that a filter of the server's refuses, ends truncated, and costs no other.
+They are treated like local policies: every action is played and costs a step, even if it is empty
+or cut off. Since replies cost money, an episode is truncated after `MAX_SILENT` replies in a row
+without an action; a reply without text, such as a bare tool call, has none. The history is never
+shortened: an episode that outgrows the model's context, or that the server's content filter
+refuses, is truncated, without harm to the other episodes.
 """
 
 import hashlib
@@ -39,31 +39,35 @@ from stepagent.types import Trajectory
 logger = logging.getLogger(__name__)
 
 MAX_SILENT = 3
-"""Replies without an action, one after the other, that end an episode."""
+"""An episode is truncated after this many replies in a row without an action."""
 
 NO_ROOM = "its first state does not fit"
-"""Why an episode was ended before its first action."""
+"""Why an episode was truncated before its first action."""
 
 CHOICE = "task_types"
-"""The one fact of a task that says which items there are, and not how one of them is played."""
+"""The one fact of a task that states which items there are, not how an item is played."""
 
 
 def protocol_of(task: Task) -> dict[str, JsonValue]:
-    """What a task states of how one of its items is played."""
-    facts: dict[str, JsonValue] = json.loads(json.dumps(task.facts()))  # as it is read again
+    """The facts of a task that determine how one of its items is played."""
+    facts: dict[str, JsonValue] = json.loads(json.dumps(task.facts()))  # as it will be read back
     return {name: fact for name, fact in facts.items() if name != CHOICE}
 
 
 class Chat(Protocol):
-    """A model that replies to messages; any thread may ask it."""
+    """A model that replies to messages; may be used by any thread."""
 
     model: str
     config: ChatConfig
     refused: frozenset[Option]
-    """What its server does not take; it is asked without."""
+    """Options that its server does not accept; requests leave them out."""
 
     def reply(self, messages: Sequence[Message]) -> Reply:
-        """Raises `ChatError`; `TooLong` if the messages do not fit, `Filtered` if they may not."""
+        """The next message of the model.
+
+        Raises `ChatError`: `TooLong` if the messages do not fit into the context, `Filtered` if the
+        server refuses their content.
+        """
         ...
 
 
@@ -75,14 +79,14 @@ class PromptedPolicy:
     task: Task
     format: PromptFormat
     guide: str = ""
-    """What the model has to know about the environment, such as the actions there are."""
+    """What the model is told about the environment, such as the available actions."""
     demonstrations: tuple[Trajectory, ...] = ()
-    """Expert trajectories, from which the examples are chosen."""
+    """Expert trajectories from which the examples are chosen."""
     few_shot: int = 0
-    """Examples in a prompt."""
+    """Number of examples in a prompt."""
 
     def prompt(self, item: str) -> Prompt:
-        """The item's own prompt; examples of its group come first, itself is never among them."""
+        """The prompt for an item: examples of its group come first, the item itself never."""
         group = self.task.group(item)
         others = [(own, t) for own, t in self._grouped if t.id != item]
         nearest = sorted(others, key=lambda other: other[0] != group)[: self.few_shot]
@@ -97,7 +101,7 @@ class PromptedPolicy:
         return protocol_of(self.task)
 
     def settings(self, item: str) -> dict[str, JsonValue]:
-        """All that decides how the item is played; part of its episode's metadata."""
+        """Everything that determines how the item is played; stored in its episode's metadata."""
         prompt = self.prompt(item)
         opening = prompt.opening("", "")
         if not self.client.config.system_role:
@@ -115,16 +119,16 @@ class PromptedPolicy:
 
 
 class _Stopped(Exception):
-    """Nobody waits for the episode any more."""
+    """The result of the episode is no longer wanted."""
 
 
 def play(
     policy: PromptedPolicy, items: Sequence[str], *, num_parallel: int
 ) -> Generator[Trajectory | Lost, None, None]:
-    """What comes of the items, as they are finished; a lost environment costs its own episode only.
+    """Yields the outcome of every item, in the order in which they finish.
 
-    After an error no episode is begun, those that run are played to their end, since they are
-    paid for, and then the error is raised. Closing the iterator stops without waiting.
+    After an error no more episodes are begun; those that are running are finished, because they are
+    paid for, and then the error is raised. Closing the generator stops without waiting.
     """
     yield from play_all(partial(_play, policy), items, num_parallel)
 
@@ -155,7 +159,7 @@ def _play(
 
     num_working = min(num_parallel, len(items))
     for _ in range(num_working):
-        # Daemons, since a thread that waits for a server would keep Ctrl-C waiting too.
+        # Daemons, because a thread that waits for a server would delay Ctrl-C.
         Thread(target=work, daemon=True).start()
     failure: Exception | None = None
     try:
@@ -175,7 +179,7 @@ def _play(
 
 @dataclass
 class _Replies:
-    """What the replies for an item cost and what was wrong with them, those of lost tries too."""
+    """Cost and faults of the replies for an item, including attempts that were lost."""
 
     usage: Usage = Usage()
     empty: int = 0
@@ -183,7 +187,7 @@ class _Replies:
 
 
 def _episode(policy: PromptedPolicy, env: TextEnv, item: str, stop: Event) -> Trajectory | Lost:
-    """One episode; a lost environment has it repeated."""
+    """Plays one episode; begins it again if the environment is lost."""
     prompt, replies = policy.prompt(item), _Replies()
 
     def play() -> Trajectory:
@@ -203,18 +207,18 @@ def _episode(policy: PromptedPolicy, env: TextEnv, item: str, stop: Event) -> Tr
 
 
 class _Conversation:
-    """An episode in progress, as the messages between the environment and the model."""
+    """An episode as a dialogue between the environment and the model."""
 
     def __init__(self, client: Chat, prompt: Prompt, episode: Episode, replies: _Replies) -> None:
         self.client, self.prompt, self.episode, self.replies = client, prompt, episode, replies
         self.messages = prompt.opening(episode.instruction, episode.observation)
         self.stopped = ""
-        """Why the episode was ended here and not by the environment."""
+        """Why the episode was truncated here; empty if the environment ended it."""
         self.silent = 0
-        """Replies without an action since the last one that had one."""
+        """Replies without an action since the last action."""
 
     def turn(self) -> None:
-        """One reply and the action in it; the episode ends if the server gives no reply."""
+        """Asks for a reply and plays its action; truncates the episode if there is no reply."""
         try:
             reply = self.client.reply(self.messages)
         except TooLong as error:
@@ -239,14 +243,14 @@ class _Conversation:
 
     def _stop(self, reason: str) -> None:
         if not self.episode.steps:
-            # Only a step brings a score: the agent is silent once.
+            # The score comes with a step, so an empty action is played.
             self.episode.act("")
         self.episode.truncate()
         self.stopped = reason
 
 
 def _record(policy: PromptedPolicy, chat: _Conversation) -> Trajectory:
-    """The record of the episode; replies that were no good are one line on standard error."""
+    """The finished trajectory; logs one line if replies were empty or cut off."""
     item, replies = chat.episode.item, chat.replies
     faults = {"without an action": replies.empty, "cut off": replies.cut_off}
     told = [f"{count} replies {fault}" for fault, count in faults.items() if count]

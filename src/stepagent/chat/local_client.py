@@ -1,7 +1,7 @@
-"""A policy of our own, asked like a chat model: prompting as a baseline.
+"""A local policy behind the interface of a chat model, for prompting baselines.
 
-Rules, examples and thoughts are those of any prompted model; token ids come from the policy's
-renderer, so that no text can write control tokens.
+Prompts and examples are the same as for any chat model. Token ids come from the policy's renderer,
+so that no text can forge control tokens.
 """
 
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ from stepagent.model.policy import Policy
 
 
 class LocalChat:
-    """A policy that replies to messages, greedily; any thread may ask it, one is served."""
+    """A policy that replies to messages by greedy decoding, to one thread at a time."""
 
     def __init__(self, name: str, policy: Policy, *, max_tokens: int) -> None:
-        """`name` is told in the episodes; a reply is cut off after `max_tokens`."""
+        """`name` is recorded in episodes; replies are cut off after `max_tokens`."""
         self.model = name
         self.config = ChatConfig(max_tokens=max_tokens)
         self.refused: frozenset[Option] = frozenset()
@@ -27,7 +27,10 @@ class LocalChat:
         self._lock = Lock()
 
     def reply(self, messages: Sequence[Message]) -> Reply:
-        """The reply to a system message and turns; raises `TooLong` if they do not fit."""
+        """The reply to a system message followed by turns.
+
+        Raises `TooLong` if messages and reply do not fit into the context.
+        """
         renderer, limit = self._policy.renderer, self.config.max_tokens
         rules, first, *later = messages
         state = list(renderer.opening(rules.content, first.content))

@@ -1,4 +1,4 @@
-"""Progress bars with a time to go; silent where nobody is watching."""
+"""Progress bars with the remaining time; silent unless standard error is a terminal."""
 
 import sys
 from collections.abc import Iterable, Iterator
@@ -15,10 +15,10 @@ _shown = Lock()
 
 
 def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
-    """Yields the items; shows a bar on standard error if that is a terminal.
+    """Yields the items and shows a progress bar on standard error if that is a terminal.
 
-    One bar is shown at a time, since two would overwrite each other: a bar that begins within
-    another stays silent, because the outer one knows the time until everything is done.
+    Only one bar is shown at a time, because two would overwrite each other. A bar that starts while
+    another is shown stays silent: the outer one estimates the time until everything is done.
     """
     if not (sys.stderr.isatty() and _shown.acquire(blocking=False)):
         yield from items
