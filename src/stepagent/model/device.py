@@ -66,14 +66,14 @@ def fitting_tokens(free: int, reserved: int, bytes_per_token: float) -> int:
 
 
 def until_it_fits(attempt: Callable[[], T], halve: Callable[[], None]) -> T:
-    """What `attempt` returns; whenever memory runs out, it is begun again after `halve`.
+    """Returns what `attempt` returns; if memory runs out, calls `halve` and tries again.
 
-    `halve` makes the next attempt need less memory, or raises `OutOfMemory` if it cannot.
+    `halve` must reduce the memory that the next attempt needs, or raise `OutOfMemory`.
     """
     while True:
         with suppress(torch.OutOfMemoryError):
             return attempt()
-        # Outside of `suppress` nothing holds the tensors of the failed attempt any more.
+        # Only outside of `suppress` are the tensors of the failed attempt freed.
         halve()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -1,7 +1,7 @@
-"""A language model's layers, read over rows of the prefix tree.
+"""Forward passes of a language model over rows of prefix trees.
 
-For a model whose layers cannot follow a tree each path is a row of its own: values are the same,
-only slower.
+If a model's layers cannot share prefixes, each path becomes a row of its own: slower, with the same
+results.
 """
 
 import logging
@@ -23,15 +23,15 @@ from stepagent.model.prefix_tree import Pack, PrefixTree, Row, pack
 logger = logging.getLogger(__name__)
 
 MIN_TOKEN_BUDGET = 64
-"""Half of this would hold hardly any trajectory."""
+"""Half of this would hardly hold a trajectory."""
 
 
 class OutOfMemory(RuntimeError):
-    """Memory does not suffice even for one trajectory at a time."""
+    """The memory is too small even for one trajectory at a time."""
 
 
 class Layers:
-    """The layers of a language model below its output head, under one adapter or none."""
+    """The decoder and output head of a language model, with an adapter or without."""
 
     def __init__(
         self,
@@ -42,21 +42,21 @@ class Layers:
         adapter: Adapter | None = None,
         decoding_kernel: str | None = None,
     ) -> None:
-        """`token_budget` bounds the tokens that are forwarded together; `is_half` is bfloat16."""
+        """Forwards at most `token_budget` tokens together, in bfloat16 if `is_half`."""
         self.model = model
         self.token_budget = token_budget
         self.is_half = is_half
         self.adapter = adapter
-        # FlexAttention compiles for every length, and with a cache lengths grow with every token.
+        # FlexAttention compiles for every length, and with a cache every token changes the length.
         kernel = self.config._attn_implementation
         self.decoding_kernel = decoding_kernel or kernel
-        """How attention is computed where there is a cache."""
+        """The attention implementation used with a cache."""
         self.shares_prefixes = follows_trees(model)
-        """Whether paths of a tree share a row; else each has its own."""
+        """Whether the paths of a tree share a row; otherwise each has its own."""
 
     @property
     def config(self) -> PreTrainedConfig:
-        """Of the language model, also where it is part of a larger one."""
+        """The config of the language model, even if that is part of a larger model."""
         return self.model.config.get_text_config()
 
     @property
@@ -66,7 +66,7 @@ class Layers:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of what is computed from hidden states: at least float32."""
+        """Precision of everything computed from hidden states: at least float32."""
         return torch.promote_types(self.model.dtype, torch.float32)
 
     def parameters(self) -> list[nn.Parameter]:
@@ -76,7 +76,7 @@ class Layers:
         return self.adapter.parameters()
 
     def copy(self, name: str) -> Self:
-        """Other layers that start equal; LoRA is copied as `name` on the same model."""
+        """An independent copy; with LoRA only the adapter is copied, as `name`."""
         if self.adapter is None:
             model, adapter = deepcopy(self.model), None
         else:
@@ -93,7 +93,7 @@ class Layers:
         return copied
 
     def halve_budget(self) -> None:
-        """After memory ran out; raises `OutOfMemory` if fewer tokens at once would not help."""
+        """Halves the token budget; raises `OutOfMemory` if it is at its minimum."""
         if self.token_budget <= MIN_TOKEN_BUDGET:
             raise OutOfMemory(
                 f"out of memory with {self.token_budget} tokens at once; a smaller model, LoRA, "
@@ -104,7 +104,7 @@ class Layers:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Forward passes inside go through the own adapter, in the precision of the device."""
+        """Context in which forward passes use these layers' adapter and precision."""
         if self.adapter is not None:
             self.adapter.activate()
         device = self.model.device.type
@@ -112,12 +112,12 @@ class Layers:
             yield
 
     def packs(self, trees: Sequence[PrefixTree]) -> Iterator[Pack]:
-        """The trees in packs within the token budget, on the model's device."""
+        """Packs the trees within the token budget, on the model's device."""
         for packed in pack(trees, self.token_budget, shared=self.shares_prefixes):
             yield packed.to(self.model.device)
 
     def row_hidden(self, row: Row) -> Tensor:
-        """(length, width) final hidden states of a row."""
+        """(length, width) last hidden states of a row."""
         length = len(row.token_ids)
         masks = None
         if self.shares_prefixes:
@@ -135,10 +135,10 @@ class Layers:
 
     @contextmanager
     def _checkpointing(self) -> Iterator[None]:
-        """Layers asked to checkpoint do so inside, where there is a gradient.
+        """Context in which gradient checkpointing is active, if it was asked for.
 
-        They do it in training mode only, in which they could not use a cache either; and dropout is
-        never wanted, since what was sampled has to be read as it was.
+        Layers checkpoint in training mode only, in which they could not use a cache. The rest of
+        the model stays in evaluation mode: dropout would change the samples' log-probabilities.
         """
         layers = [m for m in self.model.modules() if isinstance(m, GradientCheckpointingLayer)]
         for layer in layers:
@@ -156,9 +156,9 @@ class Layers:
         cache: Cache,
         visible: Callable[[int | None], Tensor],
     ) -> Tensor:
-        """(batch, new, width) hidden states of new tokens (batch, new) behind those in a cache.
+        """(batch, new, width) hidden states of new tokens (batch, new) after those in a cache.
 
-        `visible` is given a window or None and returns the bool mask (batch, 1, new, seen).
+        `visible` maps a sliding window, or None, to the bool mask (batch, 1, new, seen).
         """
         config, kernel = self.config, self.decoding_kernel
         implementation = config._attn_implementation
@@ -177,7 +177,7 @@ class Layers:
         return cast(Tensor, output.last_hidden_state)
 
     def continue_sequence(self, token_ids: Tensor, cache: Cache | None) -> tuple[Tensor, Cache]:
-        """Hidden state (1, width) after new tokens (1, new), by the model's own cache and mask."""
+        """Hidden state (1, width) after new tokens (1, new), with the model's own cache."""
         with self.reading():
             output = self.model.get_decoder()(
                 input_ids=token_ids, past_key_values=cache, use_cache=True
@@ -185,12 +185,12 @@ class Layers:
         return output.last_hidden_state[:, -1], output.past_key_values
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(..., vocabulary) next-token logits, given in at least float32."""
+        """(..., vocabulary) next-token logits, in at least float32."""
         head, config = cast(nn.Module, self.model.get_output_embeddings()), self.config
         with self.reading():
             logits = cast(Tensor, head(hidden))
         logits = logits.to(self.dtype)
-        # What some families do behind the head: Cohere, Granite, Gemma 2.
+        # Some model families modify the logits of the head: Cohere, Granite, Gemma 2.
         if scale := getattr(config, "logit_scale", None):
             logits = logits * scale
         if scaling := getattr(config, "logits_scaling", None):
@@ -201,7 +201,7 @@ class Layers:
 
     def hidden(self, packed: Pack) -> tuple[Tensor, Tensor]:
         """Hidden states (tokens, width) of all tokens, (predictors, width) of the predictors."""
-        with self.reading():  # once for all rows: autocast keeps its copies of the weights inside
+        with self.reading():  # once for all rows, since autocast caches its copies of the weights
             by_row = [self.row_hidden(row) for row in packed.rows]
         predictors = [h[row.predictors] for h, row in zip(by_row, packed.rows, strict=True)]
         return torch.cat(by_row), torch.cat(predictors)

@@ -1,8 +1,8 @@
-"""Generation with transformers: practised branches of trunks, and the turns of running episodes.
+"""Generation: actions in all states of a trajectory at once, and in running episodes.
 
-Both keep keys and values in a `SlotCache`: the caller says into which slot each token goes and
-which slots it may see, so nothing is padded to the left, moved or computed again. Models whose
-layers cannot follow trees act in one state after the other.
+Both keep keys and values in a `SlotCache`: the caller chooses the slot of each token and the slots
+that it attends to, so nothing is left-padded, moved or computed twice. Models whose layers cannot
+process prefix trees generate for one state after another.
 """
 
 import zlib
@@ -24,19 +24,19 @@ class Generated:
     """One sampled action."""
 
     token_ids: tuple[int, ...]
-    """Ends with the end token, unless the length limit came first."""
+    """Ends with the end token unless the length limit was reached."""
     logprob: float
     """Sum of the tokens' log-probabilities at temperature 1, in nats."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decoding:
-    """How actions are drawn from the policy."""
+    """How actions are sampled from the policy."""
 
     max_new_tokens: int = 32
-    """Longest action, in tokens."""
+    """Maximum length of an action, in tokens."""
     temperature: float = 1.0
-    """Softmax temperature; 0 takes the most likely token."""
+    """Softmax temperature; 0 is greedy decoding."""
 
     def __post_init__(self) -> None:
         """Raises `OutOfBounds` for numbers that cannot be."""
@@ -44,23 +44,24 @@ class Decoding:
 
 
 def random_numbers(seed: int, name: str, *key: int, count: int) -> Tensor:
-    """(count,) uniform numbers in [0, 1) of one decision, whatever else is in its batch."""
-    # The length is part of the seed because numpy takes [1] and [1, 0] for the same one.
+    """(count,) uniform numbers in [0, 1) for one decision, whatever else is in its batch."""
+    # The length is part of the seed because numpy treats [1] and [1, 0] as the same seed.
     source = np.random.default_rng([seed, zlib.crc32(name.encode()), len(key), *key])
     return torch.from_numpy(source.random(count))
 
 
 def choose(logits: Tensor, temperature: float, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """Token ids (n,) and their log-probabilities at temperature 1 (n,) for logits (n, vocabulary).
+    """Samples token ids (n,) from logits (n, vocabulary).
 
-    `uniform` (n,) in [0, 1) picks the token by the inverse of the cumulative distribution, so that
-    what a branch samples depends on its own random numbers only, not on what else is in the batch.
+    Also returns their log-probabilities at temperature 1, (n,). `uniform` (n,) in [0, 1) selects
+    the token by the inverse of the cumulative distribution, so a sample depends on its own random
+    numbers only, not on the rest of the batch.
     """
     if temperature == 0:
         ids = logits.argmax(-1)
     else:
         cumulative = torch.softmax(logits.double() / temperature, -1).cumsum(-1)
-        # Scaling by the last entry keeps a draw near 1 inside the vocabulary despite rounding.
+        # Scaling by the last entry keeps a number near 1 within the vocabulary despite rounding.
         ids = torch.searchsorted(
             cumulative, (uniform.double() * cumulative[:, -1])[:, None], right=True
         )
@@ -70,21 +71,21 @@ def choose(logits: Tensor, temperature: float, uniform: Tensor) -> tuple[Tensor,
 
 @dataclass(frozen=True)
 class Branch:
-    """A state to act from, and its random numbers."""
+    """A state to generate an action in, and its random numbers."""
 
     state: int
-    """Index in the row of the state's last token."""
+    """Index of the state's last token in the row."""
     uniform: Tensor
-    """(max_new_tokens,) in [0, 1), one for each token to be sampled."""
+    """(max_new_tokens,) in [0, 1), one for each token."""
 
 
 @torch.inference_mode()
 def decode_branches(
     layers: Layers, row: Row, branches: Sequence[Branch], decoding: Decoding, end_id: int
 ) -> list[Generated]:
-    """One action for each branch: the row is forwarded once, then all branches decode together.
+    """One action for each branch: forwards the row once, then decodes all branches together.
 
-    Every branch sees its state's ancestors in the row's trees and its own tokens, nothing else.
+    A branch attends to its state's ancestors in the row's trees and to its own tokens only.
     """
     device = layers.model.device
     row = row.to(device)
@@ -128,7 +129,7 @@ def decode_branches(
 def decode_alone(
     layers: Layers, state: Sequence[int], uniform: Tensor, decoding: Decoding, end_id: int
 ) -> Generated:
-    """One action after a state, by the model's own cache: for layers that cannot follow trees."""
+    """One action after a state, with the model's own cache: if layers cannot share prefixes."""
     fed = torch.tensor([list(state)], device=layers.model.device)
     tokens: list[int] = []
     total, cache = 0.0, None
@@ -146,25 +147,25 @@ def decode_alone(
 
 
 class RunningEpisodes:
-    """The key-value cache of a batch of episodes, kept across their turns; a slot is a position."""
+    """The key-value cache of a batch of episodes, kept between turns; slots are positions."""
 
     def __init__(self, layers: Layers, count: int) -> None:
-        """`count` episodes, none of which has seen anything yet."""
+        """An empty cache for `count` episodes."""
         self.layers = layers
         self.cache = SlotCache(layers, count)
         self.seen: list[list[int]] = [[] for _ in range(count)]
-        """The tokens in the cache."""
+        """The tokens of each episode in the cache."""
 
     def keep_rows(self, rows: Sequence[int]) -> None:
-        """Drops every episode that is not listed."""
+        """Drops all episodes that are not listed."""
         self.cache.keep_rows(rows)
         self.seen = [self.seen[row] for row in rows]
 
     def _feed(self, rows: Sequence[int], new: Sequence[Sequence[int]]) -> Tensor:
-        """Appends new tokens to rows; hidden state (rows, width) of each row's last one, if any.
+        """Appends new tokens to rows; returns the hidden states (rows, width) of the last ones.
 
-        Rows with fewer tokens are filled up: what stands there goes to slots that are overwritten
-        before any query may see them.
+        Rows with fewer tokens are padded; the padding goes to slots that are overwritten before any
+        query attends to them.
         """
         device = self.layers.model.device
         longest = max(map(len, new))
@@ -181,15 +182,15 @@ class RunningEpisodes:
         return hidden[torch.arange(len(rows), device=device), last]
 
     def _read(self, states: Sequence[Sequence[int]]) -> Tensor:
-        """Makes the cache hold each episode's state; hidden state (episodes, width) of the ends.
+        """Brings the cache to each episode's state; returns the last hidden states.
 
-        Only what comes after the tokens that a state shares with the cache is fed. Observations
-        differ much in length: episodes with about as many new tokens go together, so that at most
-        half of what is forwarded is padding.
+        They are (episodes, width). Only the tokens after the prefix that a state shares with the
+        cache are fed. Observations differ much in length, so episodes are grouped by the number of
+        new tokens, and at most half of the forwarded tokens are padding.
         """
         groups: dict[int, list[int]] = {}
         for row, state in enumerate(states):
-            # The last token is fed in any case, since its hidden state is what is wanted.
+            # The last token is always fed, because its hidden state is needed.
             kept = min(_num_shared(self.seen[row], state), len(state) - 1)
             del self.seen[row][kept:]
             groups.setdefault((len(state) - kept).bit_length(), []).append(row)
@@ -204,7 +205,7 @@ class RunningEpisodes:
     def act(
         self, states: Sequence[Sequence[int]], decoding: Decoding, end_id: int, uniform: Tensor
     ) -> list[Generated]:
-        """One action for each episode after all that it has read; `uniform` as for a branch."""
+        """One action for each episode in its state; `uniform` (episodes, max_new_tokens)."""
         if not self.layers.shares_prefixes:
             return [
                 decode_alone(self.layers, state, own, decoding, end_id)
@@ -225,14 +226,14 @@ class RunningEpisodes:
             going = [row for row in going if sampled[row][-1] != end_id]
             if not going or count + 1 == decoding.max_new_tokens:
                 break
-            # Episodes that are done go along without a token: dropping them copies the cache.
+            # Finished episodes stay without new tokens, since dropping them would copy the cache.
             new = [sampled[row][-1:] if row in going else [] for row in everyone]
             latest = self._feed(everyone, new)[going]
         return [Generated(tuple(t), min(0.0, p)) for t, p in zip(sampled, logprobs, strict=True)]
 
 
 def _num_shared(first: Sequence[int], second: Sequence[int]) -> int:
-    """Length of the common beginning."""
+    """Length of the common prefix."""
     for place, (a, b) in enumerate(zip(first, second, strict=False)):
         if a != b:
             return place

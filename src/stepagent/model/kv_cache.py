@@ -1,7 +1,7 @@
 """A key-value cache in which the caller chooses the slot of every token.
 
-Practised branches and the turns of many episodes need no padding to the left, no moving and no
-second forward pass of what was seen: keys and values are written once, where they stay.
+Branches and running episodes need no left padding, no copying and no second forward pass: keys and
+values are written once and stay in their slots.
 """
 
 from collections.abc import Sequence
@@ -17,20 +17,20 @@ from stepagent.model.forward import Layers
 
 @dataclass
 class _Slots:
-    """Where the tokens of the running forward pass go; shared by all layers of a cache."""
+    """The slots of the current forward pass, shared by all layers of a cache."""
 
     num_rows: int
-    """Rows of the cache."""
+    """Number of rows in the cache."""
     rows: Tensor
-    """(batch,) those that take part."""
+    """(batch,) rows that take part."""
     columns: Tensor
-    """(batch, new)"""
+    """(batch, new) slots of the new tokens."""
     used: int = 0
-    """Slots up to the highest one used."""
+    """Number of slots up to the highest one in use."""
 
 
 class _SlotLayer(CacheLayerMixin):
-    """Keys and values of one layer, (batch, heads, capacity, width), written at given slots."""
+    """Keys and values of one layer, (batch, heads, capacity, width), written to given slots."""
 
     def __init__(self, slots: _Slots) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -76,7 +76,7 @@ class _SlotLayer(CacheLayerMixin):
 
 
 class SlotCache:
-    """A key-value cache whose tokens go to slots of the caller's choice."""
+    """A key-value cache whose slots are chosen by the caller."""
 
     def __init__(self, layers: Layers, num_rows: int) -> None:
         """Starts empty; grows as higher slots are used."""
@@ -91,7 +91,7 @@ class SlotCache:
     def forward(
         self, token_ids: Tensor, positions: Tensor, columns: Tensor, mask: Tensor, rows: Tensor
     ) -> Tensor:
-        """Hidden states (batch, new, width) of new tokens, which go to slots `columns` of `rows`.
+        """Hidden states (batch, new, width) of new tokens, stored in slots `columns` of `rows`.
 
         `token_ids`, `positions` and `columns` are (batch, new), `rows` (batch,) in rising order;
         `mask` is bool (batch, new, slots) over all slots up to the highest one used.
@@ -110,7 +110,7 @@ class SlotCache:
         return self.model_layers.extend(token_ids, positions, self.cache, visible)
 
     def keep_rows(self, rows: Sequence[int]) -> None:
-        """Drops every row that is not listed."""
+        """Drops all rows that are not listed."""
         self.slots.num_rows = len(rows)
         self.positions = self.positions[list(rows)]
         for layer in self.layers:

@@ -1,4 +1,4 @@
-"""Parameter updates: one optimizer step for each batch of prefix trees, whatever the loss is."""
+"""Parameter updates for any loss: one optimizer step for each batch of prefix trees."""
 
 import math
 import warnings
@@ -26,13 +26,13 @@ class OptimizerConfig:
     """AdamW with linear warm-up and linear decay to zero."""
 
     learning_rate: float
-    """Highest learning rate."""
+    """Peak learning rate, reached after warm-up."""
     weight_decay: float = 0.01
     """Decoupled weight decay."""
     warmup_share: float = 0.1
-    """Share of all updates in which the learning rate rises."""
+    """Share of all updates used for warm-up."""
     max_grad_norm: float = 1.0
-    """Gradients are scaled down to this norm."""
+    """Larger gradients are scaled down to this norm."""
 
     def __post_init__(self) -> None:
         """Raises `OutOfBounds` for numbers that cannot be."""
@@ -48,14 +48,14 @@ class OptimizerConfig:
 
 
 _LOSS = "_loss"
-"""The sum that was differentiated, among the metrics until it is checked."""
+"""Key of the differentiated sum among the metrics, until it is checked."""
 
 MOST_SKIPPED = 3
-"""So many updates in a row that are not finite end a stage: its weights will not recover."""
+"""A stage fails after this many non-finite updates in a row, since it will not recover."""
 
 
 class TrainingError(RuntimeError):
-    """A stage of training cannot go on; the message is one line."""
+    """A training stage failed; the message is one line."""
 
 
 class Updater:
@@ -70,10 +70,10 @@ class Updater:
         stage: str = "Training",
         apart: Iterable[nn.Parameter] = (),
     ) -> None:
-        """`num_updates` is the number of updates that the schedule is made for; `stage` names them.
+        """Plans `num_updates` updates; `stage` names the stage in errors.
 
-        `apart` are parameters that share no gradient with the others: each of the two sets is
-        clipped by its own norm, or a large error of one would slow the other down.
+        `apart` are parameters that share no gradient with the others. Each of the two sets is
+        clipped by its own norm, so that a large error in one does not slow the other down.
         """
         self.stage = stage
         self.done, self.skipped, self.skipped_in_a_row = 0, 0, 0
@@ -89,14 +89,16 @@ class Updater:
     def update(
         self, layers: Layers, losses: Callable[[], Iterable[tuple[Tensor, Metrics]]]
     ) -> Metrics:
-        """One optimizer step on the sum of the losses, each freed before the next one is made.
+        """Takes one optimizer step on the sum of the losses; returns the metrics.
 
-        The metrics of the parts are summed as well, so each part has to weigh its own by its share.
-        Where memory runs out the layers' token budget is halved and the step is begun again.
+        Each part of the loss is freed before the next one is computed. The metrics of the parts are
+        summed, so each part must be weighted by its share. If memory runs out, the layers' token
+        budget is halved and the step is begun again.
 
-        A loss or gradient that is not finite changes no weight: the update is skipped and counted,
-        and the learning rate goes on as planned. Raises `TrainingError` after `MOST_SKIPPED` of
-        them in a row, and if an update leaves weights that are not finite.
+        A non-finite loss or gradient changes no weight: the update is skipped and counted, and the
+        learning rate schedule continues. Raises `TrainingError` after `MOST_SKIPPED` skipped
+        updates in a row, or if an update leaves non-finite weights, and `OutOfMemory` if halving
+        the budget is not enough.
         """
 
         def halve() -> None:
@@ -114,7 +116,7 @@ class Updater:
         return total | {"skipped_updates": self.skipped}
 
     def _step(self, is_finite: bool) -> None:
-        """One step of the optimizer, unless it is skipped, and of the schedule."""
+        """Steps the optimizer, unless the update is skipped, and the schedule."""
         self.done += 1
         if is_finite:
             self.optimizer.step()
@@ -124,7 +126,7 @@ class Updater:
             self.skipped_in_a_row += 1
         self.optimizer.zero_grad(set_to_none=True)
         with warnings.catch_warnings():
-            # PyTorch takes a first update that is skipped for a mistake in the order of calls.
+            # If the first update is skipped, PyTorch warns of a wrong order of calls.
             warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
             self.schedule.step()
         if self.skipped_in_a_row >= MOST_SKIPPED:
@@ -155,12 +157,12 @@ class Updater:
 
 
 def num_batches(count: int, batch_size: int) -> int:
-    """Batches in one epoch over `count` items."""
+    """Number of batches in one pass over `count` items."""
     return -(-count // batch_size)
 
 
 class Passes(Protocol):
-    """What the config of every training stage says of its updates."""
+    """The part that the configs of all training stages have in common."""
 
     @property
     def optimizer(self) -> OptimizerConfig:
@@ -174,7 +176,7 @@ class Passes(Protocol):
 
     @property
     def batch_size(self) -> int:
-        """Items in one update."""
+        """Items in each update."""
         ...
 
 
@@ -190,11 +192,11 @@ def fit(
     apart: Iterable[nn.Parameter] = (),
     enough: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Trains the layers in place: one update for each batch in each pass over `count` items.
+    """Trains the layers in place: `config.epochs` passes over `count` items, in shuffled batches.
 
-    `losses` is given the numbers of a batch's items and makes the parts of its loss, as for
-    `Updater.update`; `log` is called with the metrics of every update. The order of the items
-    depends on the seed and the pass alone. Training ends early after a pass that was `enough`.
+    `losses` maps the indices of a batch to the parts of its loss, as for `Updater.update`, which
+    may raise; `log` receives the metrics of every update. The order of the items depends only on
+    the seed and the pass. Training stops after a pass if `enough` returns true.
     """
     total = config.epochs * num_batches(count, config.batch_size)
     updater = Updater(layers.parameters(), config.optimizer, total, stage=stage, apart=apart)
@@ -214,13 +216,13 @@ def fit(
 def batch_packs(
     layers: Layers, trees: Sequence[PrefixTree], batch: Sequence[int]
 ) -> Iterator[tuple[Pack, list[int]]]:
-    """The packs of a batch of trees, each with its trees' numbers in the order of its paths."""
+    """The packs of a batch of trees, each with the indices of its trees in path order."""
     for packed in layers.packs([trees[i] for i in batch]):
         yield packed, [batch[i] for i in packed.trees]
 
 
 def gather(values: Sequence[Tensor], trees: Sequence[int], device: torch.device) -> Tensor:
-    """The values of some trees, one after another, on a device."""
+    """Concatenates the values of some trees and moves them to a device."""
     return torch.cat([values[i] for i in trees]).to(device)
 
 
@@ -228,10 +230,11 @@ def gather(values: Sequence[Tensor], trees: Sequence[int], device: torch.device)
 def read_trees(
     layers: Layers, trees: Sequence[PrefixTree], read: Callable[[Pack], tuple[Tensor, ...]]
 ) -> list[tuple[Tensor, ...]]:
-    """For each tree what `read` says of it, without gradient and on the CPU.
+    """Applies `read` to all trees, without gradient; returns its values for each tree, on the CPU.
 
-    `read` returns tensors of a pack that hold a value for each path or for each path token; each is
-    cut up again by trees.
+    `read` returns tensors with one value for each path or each path token of a pack; they are split
+    by tree. If memory runs out, the token budget is halved; raises `OutOfMemory` if that is not
+    enough.
     """
     return until_it_fits(lambda: _read(layers.packs(trees), trees, read), layers.halve_budget)
 
@@ -257,5 +260,5 @@ def _read(
 def read_paths(
     layers: Layers, trees: Sequence[PrefixTree], read: Callable[[Pack], Tensor]
 ) -> list[Tensor]:
-    """For each tree what `read` says of its paths, (paths,); no gradient."""
+    """As `read_trees`, for a function that returns one value for each path: (paths,) per tree."""
     return [value for (value,) in read_trees(layers, trees, lambda packed: (read(packed),))]
