@@ -1,1 +1,1 @@
-"""The algorithms, one small file each: pure loss first, then the update, then the loop."""
+"""The algorithms, one file each: a pure loss, then the loss of a batch, then the training."""

@@ -1,23 +1,22 @@
-"""Inverse reflection, first half: a discriminator tells the expert's actions from the agent's.
+"""Inverse reflection, part one: a discriminator tells the expert's actions from the agent's.
 
-    D(s, a) = sigma(f(s, a)), high = expert
+    D(s, a) = sigma(f(s, a)), high for the expert
     L_D     = -E_expert log D - E_agent log(1 - D)
 
-GAIL (Ho and Ermon 2016, arXiv 1606.03476, eq. 16, whose paper labels the agent 1: here the expert
-is 1) on single steps, with the discriminator of an agent whose density is known (Finn et al. 2016,
+This is GAIL on single steps (Ho and Ermon 2016, arXiv 1606.03476, eq. 16; there the agent has label
+1, here the expert), with the form of discriminator for an agent of known density (Finn et al. 2016,
 arXiv 1611.03852, sec. 3; AIRL, Fu et al. 2017, arXiv 1710.11248):
 
     D(s, a) = p(a|s) / (p(a|s) + pi(a|s)),    f(s, a) = log p(a|s) - log pi(a|s)
 
-where pi is the agent that practised and p a language model that starts as a copy of the novice. So
-f is 0 at the start, up to rounding, and if the agent's actions were sampled at temperature 1 the
-optimal D is reached where p is the expert. Labels that are smoothed by a share e keep the optimum
-within |f| <= log((1 - e)/e). docs/method.md compares f with a classifier's head.
+where pi is the inspected agent and p a language model that starts as a copy of the novice. So f is
+0 at the start, up to rounding. If the agent's actions were sampled at temperature 1, D is optimal
+where p equals the expert. Label smoothing by a share e keeps the optimum within
+|f| <= log((1 - e)/e). docs/method.md compares f with a classification head.
 
-With optimal D, (2 log 2 - L_D) / 2 is the Jensen-Shannon divergence between expert and agent, in
-practice mode of their actions on expert states; with any other D it is a lower bound. A D that is
-too sure of itself makes that bound worthless, so f is scaled before (`divergence`). The step reward
-is one of
+With the optimal D, (2 log 2 - L_D) / 2 is the Jensen-Shannon divergence between the actions of
+expert and agent in the inspected states; any other D gives a lower bound. An overconfident D makes
+this bound useless, so f is scaled first (`divergence`). The step reward is one of
 
     -log(1 - D) = softplus(f)      "gail", positive
      log D      = -softplus(-f)    "log-d", negative
@@ -48,7 +47,7 @@ from stepagent.model.updates import (
 RewardForm = Literal["gail", "log-d", "logit"]
 
 MAX_SCALE = 10.0
-"""Of f, where the divergence is estimated: a D that is right everywhere has no best scale."""
+"""Largest scale of f in `divergence`: a D that is right everywhere has no best scale."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,17 +55,17 @@ class DiscriminatorConfig:
     """Training of the discriminator within one round."""
 
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=3e-4)
-    """AdamW settings, anew in each round."""
+    """AdamW settings; optimizer and schedule start anew in each round."""
     warmup_epochs: int = 4
-    """Most passes over the first practised steps, until it beats chance on held-out ones."""
+    """Most passes in round 1; it stops once it beats chance on held-out practised steps."""
     epochs: int = 1
-    """Passes over the practised steps of each later round."""
+    """Passes in each later round."""
     label_smoothing: float = 0.05
-    """Share of the opposite label mixed into each label."""
+    """Label smoothing: the share of the opposite label mixed into each label."""
     reward: RewardForm = "logit"
-    """Which function of D is the step reward."""
+    """The function of D that is the step reward."""
     batch_size: int = 8
-    """Trajectories in one update."""
+    """Trajectories in each update."""
 
     def __post_init__(self) -> None:
         """Raises `OutOfBounds` for numbers that cannot be."""
@@ -82,7 +81,7 @@ class DiscriminatorConfig:
 
 
 class DiscriminatorLoss(NamedTuple):
-    """Loss and counts, as parts of means over all expert and all agent actions."""
+    """Loss and accuracy, as parts of means over all expert and all agent actions."""
 
     loss: Tensor
     accuracy: Tensor
@@ -97,8 +96,8 @@ def discriminator_loss(
 ) -> DiscriminatorLoss:
     """L_D of actions (paths,), as part of means over `num_expert` and `num_agent` actions.
 
-    Both sides weigh the same, however many actions the agent has for each of the expert's. An
-    action with D = 1/2 exactly counts as half right.
+    Both classes have the same weight, however many actions the agent sampled for each of the
+    expert's. An action with D = 1/2 exactly counts as half right.
     """
     target = torch.where(is_expert, 1 - label_smoothing, label_smoothing).to(expert_logits)
     losses = F.binary_cross_entropy_with_logits(expert_logits, target, reduction="none")
@@ -110,12 +109,12 @@ def discriminator_loss(
 
 
 def js_divergence(loss: float) -> float:
-    """Jensen-Shannon divergence (nats, at least 0) that L_D without label smoothing stands for."""
+    """The Jensen-Shannon divergence (nats, at least 0) for L_D without label smoothing."""
     return max(0.0, (2 * ln(2) - loss) / 2)
 
 
 def step_rewards(expert_logits: Tensor, form: RewardForm) -> Tensor:
-    """The step reward of actions from f(s, a), elementwise."""
+    """The step rewards of actions from f(s, a), elementwise."""
     match form:
         case "gail":
             return F.softplus(expert_logits)
@@ -136,10 +135,11 @@ def train_discriminator(
     log: Callable[[Metrics], None],
     enough: Callable[[], bool] = lambda: False,
 ) -> None:
-    """At most `epochs` passes in place; stops after one that was `enough`.
+    """Trains in place for at most `epochs` passes; stops after a pass if `enough` returns true.
 
-    `discriminator` is p and must not share what is trained with the agent; `agent_logprobs` holds
-    for each tree log pi of its paths (paths,), by the policy that practised.
+    `discriminator` is p and must not share trained weights with the agent. `agent_logprobs` holds
+    log pi of the paths (paths,) of each tree, under the inspected policy. Raises `TrainingError`
+    and `OutOfMemory` as `Updater.update` does.
     """
 
     def losses(batch: Sequence[int]) -> Iterator[tuple[Tensor, Metrics]]:
@@ -182,26 +182,26 @@ def _losses(
 def expert_logits(
     discriminator: Policy, practised: Sequence[StepTree], agent_logprobs: Sequence[Tensor]
 ) -> list[Tensor]:
-    """For each tree f(s, a) of all its paths, (paths,), as `train_discriminator` learns it."""
+    """For each tree f(s, a) of all its paths (paths,), without gradient."""
     logprobs = path_logprobs(discriminator, practised)
     return [log_p - log_pi for log_p, log_pi in zip(logprobs, agent_logprobs, strict=True)]
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What the discriminator makes of practised steps it was not trained on."""
+    """The discriminator's metrics on held-out practised steps."""
 
     js_divergence: float
-    """Nats, see `divergence`; falls towards 0 as the agent becomes like the expert."""
+    """In nats, see `divergence`; falls towards 0 as the agent becomes like the expert."""
     accuracy: float
-    """0 to 1; falls towards one half."""
+    """0 to 1; falls towards 1/2 as the agent becomes like the expert."""
     beats_chance: bool
-    """Whether its loss is below a coin's, and it prefers the expert's action in more than half of
-    the pairs that differ, by a one-sided 95 % interval over trajectories."""
+    """Whether its loss is below that of guessing, and it prefers the expert's action in more than
+    half of the pairs that differ, by a one-sided 95 % interval over trajectories."""
 
 
 def held_out(logits: Sequence[Tensor], practised: Sequence[StepTree]) -> HeldOut:
-    """Measures the discriminator's logits on held-out practised steps."""
+    """Evaluates the discriminator's logits on held-out practised steps."""
     found = _loss(logits, practised)
     return HeldOut(
         js_divergence=divergence(logits, practised),
@@ -211,11 +211,11 @@ def held_out(logits: Sequence[Tensor], practised: Sequence[StepTree]) -> HeldOut
 
 
 def divergence(logits: Sequence[Tensor], practised: Sequence[StepTree]) -> float:
-    """The Jensen-Shannon estimate (nats) by f scaled with one factor, as temperature scaling does.
+    """Estimates the Jensen-Shannon divergence (nats) from f after temperature scaling.
 
-    Each half of the trees is scaled by what makes the loss of the other half lowest, so the
-    estimate is still a lower bound up to sampling error (Guo et al. 2017, arXiv 1706.04599, sec.
-    4.2). A single tree has nothing to learn a scale from.
+    Each half of the trees is scaled by the factor that minimizes the loss of the other half, so the
+    estimate remains a lower bound up to sampling error (Guo et al. 2017, arXiv 1706.04599, sec.
+    4.2). A single tree is not scaled.
     """
     halves = [(logits[i::2], practised[i::2]) for i in range(2)]
     scales = [_best_scale(*other) if len(other[0]) else 1.0 for other in reversed(halves)]
@@ -224,7 +224,7 @@ def divergence(logits: Sequence[Tensor], practised: Sequence[StepTree]) -> float
 
 
 def _best_scale(logits: Sequence[Tensor], practised: Sequence[StepTree]) -> float:
-    """The loss is convex in it; a D that points the wrong way is scaled to nothing."""
+    """The scale with the least loss, which is convex in it; 0 if D is worse than guessing."""
     found = minimize_scalar(
         lambda scale: _loss([scale * f for f in logits], practised).loss.item(),
         bounds=(0.0, MAX_SCALE),
@@ -234,7 +234,7 @@ def _best_scale(logits: Sequence[Tensor], practised: Sequence[StepTree]) -> floa
 
 
 def _loss(logits: Sequence[Tensor], practised: Sequence[StepTree]) -> DiscriminatorLoss:
-    """L_D over all paths, labels not smoothed."""
+    """L_D over all paths, without label smoothing."""
     is_expert = torch.cat([p.is_expert for p in practised])
     num_expert = int(is_expert.sum())
     every = torch.cat(list(logits)).double()
@@ -242,7 +242,7 @@ def _loss(logits: Sequence[Tensor], practised: Sequence[StepTree]) -> Discrimina
 
 
 def _beats_chance(logits: Sequence[Tensor], practised: Sequence[StepTree]) -> bool:
-    """Mean preference over trajectories minus 1.645 standard errors above one half."""
+    """Whether the mean preference over trajectories exceeds 1/2 by 1.645 standard errors."""
     shares = []
     for f, p in zip(logits, practised, strict=True):
         differs = (~p.is_same).nonzero()[:, 0]

@@ -1,13 +1,13 @@
-"""Implicit reflection: step-wise DPO, expert action chosen, the agent's own action rejected.
+"""Implicit reflection: step-wise DPO that prefers the expert's action to the agent's own.
 
     delta = beta * [(log pi(a|s) - log ref(a|s)) - (log pi(a'|s) - log ref(a'|s))]
     L     = mean(-log sigma(delta)) + sft_coef * NLL(a)
 
-Rafailov et al. 2023 (arXiv 2305.18290, eq. 7) on single steps: s an expert state, a the expert's
-action, a' the agent's. The implicit step reward is r(s, a) = beta * log pi(a|s) / ref(a|s). What
-differs from the textbook: pairs are steps of one trajectory that share its prefix tree; the
-reference is the policy at the start of the round; pairs with a = a' are dropped; the SFT anchor is
-on by default, because step-wise DPO without it can collapse (ETO, arXiv 2403.02502, table 4).
+Rafailov et al. 2023 (arXiv 2305.18290, eq. 7) on single steps: s is an expert state, a the expert's
+action, a' the agent's. The implicit step reward is r(s, a) = beta * log(pi(a|s) / ref(a|s)).
+Differences from the paper: the pairs of a trajectory share its prefix tree; the reference is the
+policy at the start of the round; pairs with a = a' are dropped; the SFT anchor is on by default,
+because step-wise DPO can collapse without it (ETO, arXiv 2403.02502, table 4).
 Command: `stepagent reflect`.
 """
 
@@ -31,8 +31,8 @@ from stepagent.model.updates import (
 )
 
 ROUNDING = 1e-4
-"""Margins up to this are none: where a round begins policy and reference are the same, and which
-sign rounding gives to their difference depends on the processor."""
+"""Margins up to this count as 0: at the start of a round policy and reference are equal, and the
+sign of their rounding error depends on the processor."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,15 +40,15 @@ class DPOConfig:
     """One round of step-wise DPO."""
 
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-4)
-    """AdamW settings, anew in each round."""
+    """AdamW settings; optimizer and schedule start anew in each round."""
     beta: float = 0.2
-    """Strength of the pull to the reference; the scale of the implicit reward."""
+    """Strength of the constraint to the reference; scale of the implicit reward."""
     sft_coef: float = 1.0
-    """Weight of the negative log-likelihood of expert actions; 0 takes the anchor away."""
+    """Weight of the SFT anchor, the negative log-likelihood of expert actions; 0 for none."""
     epochs: int = 2
     """Passes over the practised steps."""
     batch_size: int = 8
-    """Trajectories in one update, each with all its steps."""
+    """Trajectories in each update, each with all its steps."""
 
     def __post_init__(self) -> None:
         """Raises `OutOfBounds` for numbers that cannot be."""
@@ -68,7 +68,7 @@ class DPOLoss(NamedTuple):
 def dpo_loss(
     chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, beta: float
 ) -> DPOLoss:
-    """Log-probabilities of whole actions (pairs,), under the policy and the reference."""
+    """The loss from log-probabilities of whole actions (pairs,) under policy and reference."""
     chosen_rewards = beta * (chosen - ref_chosen)
     rejected_rewards = beta * (rejected - ref_rejected)
     loss = -F.logsigmoid(chosen_rewards - rejected_rewards)
@@ -83,7 +83,10 @@ def dpo(
     seed: int,
     log: Callable[[Metrics], None],
 ) -> None:
-    """One round of updates in place; the reference is the policy as it comes in."""
+    """One round of updates in place; the reference is the policy as it is given.
+
+    Raises `TrainingError` and `OutOfMemory` as `Updater.update` does.
+    """
     reference = path_logprobs(policy, practised)
 
     def losses(batch: Sequence[int]) -> Iterator[tuple[Tensor, Metrics]]:
@@ -99,7 +102,7 @@ def _losses(
     batch: Sequence[int],
     config: DPOConfig,
 ) -> Iterator[tuple[Tensor, Metrics]]:
-    """The parts of one update's loss, a mean over the batch's pairs and expert tokens."""
+    """The parts of a batch's loss, averaged over its pairs and its expert tokens."""
     num_pairs = max(1, sum(int((~practised[i].is_same).sum()) for i in batch))
     num_tokens = sum(
         len(path)
@@ -139,5 +142,5 @@ def _losses(
 def implicit_rewards(
     now: Sequence[Tensor], reference: Sequence[Tensor], beta: float
 ) -> list[Tensor]:
-    """For each tree r(s, a) of its paths (paths,), from their log-probabilities then and now."""
+    """For each tree r(s, a) of its paths (paths,), from log-probabilities now and before."""
     return [beta * (a - b) for a, b in zip(now, reference, strict=True)]

@@ -1,14 +1,15 @@
-"""GRPO: the final reward of an episode, compared with those of the same item's other episodes.
+"""GRPO: an episode's final reward relative to those of other episodes of the same item.
 
     A(every token of episode i) = (R_i - mean of its group) / standard deviation of its group
     L = L_clip with these advantages + kl_coef * mean KL(start || pi)
 
 Shao et al. 2024 (arXiv 2402.03300, eq. 3 and 4); the clipped loss and the KL estimate are those of
-`ppo`. A baseline: it needs an environment and knows no expert. A group is one prefix tree, since
-its episodes begin alike, and always in one update: gradients are clipped, and of episodes that were
-clipped apart the good ones would not weigh against the bad ones. Differs from the paper: the mean
-is over all tokens of an update, not first over each episode's; the reference is the policy at the
-start of the round, and the divergence that from it, not to it.
+`ppo`. A baseline: it needs an environment and uses no expert. The episodes of a group share their
+beginning, so a group is one prefix tree. It is never split over updates: gradients are clipped for
+each update, and good episodes must be weighed against bad ones before that. Differences from the
+paper: the loss is averaged over all tokens of an update, not first within each episode; the
+reference is the policy at the start of the round, and the divergence is KL(start || pi), not
+KL(pi || start).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -34,20 +35,20 @@ from stepagent.model.updates import (
 
 @dataclass(frozen=True, kw_only=True)
 class GRPOConfig:
-    """One round of GRPO on played episodes."""
+    """One round of GRPO on the agent's own episodes."""
 
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-4)
-    """AdamW settings, anew in each round."""
+    """AdamW settings; optimizer and schedule start anew in each round."""
     group_size: int = 4
-    """Episodes of each item."""
+    """Episodes played of each item."""
     epochs: int = 1
     """Passes over the episodes."""
     clip_range: float = 0.2
-    """How far a token's probability ratio may move before its gradient is cut."""
+    """How far a token's probability ratio may move from 1 before its gradient is cut off."""
     kl_coef: float = 0.04
-    """Weight of the divergence from the round's starting policy."""
+    """Weight of the KL divergence from the policy at the start of the round."""
     batch_size: int = 8
-    """Groups in one update."""
+    """Groups in each update."""
 
     def __post_init__(self) -> None:
         """Raises `OutOfBounds` for numbers that cannot be."""
@@ -64,12 +65,9 @@ class GRPOConfig:
 
 
 def group_advantages(rewards: Tensor) -> Tensor:
-    """(episodes,) each reward of a group by how many standard deviations it is above the mean.
-
-    0 where all rewards are the same.
-    """
+    """(episodes,) the standardized rewards of a group; 0 if all rewards are equal."""
     if (rewards == rewards[0]).all():
-        return torch.zeros_like(rewards)  # rounding would make a deviation of nothing
+        return torch.zeros_like(rewards)  # rounding may leave a tiny deviation
     centred = rewards - rewards.mean()
     return centred / centred.square().mean().sqrt()
 
@@ -80,7 +78,7 @@ class Targets(NamedTuple):
     old_logprobs: list[Tensor]
     """(targets,)"""
     advantages: list[Tensor]
-    """(paths,) those of the paths' episodes"""
+    """(paths,) advantage of each path's episode"""
 
 
 def grpo(
@@ -92,9 +90,10 @@ def grpo(
     seed: int,
     log: Callable[[Metrics], None],
 ) -> Metrics:
-    """One round in place; returns facts about its rewards.
+    """One round of updates in place; returns metrics of its rewards.
 
-    A group holds the episodes of an item; `rewards` has the final rewards (episodes,) of each.
+    A group holds the episodes of one item, `rewards` their final rewards (episodes,). Raises
+    `TrainingError` and `OutOfMemory` as `Updater.update` does.
     """
     advantages = [group_advantages(own) for own in rewards]
     old_logprobs = read_trees(
@@ -125,7 +124,7 @@ def _losses(
     batch: Sequence[int],
     config: GRPOConfig,
 ) -> Iterator[tuple[Tensor, Metrics]]:
-    """The parts of one update's loss, a mean over all tokens of the batch."""
+    """The parts of a batch's loss, averaged over all its action tokens."""
     num_tokens = sum(len(path) for i in batch for path in groups[i].tree.paths)
     device = policy.model.device
     for packed, trees in batch_packs(policy.layers, [g.tree for g in groups], batch):

@@ -5,13 +5,12 @@
     L      = L_clip + vf_coef * mean (V(s) - R)^2 - ent_coef * mean entropy
              + kl_coef * mean KL(start || pi) + sft_coef * NLL(expert action)
 
-Schulman et al. 2017 (arXiv 1707.06347, eq. 7 and 9); entropy is that of the next-token
-distributions along the action, whose sum is the causal entropy of the step (Ziebart et al. 2010).
-Ratios and clipping are per token unless `ratio` says otherwise; an action's tokens share its
-advantage. V is read at the state's last token. In practice mode the next state is the expert's
-whatever the agent did, so each practised step is a decision of its own: it is a GAE episode of
-length one, advantage = step reward - V(s). Episodes that the agent played itself are GAE episodes
-as they are.
+Schulman et al. 2017 (arXiv 1707.06347, eq. 7 and 9). The entropy is that of the next-token
+distributions along an action; their sum is the causal entropy of the step (Ziebart et al. 2010).
+Ratios and clipping are per token unless `ratio` says otherwise; the tokens of an action share its
+advantage. V is computed at the state's last token. In inspection the next state is the expert's
+whatever the agent does, so each practised step is a GAE episode of length one, with advantage =
+step reward - V(s). Episodes that the agent played itself are GAE episodes as they are.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -42,27 +41,27 @@ class PPOConfig:
     """One round of PPO on practised steps."""
 
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-4)
-    """AdamW settings, anew in each round."""
+    """AdamW settings; optimizer and schedule start anew in each round."""
     epochs: int = 2
     """Passes over the practised steps."""
     ratio: Literal["token", "step"] = "token"
-    """Whose probability ratio is clipped: each token's, or that of a step's whole action."""
+    """Clip the probability ratio of each token, or of the whole action of a step."""
     clip_range: float = 0.2
-    """How far a ratio may move from 1 before its gradient is cut."""
+    """How far a ratio may move from 1 before its gradient is cut off."""
     vf_coef: float = 0.5
     """Weight of the value loss."""
     ent_coef: float = 0.01
     """Weight of the causal-entropy bonus."""
     kl_coef: float = 0.0
-    """Weight of the divergence from the round's starting policy."""
+    """Weight of the KL divergence from the policy at the start of the round."""
     sft_coef: float = 1.0
-    """Weight of the negative log-likelihood of expert actions (behavioural-cloning anchor)."""
+    """Weight of the SFT anchor, the negative log-likelihood of expert actions."""
     gae_lambda: float = 0.95
-    """Of played episodes: how far an advantage trusts rewards to come more than the value head."""
+    """Lambda of GAE in played episodes: 1 trusts later rewards only, 0 the value head only."""
     whiten: bool = True
-    """Scale the round's advantages to mean 0 and standard deviation 1."""
+    """Standardize the round's advantages to mean 0 and standard deviation 1."""
     batch_size: int = 8
-    """Trajectories in one update."""
+    """Trajectories in each update."""
 
     def __post_init__(self) -> None:
         """Raises `OutOfBounds` for numbers that cannot be."""
@@ -82,10 +81,10 @@ class PPOConfig:
 
 
 def gae(rewards: Tensor, values: Tensor, ends: Tensor, *, gae_lambda: float) -> Tensor:
-    """Advantages (steps,) of consecutive steps; `ends` is true where an episode terminates.
+    """Advantages (steps,) of consecutive steps; `ends` (steps,) is true where an episode ends.
 
     Generalized advantage estimation (Schulman et al. 2016, arXiv 1506.02438, eq. 16), without a
-    discount. The last step has to be an end.
+    discount. Raises ValueError unless the last step ends an episode.
     """
     if len(ends) and not ends[-1]:
         raise ValueError("gae: the last step has to end its episode")
@@ -102,21 +101,21 @@ def gae(rewards: Tensor, values: Tensor, ends: Tensor, *, gae_lambda: float) -> 
 
 
 def kl_estimate(log_ratio: Tensor) -> Tensor:
-    """KL(old || new) of what the old policy sampled, elementwise, from log(new / old).
+    """Estimates KL(old || new), elementwise, from log(new / old) of the old policy's samples.
 
-    ratio - 1 - log ratio, which is unbiased and never negative (Schulman 2020, k3).
+    The estimate ratio - 1 - log ratio is unbiased and never negative (Schulman 2020, k3).
     """
     return log_ratio.exp() - 1 - log_ratio
 
 
 class PPOLoss(NamedTuple):
-    """The clipped loss of each token or action, and what it says about the step taken."""
+    """The clipped loss of each token or action, and diagnostics of the update."""
 
     loss: Tensor
     approx_kl: Tensor
     """Estimate of KL(old || new)."""
     clipped: Tensor
-    """bool, ratio outside the clip range."""
+    """bool, true where the ratio is outside the clip range."""
 
 
 def ppo_loss(
@@ -132,7 +131,10 @@ def ppo_loss(
 
 
 def explained_variance(values: Tensor, returns: Tensor) -> float:
-    """1 - Var(returns - values) / Var(returns): 1 is perfect, 0 as good as a constant."""
+    """1 - Var(returns - values) / Var(returns): 1 is perfect, 0 no better than a constant.
+
+    NaN if the returns do not vary.
+    """
     variance = returns.var()
     return float(1 - (returns - values).var() / variance) if variance > 0 else float("nan")
 
@@ -158,10 +160,10 @@ def ppo(
     seed: int,
     log: Callable[[Metrics], None],
 ) -> Metrics:
-    """One round in place; returns facts about its rewards and values.
+    """One round of updates in place; returns metrics of its rewards and values.
 
-    `rewards` holds for each tree the step rewards of its paths (paths,). Expert paths take part in
-    the anchor only.
+    `rewards` holds the step rewards (paths,) of each tree. Expert paths contribute to the anchor
+    only. Raises `TrainingError` and `OutOfMemory` as `Updater.update` does.
     """
     targets, facts = _advantages(policy, value_head, practised, rewards, config)
 
@@ -188,7 +190,7 @@ def _advantages(
     rewards: Sequence[Tensor],
     config: PPOConfig,
 ) -> tuple[Targets, Metrics]:
-    """What the round is made of, and how well the value head foresaw it."""
+    """The fixed targets of the round, and metrics of rewards and value head."""
 
     def read(packed: Pack) -> tuple[Tensor, Tensor]:
         reading = policy.read(packed)
@@ -200,13 +202,13 @@ def _advantages(
     is_agent = ~torch.cat([p.is_expert for p in practised])
     is_end = torch.cat([p.is_end for p in practised])
     given = torch.cat(list(rewards))
-    foreseen = torch.cat(values)
-    advantages = gae(given, foreseen, is_end, gae_lambda=config.gae_lambda)
-    returns = advantages + foreseen
+    predicted = torch.cat(values)
+    advantages = gae(given, predicted, is_end, gae_lambda=config.gae_lambda)
+    returns = advantages + predicted
     metrics = {
         "reward_mean": float(given[is_agent].mean()),
         "reward_std": float(given[is_agent].std(correction=0)),
-        "explained_variance": explained_variance(foreseen[is_agent], returns[is_agent]),
+        "explained_variance": explained_variance(predicted[is_agent], returns[is_agent]),
     }
     if config.whiten:
         own = advantages[is_agent]
@@ -225,14 +227,14 @@ def _losses(
     batch: Sequence[int],
     config: PPOConfig,
 ) -> Iterator[tuple[Tensor, Metrics]]:
-    """The parts of one update's loss: means over agent tokens, states and expert tokens."""
+    """The parts of a batch's loss, averaged over agent tokens, states and expert tokens."""
     lengths = {i: [len(path) for path in practised[i].tree.paths] for i in batch}
     is_expert_by_tree = {i: practised[i].is_expert.tolist() for i in batch}
     num_expert = sum(
         n for i in batch for n, e in zip(lengths[i], is_expert_by_tree[i], strict=True) if e
     )
     num_agent = sum(map(sum, lengths.values())) - num_expert
-    num_expert = max(1, num_expert)  # played episodes have none
+    num_expert = max(1, num_expert)  # there are none in played episodes
     num_actions = sum(len(e) - sum(e) for e in is_expert_by_tree.values())
     device = policy.model.device
     for packed, trees in batch_packs(policy.layers, [p.tree for p in practised], batch):

@@ -1,9 +1,9 @@
-"""SFT: behavioural cloning of the expert's actions (Pomerleau 1989, eq. of maximum likelihood).
+"""SFT: behavioural cloning of the expert's actions by maximum likelihood (Pomerleau 1989).
 
     L = -1/N sum over all action tokens of log pi(token | everything before it)
 
-The loss is on action tokens only, the end-of-turn token included; each trajectory is one path of
-its prefix tree, so every token is forwarded once. Command: `stepagent sft`.
+Only action tokens, including the end-of-turn token, carry loss. The steps of a trajectory share its
+prefix tree, so every token is forwarded once. Command: `stepagent sft`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -33,7 +33,7 @@ class SFTConfig:
     epochs: int = 10
     """Passes over the demonstrations."""
     batch_size: int = 8
-    """Trajectories in one update."""
+    """Trajectories in each update."""
 
     def __post_init__(self) -> None:
         """Raises `OutOfBounds` for numbers that cannot be."""
@@ -53,7 +53,10 @@ def sft(
     seed: int,
     log: Callable[[Metrics], None],
 ) -> None:
-    """Trains the policy in place; calls `log` after every update."""
+    """Trains the policy in place; calls `log` with the metrics of every update.
+
+    Raises `TrainingError` and `OutOfMemory` as `Updater.update` does.
+    """
     trees = [step_tree(d).tree for d in demonstrations]
     maximize_likelihood(policy, trees, config, "SFT", seed=seed, log=log)
 
@@ -67,7 +70,7 @@ def maximize_likelihood(
     seed: int,
     log: Callable[[Metrics], None],
 ) -> None:
-    """The likelihood of all paths of the trees, a mean over the tokens of each batch."""
+    """Maximizes the likelihood of all paths of the trees, averaged over the tokens of a batch."""
 
     def losses(batch: Sequence[int]) -> Iterator[tuple[Tensor, Metrics]]:
         return _losses(policy, trees, batch)

@@ -1,12 +1,12 @@
-"""DPO on whole episodes: the expert's preferred to the agent's own of the same item (ETO, SPIN).
+"""DPO on whole episodes: prefers the expert's to the agent's own of the same item (ETO, SPIN).
 
     delta = beta * [(log pi(tau_e) - log ref(tau_e)) - (log pi(tau_a) - log ref(tau_a))]
     L     = mean(-log sigma(delta)) + sft_coef * NLL(actions of tau_e)
 
 log pi(tau) is the sum over all action tokens of an episode. ETO (Song et al. 2024, arXiv
-2403.02502, eq. 5) takes the pairs in which the agent's episode has the lower final reward; SPIN
-(Chen et al. 2024, arXiv 2401.01335, eq. 4.7) takes all of them, whatever the reward. Both are
-baselines: they need an environment, and one preference has to explain all steps of an episode.
+2403.02502, eq. 5) uses the pairs in which the agent's episode has the lower final reward; SPIN
+(Chen et al. 2024, arXiv 2401.01335, eq. 4.7) uses all pairs, whatever the reward. Both are
+baselines: they need an environment, and one preference must account for all steps of an episode.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -35,15 +35,15 @@ class TrajectoryDPOConfig:
     """One round of DPO on pairs of episodes."""
 
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-4)
-    """AdamW settings, anew in each round."""
+    """AdamW settings; optimizer and schedule start anew in each round."""
     beta: float = 0.1
-    """Strength of the pull to the reference."""
+    """Strength of the constraint to the reference."""
     sft_coef: float = 0.0
     """Weight of the negative log-likelihood of expert actions."""
     epochs: int = 1
     """Passes over the pairs."""
     batch_size: int = 4
-    """Pairs in one update."""
+    """Pairs in each update."""
 
     def __post_init__(self) -> None:
         """Raises `OutOfBounds` for numbers that cannot be."""
@@ -60,9 +60,10 @@ def trajectory_dpo(
     seed: int,
     log: Callable[[Metrics], None],
 ) -> None:
-    """One round in place on pairs of the expert's and the agent's episode, without branches.
+    """One round of updates in place on pairs of the expert's and the agent's episode.
 
-    The reference is the policy as it comes in.
+    The trees have no branches. The reference is the policy as it is given. Raises `TrainingError`
+    and `OutOfMemory` as `Updater.update` does.
     """
     trees = [episode for pair in pairs for episode in pair]
     reference = _logprobs(policy, trees)
@@ -74,7 +75,7 @@ def trajectory_dpo(
 
 
 def _logprobs(policy: Policy, trees: Sequence[StepTree]) -> Tensor:
-    """(episodes,) of all their actions."""
+    """(episodes,) log-probability of all actions of each episode, without gradient."""
     found = read_paths(policy.layers, [t.tree for t in trees], policy.path_logprobs)
     return torch.stack([logprobs.sum() for logprobs in found])
 
@@ -86,10 +87,11 @@ def _losses(
     batch: Sequence[int],
     config: TrajectoryDPOConfig,
 ) -> Iterator[tuple[Tensor, Metrics]]:
-    """The parts of one update's loss.
+    """The parts of a batch's loss.
 
-    The two episodes of a pair may be in different packs. So their margin is read first, without
-    gradient: d(-log sigma(delta)) = -sigma(-delta) d(delta), which is linear in the episodes.
+    The two episodes of a pair may be in different packs, so their margin delta is computed first,
+    without gradient. The gradient of -log sigma(delta) is -sigma(-delta) times that of delta, which
+    is a weighted sum over episodes.
     """
     chosen = torch.tensor([2 * pair for pair in batch])
     members = torch.stack([chosen, chosen + 1], dim=1).flatten().tolist()
@@ -116,4 +118,4 @@ def _losses(
         facts["sft_loss"] += anchor.item()
         facts["tokens"] = packed.num_tokens
         yield (weights * logprobs).sum() + config.sft_coef * anchor, facts
-        facts = dict.fromkeys(facts, 0.0)  # the parts' metrics are summed
+        facts = dict.fromkeys(facts, 0.0)  # counted once, since the metrics of the parts are summed

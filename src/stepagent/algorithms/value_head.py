@@ -1,4 +1,4 @@
-"""The value head of PPO, a linear layer on the policy's hidden states, and its file in a unit."""
+"""The value head of PPO, a linear layer on the policy's hidden states, and its file."""
 
 from pathlib import Path
 
@@ -21,16 +21,19 @@ VALUE_HEAD = "value_head.safetensors"
 
 
 class ValueHead(nn.Linear):
-    """V(s) from the policy's hidden state at the state's last token, which gets no gradient."""
+    """V(s) from the policy's hidden state at the state's last token.
+
+    No gradient flows back into the policy.
+    """
 
     def __init__(self, layers: Layers) -> None:
-        """Starts at zero everywhere."""
+        """Initialized to zero."""
         super().__init__(layers.width, 1, device=layers.model.device, dtype=layers.dtype)
         nn.init.zeros_(self.weight)
         nn.init.zeros_(self.bias)
 
     def values(self, reading: Reading) -> Tensor:
-        """(paths,)."""
+        """(paths,) the value of each path's state."""
         values: Tensor = self(reading.state_hidden.detach())[:, 0]
         return values
 
@@ -40,7 +43,7 @@ class ValueHead(nn.Linear):
         save_file(self.state_dict(), folder / VALUE_HEAD)
 
     def load(self, folder: Path) -> None:
-        """Reads what `save` wrote, in place; raises `WeightsError` if not all of it is there."""
+        """Loads what `save` wrote, in place; raises `WeightsError` if it is missing or damaged."""
         file = folder / VALUE_HEAD
         refuse_pointers(file)
         try:
