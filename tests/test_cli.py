@@ -25,7 +25,8 @@ from stepagent.experiment.run import read_json
 from stepagent.trajectories import read_jsonl, write_jsonl
 from stepagent.types import PracticedStep
 
-TINY = ["--tiny.hidden-size", "32", "--tiny.num-layers", "1", "--tiny.vocab-size", "320"]
+UNTAUGHT = ["--tiny.hidden-size", "32", "--tiny.num-layers", "1", "--tiny.vocab-size", "320"]
+TINY = [*UNTAUGHT, "--pretrain.copying.epochs", "1"]
 SHORT = ["--inspection.decoding.max-new-tokens", "8"]
 LEARNABLE = ["--inverse.discriminator.warmup-epochs", "40"]
 
@@ -340,6 +341,18 @@ def test_lines_that_are_skipped_are_listed(
     out = capsys.readouterr().out
     assert f"left out: {tmp_path}/bad.jsonl:1: not JSON" in out
     assert "left out: 1 lines in all" in out
+
+
+def test_a_model_from_scratch_is_pretrained_before_it_is_fine_tuned(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    losses = []
+    for epochs in ("0", "1"):
+        call("sft", "--demonstrations", work / "demonstrations.jsonl", "--out", tmp_path / epochs,
+             "--sft.epochs", "1", *UNTAUGHT, "--pretrain.reading.epochs", epochs,
+             "--pretrain.copying.epochs", epochs)  # fmt: skip
+        losses.append(float(re.search(r"loss (\S+) to", capsys.readouterr().out)[1]))  # type: ignore[index]
+    assert losses[1] < losses[0] - 0.1
 
 
 def test_inspection_writes_one_practised_step_for_each_step(

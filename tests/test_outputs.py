@@ -29,7 +29,7 @@ from stepagent.files.locks import Taken, lock
 from stepagent.trajectories import read_trajectories, write_jsonl, write_lines
 
 TINY = ["--tiny.hidden-size", "32", "--tiny.num-layers", "1", "--tiny.vocab-size", "320",
-        "--sft.epochs", "1"]  # fmt: skip
+        "--sft.epochs", "1", "--pretrain.copying.epochs", "1"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

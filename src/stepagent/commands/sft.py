@@ -1,4 +1,4 @@
-"""`stepagent sft`: a novice from demonstrations."""
+"""`stepagent sft`: fine-tunes a model on demonstrations."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,9 +16,10 @@ from stepagent.commands.parsing import UsageError, run_command
 from stepagent.files.atomic import atomic_folder
 from stepagent.model.device import ComputeConfig
 from stepagent.model.lora import LoRAConfig
+from stepagent.scratch.pretraining import PretrainConfig, pretrain
 from stepagent.scratch.small_model import TinyConfig, build_tiny_model
 
-DEFAULT, DEFAULT_TINY = SFTConfig(), TinyConfig()
+DEFAULT, DEFAULT_TINY, DEFAULT_PRETRAIN = SFTConfig(), TinyConfig(), PretrainConfig()
 DEFAULT_COMPUTE, DEFAULT_LORA = ComputeConfig(), LoRAConfig()
 
 
@@ -34,27 +35,30 @@ def train_novice(
     seed: int = 0,
     config: Annotated[SFTConfig, tyro.conf.arg(name="sft")] = DEFAULT,
     tiny: TinyConfig = DEFAULT_TINY,
+    pretraining: Annotated[PretrainConfig, tyro.conf.arg(name="pretrain")] = DEFAULT_PRETRAIN,
 ) -> None:
-    """Trains a policy to do what the expert did (behavioural cloning).
+    """Fine-tunes a model on demonstrations (behavioural cloning); the result is a novice.
 
-    Reads trajectories, one per line of JSON, and MODEL if it is given; writes the policy to the new
-    folder OUT, as a Hugging Face model folder, or an adapter folder with LoRA.
+    Reads trajectories, one JSON object per line, and MODEL if it is given. Writes the policy to the
+    new folder OUT: a Hugging Face model folder, or an adapter folder with LoRA. Without MODEL a
+    small model is made from scratch and pretrained on the demonstrations first, as in a run.
 
     For example: stepagent sft --demonstrations demonstrations.jsonl --out novice --sft.epochs 20
 
     Args:
-        demonstrations: The expert's trajectories.
+        demonstrations: File with the expert's trajectories.
         out: Folder for the policy.
-        model: The model to begin with, a Hugging Face folder, a GGUF file, or the id of one on the
-            hub; without it a tiny one is made from scratch.
+        model: The model to fine-tune: a Hugging Face folder, a GGUF file, or the id of a model on
+            the hub. Default: a small model made from scratch.
         compute: Device, precision and memory.
-        lora: Low-rank adapters instead of the whole model.
-        skip_invalid: Leave out and list lines that are no valid trajectory, and trajectories that
-            are longer than the model's context.
+        lora: Train a low-rank adapter instead of the whole model.
+        skip_invalid: Leave out invalid lines and trajectories that do not fit into the model's
+            context, and list them.
         overwrite: Replace OUT if it exists.
-        seed: Of the model and the data order.
-        config: Settings of the training.
-        tiny: Size of the model from scratch.
+        seed: Seed of the initial weights and the order of the data.
+        config: Settings of the fine-tuning.
+        tiny: Size of the model made from scratch.
+        pretraining: Pretraining of the model made from scratch.
     """
     check_bounds(config, {"epochs": COUNT})
     inputs = [demonstrations, *(files_of(model) if model else [])]
@@ -68,6 +72,9 @@ def train_novice(
             build_tiny_model(trajectories, tiny, seed=seed, folder=folder)
         policy = load_policy(model or str(folder), compute, lora, seed=seed)
         rendered = render_demonstrations(policy, trajectories, skip_invalid=skip_invalid)
+        if model is None:
+            fitting = [d.trajectory for d in rendered]
+            pretrain(policy, fitting, pretraining, seed=seed, log=lambda _: None)
         losses: list[float] = []
         sft(policy, rendered, config, seed=seed, log=lambda m: losses.append(m["loss"]))
         policy.save(folder)
