@@ -30,7 +30,7 @@ from stepagent.experiment.config import SettingsError
 from stepagent.experiment.run import Run
 from stepagent.inspection import StepTree, path_logprobs, step_tree
 from stepagent.learners.inverse import Inverse
-from stepagent.learners.sft import MoreSFT
+from stepagent.learners.sft import DAggerConfig, MoreSFT
 from stepagent.model.generation import Decoding
 from stepagent.model.policy import Policy
 from stepagent.model.updates import OptimizerConfig
@@ -265,7 +265,7 @@ DETOURING = replace(
     CONFIG,
     detours=1,
     methods=("sft_more", "implicit", "inverse", "dagger"),
-    dagger=CONFIG.sft_more,
+    dagger=DAggerConfig(epochs=1, optimizer=CONFIG.sft_more.optimizer),
 )
 
 
