@@ -98,6 +98,21 @@ def test_a_mistake_stays_where_the_demonstration_goes_on_behind_it(
     assert walked.trajectory.id == expert.id
 
 
+def test_every_turn_of_every_seed_draws_other_actions(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, expert, seeds = random_policy(), to_the_treasure(), list[int]()
+    plain = detours.practise
+
+    def practise(*arguments: Any, seed: int) -> list[PracticedStep]:
+        seeds.append(seed)
+        return plain(*arguments, seed=seed)
+
+    monkeypatch.setattr(detours, "practise", practise)
+    own = rendered(policy, [expert])
+    for seed in (0, 1, 1000, 1001):
+        take_detours(policy, corridor_task(), own, SHORT, in_a_row=2, seed=seed)
+    assert len(set(seeds)) == 8
+
+
 @pytest.mark.parametrize("shape", [None, *REWRITING])
 def test_the_history_is_what_was_done_and_the_answer_what_the_expert_does(
     shape: str | None, monkeypatch: pytest.MonkeyPatch

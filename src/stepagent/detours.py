@@ -24,6 +24,7 @@ from stepagent.inspection import practise
 from stepagent.model.generation import Decoding
 from stepagent.model.policy import Policy
 from stepagent.rendering.renderer import RenderedTrajectory
+from stepagent.seeds import derive
 from stepagent.tasks.base import Task, TextEnv
 from stepagent.tasks.playing import Episode
 from stepagent.tasks.tries import Lost, all_lost, in_threads, play_all, retried
@@ -68,7 +69,7 @@ def take_detours(
     found = list(demonstrations)
     mistakes = [_Mistakes([[] for _ in d.actions]) for d in demonstrations]
     for turn in range(in_a_row):
-        _add(policy, found, mistakes, decoding, seed=seed * 1000 + turn)
+        _add(policy, found, mistakes, decoding, seed=derive(seed, "detours", turn))
         room = policy.context - decoding.max_new_tokens
         found = _replay_all(policy, task, demonstrations, mistakes, room, num_parallel)
     return Detours(
