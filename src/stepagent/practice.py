@@ -15,6 +15,7 @@ from stepagent.model.generation import Decoding
 from stepagent.model.policy import Policy
 from stepagent.rendering.renderer import RenderedTrajectory
 from stepagent.rollout import rollout
+from stepagent.seeds import derive
 from stepagent.tasks.base import Task
 from stepagent.tasks.tries import Lost, all_lost
 from stepagent.types import PracticedStep
@@ -163,7 +164,7 @@ class Practice:
 
     def seed_of(self, number: int) -> int:
         """The seed of a round."""
-        return self.seed * 1000 + number
+        return derive(self.seed, "round", number)
 
     @property
     def _takes_detours(self) -> bool:
@@ -246,7 +247,7 @@ class Practice:
                 self.playground.task,
                 items,
                 self.config.decoding,
-                seed=self.seed_of(number) * 1000 + turn,
+                seed=derive(self.seed_of(number), "exploration", turn),
                 num_parallel=self.playground.num_parallel,
             )
             played = dict[str, RenderedTrajectory]()
