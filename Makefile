@@ -71,7 +71,7 @@ smollm2: $(READY)
 	@echo "$(SMOLLM2)"
 
 demo-smollm2: smollm2
-	@$(BIN)/stepagent train scienceworld-smollm2 --policy "$(SMOLLM2)" --out runs/demo-smollm2 --resume
+	@$(BIN)/stepagent train scienceworld-smollm2 --model "$(SMOLLM2)" --out runs/demo-smollm2 --resume
 
 # A file's tests share what it builds, so they stay together on one worker.
 test: $(TOOLS)

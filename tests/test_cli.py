@@ -17,6 +17,7 @@ import torch
 from fakes import BoxWorld, demonstrations, hear_ctrl_c
 from stepagent import cli
 from stepagent.commands import train as train_command
+from stepagent.commands import whole_run
 from stepagent.commands.models import load_policy
 from stepagent.commands.parsing import UsageError
 from stepagent.experiment.config import TASKS
@@ -147,7 +148,7 @@ def test_every_recipe_has_a_task_that_exists(name: str) -> None:
             "stepagent: unknown task type 'find-plan': did you mean 'find-plant'",
         ),
         (
-            ["train", "smoke", "--out", "{tmp}/run", "--policy", "{tmp}/none"],
+            ["train", "smoke", "--out", "{tmp}/run", "--model", "{tmp}/none"],
             "stepagent: {tmp}/none: no such folder; expected a Hugging Face model folder",
         ),
         (
@@ -318,10 +319,10 @@ def test_a_terminal_encoding_without_a_character_is_no_error() -> None:
 def test_ctrl_c_ends_with_130_and_prints_how_to_resume(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    def interrupt(*_: object) -> None:
+    def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train_command, "train", interrupt)
+    monkeypatch.setattr(whole_run, "train", interrupt)
     with pytest.raises(SystemExit) as ended:
         call("train", "smoke", "--out", tmp_path / "a run")
     assert ended.value.code == 130

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from stepagent.statistics import Interval, mean_interval, paired_difference, proportion_interval
+from stepagent.statistics import (
+    Interval,
+    clustered_proportion,
+    mean_interval,
+    paired_difference,
+    proportion_interval,
+    ratio_interval,
+)
 
 
 def test_mean_interval_of_three_scores_is_what_the_t_table_says() -> None:
@@ -115,3 +122,49 @@ def test_impossible_input_is_refused() -> None:
         proportion_interval(11, 10)
     with pytest.raises(ValueError, match="2 and 1"):
         paired_difference([1, 2], [1])
+
+
+def test_a_ratio_of_equal_clusters_is_a_mean_with_its_t_interval() -> None:
+    by_cluster, usual = ratio_interval([80, 100, 120], [2, 2, 2]), mean_interval([40, 50, 60])
+    assert by_cluster.mean == usual.mean
+    assert by_cluster.low == pytest.approx(usual.low)
+    assert by_cluster.high == pytest.approx(usual.high)
+    assert by_cluster.n == 3
+
+
+def test_large_clusters_weigh_more_in_a_ratio() -> None:
+    assert ratio_interval([0, 9], [1, 9]).mean == pytest.approx(0.9)
+
+
+def test_one_cluster_has_no_interval() -> None:
+    assert ratio_interval([1], [2]) == Interval(mean=0.5, low=None, high=None, n=1)
+    assert clustered_proportion([1], [2]) == Interval(mean=0.5, low=None, high=None, n=1)
+
+
+def test_clusters_need_steps_and_sums() -> None:
+    for parts, wholes in (([1.0], [0]), ([1.0, 2.0], [1])):
+        with pytest.raises(ValueError, match="expected at least one step in each cluster"):
+            ratio_interval(parts, wholes)
+
+
+def test_clusters_that_are_alike_get_wilsons_interval_of_as_many_draws() -> None:
+    # t(0.975, 9) = 2.2622 in place of 1.96, n = 10: high = t^2/n / (1 + t^2/n)
+    nothing, everything = (
+        clustered_proportion([0] * 10, [3] * 10),
+        clustered_proportion([3] * 10, [3] * 10),
+    )
+    assert nothing.low == 0 and nothing.high == pytest.approx(0.3385, abs=1e-4)
+    assert everything.high == 1 and everything.low == pytest.approx(0.6615, abs=1e-4)
+
+
+@pytest.mark.parametrize(("first", "second"), [(4, 2), (40, 2)])
+def test_a_clustered_proportion_is_covered_as_often_as_it_says(first: int, second: int) -> None:
+    random = np.random.default_rng(0)
+    covered = 0
+    for _ in range(400):
+        sizes = random.integers(2, 15, 10)
+        found = random.binomial(sizes, random.beta(first, second, 10))
+        interval = clustered_proportion(found.tolist(), sizes.tolist())
+        assert interval.low is not None and interval.high is not None
+        covered += interval.low <= first / (first + second) <= interval.high
+    assert covered / 400 > 0.93

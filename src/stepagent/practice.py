@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import get_args
 
 from torch import Tensor
 
@@ -16,7 +17,7 @@ from stepagent.model.policy import Policy
 from stepagent.rendering.renderer import RenderedTrajectory
 from stepagent.rollout import rollout
 from stepagent.seeds import derive
-from stepagent.tasks.base import Task
+from stepagent.tasks.base import Split, Task
 from stepagent.tasks.tries import Lost, all_lost
 from stepagent.types import PracticedStep
 
@@ -50,6 +51,12 @@ class Playground:
     def __post_init__(self) -> None:
         """Raises `OutOfBounds` for numbers out of range."""
         check_bounds(self, {"detours": AMOUNT, "num_parallel": COUNT})
+
+    @cached_property
+    def items(self) -> frozenset[str]:
+        """All items of the task: demonstrations from elsewhere may belong to none of them."""
+        splits: tuple[Split, ...] = get_args(Split)
+        return frozenset(item for split in splits for item in self.task.items(split))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,15 +225,23 @@ class Practice:
         self, policy: Policy, trajectories: Sequence[RenderedTrajectory], seed: int
     ) -> Detours:
         assert self.playground is not None
-        return take_detours(
+        known = self.playground.items
+        playable = [n for n, t in enumerate(trajectories) if t.trajectory.id in known]
+        if not playable:
+            return Detours([*trajectories], taken=0, refused=0, not_repeated=0, lost=0, env_steps=0)
+        found = take_detours(
             policy,
             self.playground.task,
-            trajectories,
+            [trajectories[n] for n in playable],
             self.config.decoding,
             in_a_row=self.playground.detours,
             seed=seed,
             num_parallel=self.playground.num_parallel,
         )
+        every = list(trajectories)
+        for n, detoured in zip(playable, found.demonstrations, strict=True):
+            every[n] = detoured
+        return replace(found, demonstrations=every)
 
     def _explored(
         self, policy: Policy, episodes: int, number: int
@@ -237,7 +252,8 @@ class Practice:
         """
         if self.playground is None:
             raise ValueError("the policy plays episodes of its own: expected an environment")
-        every = [d.trajectory.id for d in self.demonstrations]
+        known = self.playground.items
+        every = [d.trajectory.id for d in self.demonstrations if d.trajectory.id in known]
         stride = min(episodes, len(every))
         items = every[number % stride :: stride]
         found, lost = list[RenderedTrajectory](), list[Lost]()

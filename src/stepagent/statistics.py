@@ -76,6 +76,50 @@ def proportion_interval(successes: int, n: int) -> Interval:
     return Interval(successes / n, float(interval.low), float(interval.high), n)
 
 
+def ratio_interval(parts: Sequence[float], wholes: Sequence[int]) -> Interval:
+    """`sum(parts) / sum(wholes)` with Student's t interval over clusters; `n` counts clusters.
+
+    `parts[i]` is the sum over the `wholes[i]` steps of cluster i, such as a trajectory: its steps
+    are no independent samples. Linearised ratio estimator (Cochran 1977, Sampling Techniques, ch.
+    6), without a finite-population correction.
+    """
+    sums, sizes = _finite(parts), _finite(wholes)
+    if sums.size != sizes.size or (sizes <= 0).any():
+        raise ValueError("expected at least one step in each cluster, and as many sums as sizes")
+    if not sizes.size:
+        return Interval(mean=None, low=None, high=None, n=0)
+    ratio = float(sums.sum() / sizes.sum())
+    _, low, high = _t_interval((sums - ratio * sizes) / sizes.mean())
+    return Interval(
+        mean=ratio,
+        low=None if low is None else ratio + low,
+        high=None if high is None else ratio + high,
+        n=sizes.size,
+    )
+
+
+def clustered_proportion(successes: Sequence[int], sizes: Sequence[int]) -> Interval:
+    """Share of steps that succeed (0 to 1), with an interval over clusters; `n` counts clusters.
+
+    Wilson's score interval with Student's t and an effective number of steps: as many independent
+    ones as would vary like the clusters do (Korn and Graubard 1998), at least one and at most all
+    of each. So clusters that are all alike do not get an interval of width zero.
+    """
+    found = ratio_interval(successes, sizes)
+    if found.mean is None or found.high is None:
+        return found
+    share, quantile = found.mean, float(stats.t.isf((1 - CONFIDENCE) / 2, found.n - 1))
+    variance = ((found.high - share) / quantile) ** 2
+    independent = share * (1 - share) / variance if variance > 0 else 0.0
+    effective = min(max(independent, found.n), sum(sizes))
+    spread = quantile**2 / effective
+    middle = (share + spread / 2) / (1 + spread)
+    half = float(np.sqrt(share * (1 - share) * spread + spread**2 / 4)) / (1 + spread)
+    return Interval(
+        mean=share, low=max(0.0, middle - half), high=min(1.0, middle + half), n=found.n
+    )
+
+
 def paired_difference(a: Sequence[float], b: Sequence[float]) -> PairedDifference:
     """Mean of `a - b` with Student's t interval of the differences and a permutation p-value.
 

@@ -1,50 +1,70 @@
-"""`stepagent train`: a whole run from a recipe."""
+"""`stepagent train`: a whole run, on demonstrations of one's own or by a recipe."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from inspect import getdoc
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
-from stepagent.commands.inputs import model_input
-from stepagent.commands.models import local_model, open_task, prepare
-from stepagent.commands.outputs import check_no_input
+from stepagent.commands.models import open_task, prepare
 from stepagent.commands.parsing import CONFIG, UsageError, unknown
-from stepagent.commands.report import check_page
+from stepagent.commands.train_own import OWN, train_own
+from stepagent.commands.whole_run import chosen_model, inputs_of, run_training
 from stepagent.experiment.config import TrainConfig
-from stepagent.experiment.manifest import check_policy
-from stepagent.experiment.novice import check_novice, model_name, take_novice
-from stepagent.experiment.pipeline import train
 from stepagent.experiment.recipes import RECIPES
-from stepagent.experiment.run import Run, to_json
-from stepagent.report.page import write_report
-from stepagent.tasks.base import Task
+from stepagent.experiment.saved_settings import Saved, settings_of_file, settings_of_run
+from stepagent.scratch.small_model import TinyConfig
+from stepagent.tasks.own import EnvConfig
+
+HELP = f"""usage: stepagent train RECIPE --out RUN [OPTIONS]
+
+Trains an agent from novice to expert: fine-tunes a model on an expert's trajectories (the novice),
+improves it by rounds of inspection and reflection, and says which method did best.
+
+RECIPE says what to train on, and with which settings:
+
+  own                your own agent: your demonstrations, your model, your environment if you have
+                     one; settings are chosen from the size of the model and of the data
+                       stepagent train own --demonstrations FILE --model MODEL --out RUN
+  a recipe's name    one of the tasks that come with StepAgent
+                       stepagent train scienceworld-demo --out RUN
+  a file             settings that are already there: config.json of an earlier run, or a
+                     TrainConfig in a Python file
+                       stepagent train RUN/config.json --seed 1 --out RUN-1
+                       stepagent train settings.py:MINE --out RUN
+
+Recipes: {", ".join(RECIPES)}.
+
+For example: stepagent train own --demonstrations mine.jsonl --model models/mine --out runs/mine
+
+Reads the files and folders that are named; writes the run folder RUN. Any setting can be
+overridden: stepagent train own --help, or stepagent train RECIPE --help, lists all of them. A run
+that was stopped continues with --resume and ends with the same numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """Trains an agent from novice to expert: a whole run of a recipe.
+    """Trains an agent from novice to expert by a recipe.
 
-    Collects expert trajectories, trains the novice on them (SFT), improves it by rounds of
-    inspection and reflection, and tests the best round of each method. Reads nothing; writes the
-    run folder OUT: config.json, demonstrations, metrics, every round's policy (units/), episodes,
-    results.json, summary.md and report.html. A run that was stopped goes on with --resume, to the
-    same numbers.
+    Reads MODEL if it is given. Collects expert trajectories, fine-tunes the novice on them (SFT),
+    improves it by rounds of inspection and reflection, and tests the best round of each method.
+    Writes the run folder OUT: config.json, demonstrations, metrics, every round's policy (units/),
+    episodes, results.json, summary.md and report.html. A run that was stopped continues with
+    --resume and ends with the same numbers.
 
     For example: stepagent train scienceworld-demo --out runs/demo --seed 1 --sft.epochs 20
     """
 
     out: Path
     """The run folder."""
+    model: str | None = None
+    """The model to start from, in place of the recipe's: a Hugging Face folder, a GGUF file, the id
+    of one on the hub, or scratch for a small one made from the demonstrations."""
     resume: bool = False
-    """Go on with the run in OUT, if there is one; finished parts are kept."""
+    """Continue the run in OUT, if there is one; finished parts are kept."""
     novice: Path | None = None
-    """A run folder whose data and novice are taken over; only the learners may have other
-    settings."""
-    policy: str | None = None
-    """The model to begin with: a Hugging Face folder, a GGUF file, or the id of one on the hub."""
+    """A run folder whose data and novice are reused; only the learners may have other settings."""
     config: Annotated[TrainConfig, tyro.conf.arg(name="")]
     """The recipe's settings."""
 
@@ -52,58 +72,60 @@ class Arguments:
 def main(args: Sequence[str]) -> None:
     """The command."""
     if not args or args[0] in ("-h", "--help"):
-        print(f"usage: stepagent train RECIPE --out RUN [OPTIONS]\n\n{getdoc(Arguments)}\n")
-        print(f"Recipes: {', '.join(RECIPES)}. Options: stepagent train RECIPE --help")
+        print(HELP)
         return
     recipe, *options = args
-    if recipe not in RECIPES:
-        raise UsageError(unknown("recipe", recipe, RECIPES))
-    default = Arguments(config=RECIPES[recipe], out=tyro.MISSING)
+    if recipe == OWN:
+        train_own(options, OWN)
+        return
+    name, config, folder = settings_of(recipe)
+    if config.task is None or isinstance(config.task, EnvConfig):
+        train_own(options, name, config)
+        return
+    # A model is always an option of its own, beside the size of one from scratch.
+    tiny = config.model if isinstance(config.model, TinyConfig) else TinyConfig()
     found = tyro.cli(
-        Arguments, prog=f"stepagent train {recipe}", args=options, default=default, config=CONFIG
+        Arguments,
+        prog=f"stepagent train {recipe}",
+        args=options,
+        default=Arguments(config=replace(config, model=tiny), out=tyro.MISSING),
+        config=CONFIG,
     )
-    config = found.config
+    if folder and found.model is None:
+        raise UsageError(f"{recipe}: its model was the folder {folder}; name it with --model")
     prepare()
-    if found.policy is not None:
-        config = replace(config, model=local_model(found.policy))
-    if config.lora.rank and not isinstance(config.model, str):
-        raise UsageError("--lora.rank: a model made from scratch has nothing to adapt")
+    given = found.model or (config.model if isinstance(config.model, str) else None)
+    config = replace(found.config, model=chosen_model(given, found.config, tiny))
+    assert config.task is not None
+    assert not isinstance(config.task, EnvConfig)
     task = open_task(config.task)
-    page = found.out / "report.html"
-    given = [Path(config.model)] if isinstance(config.model, str) else []
-    for model in given:
-        check_policy(model)
-    check_no_input(found.out, [*given, *([found.novice] if found.novice else [])])
     try:
-        settings = _settings(recipe, config, task)
-        if found.novice is not None:
-            check_novice(found.novice, settings)
-        if found.out.is_dir():
-            check_page([found.out], page)
-        with Run(found.out, settings, resume=found.resume) as run:
-            if found.novice is not None:
-                take_novice(run, found.novice)
-            train(config, run, task)
-            write_report([found.out], page)
+        run_training(
+            name,
+            config,
+            found.out,
+            inputs_of(config.model),
+            task=task,
+            novice=found.novice,
+            resume=found.resume,
+        )
     finally:
         task.close()
-    print()
-    print((found.out / "summary.md").read_text(encoding="utf-8"))
-    print(f"Report: {page}")
 
 
-def _settings(recipe: str, config: TrainConfig, task: Task) -> dict[str, Any]:
-    """What has to be the same when the run goes on; a model by its content, not its place."""
-    own = to_json(config)
-    # How long an engine is waited for changes no number, and may change when a run is resumed.
-    own["task"].pop("engine", None)
-    inputs = {}
-    if isinstance(config.model, str):
-        own["model"], inputs["model"] = model_name(config.model), model_input(config.model)
-    return {
-        "recipe": recipe,
-        "seed": config.seed,
-        "protocol": to_json(task.facts()),
-        "config": own,
-        "inputs": inputs,
-    }
+def settings_of(recipe: str) -> Saved:
+    """The settings of a recipe, or of a file with settings.
+
+    Raises `UsageError` for an unknown name, `SettingsError` or `RunError` for a file that has no
+    usable settings.
+    """
+    if recipe in RECIPES:
+        return Saved(recipe, RECIPES[recipe], None)
+    if Path(recipe).suffix == ".json":
+        return settings_of_run(Path(recipe))
+    file, colon, name = recipe.rpartition(":")
+    if colon and file.endswith(".py"):
+        return Saved(f"{Path(file).name}:{name}", settings_of_file(Path(file), name), None)
+    if recipe.endswith(".py"):
+        raise UsageError(f"{recipe}: expected {recipe}:NAME, with the name of a TrainConfig in it")
+    raise UsageError(unknown("recipe", recipe, [OWN, *RECIPES]))

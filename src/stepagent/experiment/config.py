@@ -26,6 +26,7 @@ from stepagent.scratch.pretraining import PretrainConfig
 from stepagent.scratch.small_model import TinyConfig
 from stepagent.tasks.alfworld.task import AlfworldConfig
 from stepagent.tasks.mind2web.task import Mind2WebConfig
+from stepagent.tasks.own import EnvConfig
 from stepagent.tasks.qa.task import QAConfig
 from stepagent.tasks.scienceworld.task import ScienceWorldConfig
 from stepagent.tasks.webshop import WebShopConfig
@@ -104,8 +105,8 @@ class DataConfig:
 class TrainConfig:
     """All settings of a run."""
 
-    task: TaskConfig
-    """The environment and its protocol."""
+    task: TaskConfig | EnvConfig | None
+    """The environment and its protocol; none for a run on demonstrations alone."""
     data: DataConfig = DataConfig()
     """Sizes of the splits."""
     model: TinyConfig | str = TinyConfig()
@@ -168,6 +169,21 @@ class TrainConfig:
             )
         if not self.detours and "dagger" in self.methods:
             raise SettingsError("--methods dagger: learns in detours; expected --detours 1 or more")
+
+    def check_without_environment(self) -> None:
+        """Raises `SettingsError` if something has to be played and there is no environment."""
+        plays = [name for name in self.methods if METHODS[name].plays]
+        if plays:
+            fault = f"--methods {plays[0]}: plays in an environment"
+        elif self.prompting.methods:
+            fault = f"--prompting.methods {self.prompting.methods[0]}: plays in an environment"
+        elif self.detours:
+            fault = f"--detours {self.detours}: the mistakes are made in an environment"
+        elif "inverse" in self.methods and self.inverse.states == "rollout":
+            fault = "--inverse.states rollout: the agent plays in an environment"
+        else:
+            return
+        raise SettingsError(f"{fault}, which this run does not have; name one with --env")
 
     def learner_config(self, method: str) -> LearnerConfig:
         """The settings of a method that learns in rounds: the field of its name."""

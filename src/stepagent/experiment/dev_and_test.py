@@ -7,11 +7,13 @@ from stepagent.chat.episodes import NO_ROOM, PromptedPolicy, play
 from stepagent.chat.local_client import LocalChat
 from stepagent.evaluation import evaluate, likeness, summarize
 from stepagent.experiment.config import TrainConfig
+from stepagent.experiment.held_out import compare_with_expert, to_rows
 from stepagent.experiment.novice import base_model, model_name, open_policy
 from stepagent.experiment.run import Run, write_json
 from stepagent.experiment.run_folder import (
     BASE,
     CHOSEN_FILE,
+    COMPARED_FILE,
     DATA,
     DEMONSTRATIONS,
     DEV_FILE,
@@ -37,13 +39,32 @@ logger = logging.getLogger(__name__)
 def score_on_dev(
     config: TrainConfig,
     run: Run,
-    task: Task,
+    task: Task | None,
     policy: Policy,
     held_out: Sequence[RenderedTrajectory],
     method: str,
     number: int,
 ) -> dict[str, float | None]:
-    """Evaluates a round's policy on the dev panel and against held-out expert steps; logs both."""
+    """Evaluates a round's policy on the dev panel and against held-out expert steps; logs both.
+
+    Without a task there is no panel.
+    """
+    metrics: dict[str, float | None] = {}
+    if task is not None:
+        metrics |= _dev_panel(config, run, task, policy, method, number)
+    like = likeness(
+        policy,
+        held_out,
+        max_new_tokens=config.evaluation.decoding.max_new_tokens,
+    )
+    metrics |= {"agreement": like.agreement, "expert_logprob": like.expert_logprob}
+    run.log(stage=method, round=number, phase="dev", **metrics)
+    return metrics
+
+
+def _dev_panel(
+    config: TrainConfig, run: Run, task: Task, policy: Policy, method: str, number: int
+) -> dict[str, float | None]:
     panel = run.read_json(DATA, PANELS_FILE)["dev"]
     result = evaluate(
         policy, task, panel, config.evaluation, seed=config.seed, description=f"{method}: dev"
@@ -51,23 +72,13 @@ def score_on_dev(
     name = dev_name(method, number)
     run.write_records(episodes_file(name), result.episodes)
     _record_lost(run, name, result.lost, len(panel))
-    like = likeness(
-        policy,
-        held_out,
-        max_new_tokens=config.evaluation.decoding.max_new_tokens,
-    )
-    metrics: dict[str, float | None] = {
+    metrics = {
         "score": result.score.mean,
         "score_low": result.score.low,
         "score_high": result.score.high,
         "success": result.success.mean,
-        "agreement": like.agreement,
-        "expert_logprob": like.expert_logprob,
     }
-    if result.lost:
-        metrics["lost"] = len(result.lost)
-    run.log(stage=method, round=number, phase="dev", **metrics)
-    return metrics
+    return metrics | ({"lost": len(result.lost)} if result.lost else {})
 
 
 def _record_lost(run: Run, name: str, lost: Sequence[Lost], count: int) -> None:
@@ -80,13 +91,49 @@ def _record_lost(run: Run, name: str, lost: Sequence[Lost], count: int) -> None:
 
 
 def best_round(run: Run, method: str) -> int:
-    """The round with the highest dev score, the earliest of equals; 0 is the novice itself."""
-    scores: list[float] = []
-    while run.is_done(unit := dev_unit(method, len(scores))):
-        scores.append(run.read_json(unit, DEV_FILE)["score"])
+    """The round with the highest dev score, the earliest of equals; 0 is the novice itself.
+
+    Without an environment it is the round that agrees most often with the expert in held-out steps.
+    """
+    found = _dev_values(run, method)
+    return found.index(max(found))
+
+
+def best_unit(run: Run, methods: Sequence[str]) -> str:
+    """The unit whose policy does best on dev, by the same measure; the novice if none is better."""
+    best, best_value = NOVICE, _dev_values(run, NOVICE)[0]
+    for method in methods:
+        value = max(_dev_values(run, method))
+        if value > best_value:
+            best, best_value = round_unit(method, best_round(run, method)), value
+    return best
+
+
+def _dev_values(run: Run, method: str) -> list[float]:
+    """What the rounds of a method are chosen by, from that of the novice on."""
+    found = list[float]()
+    while run.is_done(unit := dev_unit(method, len(found))):
+        metrics = run.read_json(unit, DEV_FILE)
+        found.append(metrics["score" if "score" in metrics else "agreement"])
         if method == NOVICE:
             break
-    return scores.index(max(scores))
+    return found
+
+
+def score_on_held_out(
+    config: TrainConfig, run: Run, held_out: Sequence[RenderedTrajectory], method: str
+) -> None:
+    """The method's best round beside the expert, for each held-out trajectory."""
+    number = best_round(run, method)
+    with run.unit(tested_unit(method)) as folder:
+        if method != NOVICE and number == 0:
+            rows = run.read_json(tested_unit(NOVICE), COMPARED_FILE)
+        else:
+            policy = open_policy(config, run, round_unit(method, number))
+            limit = config.evaluation.decoding.max_new_tokens
+            rows = to_rows(compare_with_expert(policy, held_out, max_new_tokens=limit))
+        write_json(folder / COMPARED_FILE, rows)
+        write_json(folder / CHOSEN_FILE, number)
 
 
 def score_on_test(config: TrainConfig, run: Run, task: Task, method: str) -> None:

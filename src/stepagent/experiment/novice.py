@@ -107,8 +107,10 @@ def check_novice(other: Path, settings: Mapping[str, Any]) -> None:
     for name in SETTINGS:
         if theirs["config"].get(name) != settings["config"][name]:
             raise RunError(f"{shown(other)}: its novice has other settings of --{name}")
-    if theirs.get("inputs") != settings.get("inputs"):
-        raise RunError(f"{shown(other)}: its novice began with another model")
+    before, now = (known.get("inputs") or {} for known in (theirs, settings))
+    for name in {**before, **now}:
+        if before.get(name) != now.get(name):
+            raise RunError(f"{shown(other)}: its novice began with other inputs: {name}")
     units.check_rows()
     units.check_all(UNITS)
 

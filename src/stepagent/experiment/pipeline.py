@@ -12,8 +12,15 @@ from pathlib import PurePosixPath
 
 from stepagent.evaluation import choose_items, panel_hash
 from stepagent.experiment.config import TrainConfig
-from stepagent.experiment.dev_and_test import score_on_dev, score_on_test, score_prompted
+from stepagent.experiment.dev_and_test import (
+    score_on_dev,
+    score_on_held_out,
+    score_on_test,
+    score_prompted,
+)
+from stepagent.experiment.held_out_results import write_held_out_results
 from stepagent.experiment.novice import make_novice, open_policy, rendered
+from stepagent.experiment.own import OwnData, OwnDataError
 from stepagent.experiment.results import write_results
 from stepagent.experiment.rounds import Rounds
 from stepagent.experiment.run import Run, write_json
@@ -22,9 +29,11 @@ from stepagent.experiment.run_folder import (
     DEMONSTRATIONS,
     DEV_FILE,
     HELD_OUT,
+    LEFT_OUT,
     NOVICE_DEV,
     PANELS_FILE,
     RESULTS,
+    WITHOUT_ITEM,
     tested_unit,
 )
 from stepagent.files.atomic import file_hash
@@ -46,55 +55,74 @@ PANEL_SEED = 0
 def train(
     config: TrainConfig,
     run: Run,
-    task: Task,
+    task: Task | None,
     own_methods: Mapping[str, LearnerConfig] | None = None,
+    *,
+    own: OwnData | None = None,
 ) -> None:
     """Runs everything that is not finished yet in the run folder.
 
-    `own_methods` are learners of the user's by name, compared with those of `config.methods`. Each
+    `own_methods` are learners of the user's by name, compared with those of `config.methods`. `own`
+    are demonstrations to use in place of those of the task's expert; without a task they are all
+    there is, and rounds are chosen by how often they agree with the expert in held-out steps. Each
     step opens the policy that it needs and lets go of it: one policy is in memory at a time, in
     inverse reflection with its discriminator.
+
+    Raises `SettingsError` if a method needs an environment and there is none.
     """
+    if task is None:
+        config.check_without_environment()
     if run.is_done(RESULTS):
         return
     learners = {name: config.learner_config(name) for name in config.methods} | dict(
         own_methods or {}
     )
-    demonstrations, held_out = _data(config, run, task)
-    cloned = _of_each_group(task, demonstrations, 0, config.data.sft)
+    demonstrations, held_out = _data(config, run, task, own)
+    cloned = learnt = demonstrations
+    if task is not None and own is None:
+        data = config.data
+        cloned = _of_each_group(task, demonstrations, 0, data.sft)
+        learnt = _of_each_group(task, demonstrations, data.sft - data.shared, data.reflection)
     make_novice(config, run, demonstrations, cloned)
-    learnt = _of_each_group(
-        task, demonstrations, config.data.sft - config.data.shared, config.data.reflection
-    )
     practice = _practice(config, run, task, learnt, held_out)
     for method, learner in learners.items():
         _rounds(config, run, task, method, learner, practice)
     for tested in (NOVICE, *learners):
-        if not run.is_done(tested_unit(tested)):
+        if run.is_done(tested_unit(tested)):
+            continue
+        if task is None:
+            score_on_held_out(config, run, practice.held_out, tested)
+        else:
             score_on_test(config, run, task, tested)
     for prompt in config.prompting.methods:
-        if not run.is_done(tested_unit(prompt)):
+        if task is not None and not run.is_done(tested_unit(prompt)):
             score_prompted(config, run, task, prompt)
-    write_results(config.seed, run, own_methods or ())
+    if task is None:
+        write_held_out_results(config.seed, run, own_methods or ())
+    else:
+        write_results(config.seed, run, own_methods or ())
 
 
 def _practice(
     config: TrainConfig,
     run: Run,
-    task: Task,
+    task: Task | None,
     demonstrations: Sequence[Trajectory],
     held_out: Sequence[Trajectory],
 ) -> Practice:
     """What all methods practise, after the novice was evaluated on dev."""
     novice = open_policy(config, run, NOVICE)
+    playground = None
+    if task is not None:
+        playground = Playground(
+            task=task, detours=config.detours, num_parallel=config.evaluation.num_parallel
+        )
     practice = Practice(
         rendered(run, novice, demonstrations, "reflection"),
         rendered(run, novice, held_out, "held-out"),
         config.inspection,
         seed=config.seed,
-        playground=Playground(
-            task=task, detours=config.detours, num_parallel=config.evaluation.num_parallel
-        ),
+        playground=playground,
     )
     if not run.is_done(NOVICE_DEV):
         with run.unit(NOVICE_DEV) as folder:
@@ -106,7 +134,7 @@ def _practice(
 def _rounds(
     config: TrainConfig,
     run: Run,
-    task: Task,
+    task: Task | None,
     method: str,
     learner: LearnerConfig,
     practice: Practice,
@@ -128,37 +156,70 @@ def _rounds(
 
 
 def _data(
-    config: TrainConfig, run: Run, task: Task
-) -> tuple[tuple[Trajectory, ...], tuple[Trajectory, ...]]:
-    """Training demonstrations and the experts of the dev panel."""
+    config: TrainConfig, run: Run, task: Task | None, own: OwnData | None
+) -> tuple[Sequence[Trajectory], Sequence[Trajectory]]:
+    """Training demonstrations and the held-out ones, by default the experts of the dev panel."""
     if not run.is_done(DATA):
         with run.unit(DATA) as folder:
-            wanted = config.data.sft + config.data.reflection - config.data.shared
-            items = choose_items(task, "train", wanted, seed=PANEL_SEED)
-            dev = choose_items(task, "dev", config.data.dev, seed=PANEL_SEED)
-            test = choose_items(task, "test", config.data.test, seed=PANEL_SEED)
-            for file, chosen in ((DEMONSTRATIONS, items), (HELD_OUT, dev)):
-                found = collect(task, chosen)
-                run.write_records(file, found.trajectories)
-                for lost in found.lost:
-                    logger.warning("lost: %s", lost)
-                facts = {
-                    "sha256": file_hash(run.folder / file),
-                    "trajectories": len(found.trajectories),
-                    "failed": list(found.failed),
-                    "lost": [str(lost) for lost in found.lost],
-                }
-                run.record_data(PurePosixPath(file).name, facts)
-            panels = {"dev": dev, "test": test}
-            write_json(folder / PANELS_FILE, panels)
-            run.record_data(
-                "panels",
-                {n: {"sha256": panel_hash(p), "items": len(p)} for n, p in panels.items()},
-            )
+            panels = _panels(config, task, own) if task else {}
+            if own is not None:
+                _write_own(run, own)
+            elif task is not None:
+                wanted = config.data.sft + config.data.reflection - config.data.shared
+                items = choose_items(task, "train", wanted, seed=PANEL_SEED)
+                for file, chosen in ((DEMONSTRATIONS, items), (HELD_OUT, panels["dev"])):
+                    _collect(run, task, file, chosen)
+            if panels:
+                write_json(folder / PANELS_FILE, panels)
+                run.record_data(
+                    "panels",
+                    {n: {"sha256": panel_hash(p), "items": len(p)} for n, p in panels.items()},
+                )
     for file in (DEMONSTRATIONS, HELD_OUT):
         run.units.check(file)
-    train, dev_experts = (read_trajectories(run.folder / f) for f in (DEMONSTRATIONS, HELD_OUT))
-    return train.trajectories, dev_experts.trajectories
+    train, held_out = (read_trajectories(run.folder / f) for f in (DEMONSTRATIONS, HELD_OUT))
+    return train.trajectories, held_out.trajectories
+
+
+def _panels(config: TrainConfig, task: Task, own: OwnData | None) -> dict[str, tuple[str, ...]]:
+    """Dev and test items, without those that the agent learns from."""
+    learnt = {t.id for t in own.demonstrations} if own else set()
+    chosen = {
+        "dev": choose_items(task, "dev", config.data.dev, seed=PANEL_SEED),
+        "test": choose_items(task, "test", config.data.test, seed=PANEL_SEED),
+    }
+    panels = {name: tuple(i for i in every if i not in learnt) for name, every in chosen.items()}
+    for name, items in panels.items():
+        if not items:
+            raise OwnDataError(
+                f"{task.name}: all {name} items are among the demonstrations; expected others"
+            )
+    return panels
+
+
+def _collect(run: Run, task: Task, file: str, items: Sequence[str]) -> None:
+    found = collect(task, items)
+    run.write_records(file, found.trajectories)
+    for lost in found.lost:
+        logger.warning("lost: %s", lost)
+    facts = {
+        "sha256": file_hash(run.folder / file),
+        "trajectories": len(found.trajectories),
+        "failed": list(found.failed),
+        "lost": [str(lost) for lost in found.lost],
+    }
+    run.record_data(PurePosixPath(file).name, facts)
+
+
+def _write_own(run: Run, own: OwnData) -> None:
+    for file, trajectories in ((DEMONSTRATIONS, own.demonstrations), (HELD_OUT, own.held_out)):
+        run.write_records(file, trajectories)
+        facts = {"sha256": file_hash(run.folder / file), "trajectories": len(trajectories)}
+        run.record_data(PurePosixPath(file).name, facts)
+    if own.left_out:
+        run.record_data(LEFT_OUT, own.left_out)
+    if own.without_item:
+        run.record_data(WITHOUT_ITEM, {"demonstrations": own.without_item})
 
 
 def _of_each_group(

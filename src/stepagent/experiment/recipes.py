@@ -40,17 +40,19 @@ def _copying(epochs: int) -> SFTConfig:
     return replace(PretrainConfig().copying, epochs=epochs)
 
 
-SCIENCEWORLD_DEMO = TrainConfig(
-    task=ScienceWorldConfig(
-        task_types=(
-            "find-animal",
-            "find-living-thing",
-            "find-non-living-thing",
-            "find-plant",
-            "lifespan-longest-lived-then-shortest-lived",
-        ),
-        step_limit=25,
+_FIVE_TYPES = ScienceWorldConfig(
+    task_types=(
+        "find-animal",
+        "find-living-thing",
+        "find-non-living-thing",
+        "find-plant",
+        "lifespan-longest-lived-then-shortest-lived",
     ),
+    step_limit=25,
+)
+
+SCIENCEWORLD_DEMO = TrainConfig(
+    task=_FIVE_TYPES,
     # Half of what reflection practises on was not cloned: the agent cannot know it by heart.
     data=DataConfig(sft=18, reflection=37, shared=18, dev=6, test=12),
     model=TinyConfig(hidden_size=192),
@@ -185,7 +187,7 @@ SMOKE = TrainConfig(
 RECIPES: dict[str, TrainConfig] = {
     "scienceworld-demo": SCIENCEWORLD_DEMO,
     "scienceworld-results": _results(
-        SCIENCEWORLD_DEMO.task,
+        _FIVE_TYPES,
         DataConfig(sft=37, reflection=75, shared=37, dev=12, test=40),
         Decoding(max_new_tokens=24),
         PretrainConfig(renamed=1.0),

@@ -36,6 +36,7 @@ PANELS_FILE = "panels.json"
 DEV_FILE = "dev.json"
 TEST_FILE = "metrics.json"
 CHOSEN_FILE = "best_round.json"
+COMPARED_FILE = "held_out.json"
 """Files in the folders of units."""
 
 
@@ -92,6 +93,13 @@ def episodes_file(name: str) -> str:
 def unit_file(unit: str, name: str) -> str:
     """A file in the folder of a unit, by its path within the run folder."""
     return f"units/{unit}/{name}"
+
+
+LEFT_OUT = "left out"
+"""Where config.json counts trajectories of the user's own that are not used, by reason."""
+
+WITHOUT_ITEM = "without an item of the environment"
+"""Where config.json counts demonstrations that take no detours."""
 
 
 def lost_key(name: str) -> str:

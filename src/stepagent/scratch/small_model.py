@@ -82,7 +82,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     )
 
 
-def _texts(trajectories: Sequence[Trajectory]) -> Iterator[str]:
+def texts_of(trajectories: Sequence[Trajectory]) -> Iterator[str]:
+    """All texts that the tokenizer of a model from scratch is trained on."""
     for trajectory in trajectories:
         yield trajectory.instruction
         for step in trajectory.steps:
@@ -94,7 +95,7 @@ def build_tiny_model(
     trajectories: Sequence[Trajectory], config: TinyConfig, *, seed: int, folder: Path
 ) -> None:
     """Writes an untrained Llama that can copy, and a tokenizer of the trajectories, to `folder`."""
-    tokenizer = train_tokenizer(_texts(trajectories), config.vocab_size)
+    tokenizer = train_tokenizer(texts_of(trajectories), config.vocab_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(

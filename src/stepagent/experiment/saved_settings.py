@@ -1,0 +1,132 @@
+"""Settings from files: the config.json of an earlier run, or a `TrainConfig` in a Python file."""
+
+import difflib
+import importlib.util
+from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+
+from stepagent.bounds import OutOfBounds
+from stepagent.console.printable import printable, shown
+from stepagent.experiment.config import SettingsError, TrainConfig
+from stepagent.experiment.manifest import read_config
+
+_UNSAVED = ("engine",)
+"""Settings that change no number, which config.json therefore leaves out."""
+
+
+class Saved(NamedTuple):
+    """The settings of an earlier run."""
+
+    recipe: str
+    config: TrainConfig
+    folder: str | None
+    """The name of the folder that its model was in, whose place config.json does not say."""
+
+
+def settings_of_run(path: Path) -> Saved:
+    """The settings of the run whose config.json this is.
+
+    Raises `RunError` if the file was changed, `SettingsError` if this version of StepAgent has
+    other settings.
+    """
+    place = printable(str(path), limit=4096)
+    if path.name != "config.json":
+        raise SettingsError(f"{place}: expected the config.json of a run, under that name")
+    saved = read_config(path.parent)
+    known = saved.get("config") if saved else None
+    if not isinstance(known, dict) or "methods" not in known:
+        raise SettingsError(
+            f"{place}: not of a run of this version of stepagent train; expected the config.json "
+            "of one"
+        )
+    try:
+        found = _value(TrainConfig, known, "config")
+    except (ValueError, OutOfBounds) as error:
+        raise SettingsError(f"{place}: {printable(str(error), limit=500)}") from None
+    assert saved is not None and isinstance(found, TrainConfig)
+    model = found.model if isinstance(found.model, str) else None
+    is_on_hub = saved.get("inputs", {}).get("model") == model
+    recipe = printable(str(saved.get("recipe")), limit=200)
+    return Saved(recipe, found, None if is_on_hub else model)
+
+
+def settings_of_file(path: Path, name: str) -> TrainConfig:
+    """The `TrainConfig` of that name in a Python file; raises `SettingsError` if there is none."""
+    place = printable(str(path), limit=4096)
+    if not path.is_file():
+        raise SettingsError(f"{place}: no such file; expected a Python file with a TrainConfig")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise SettingsError(f"{place}: not a Python file; expected FILE.py:NAME")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever somebody's file raises
+        reason = printable(f"{type(error).__name__}: {error}", limit=300)
+        raise SettingsError(f"{place}: cannot be imported: {reason}") from None
+    known = [key for key, value in vars(module).items() if isinstance(value, TrainConfig)]
+    if name in known:
+        found: TrainConfig = getattr(module, name)
+        return found
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    listed = ", ".join(known) or "none"
+    raise SettingsError(f"{place}: no TrainConfig {printable(name)!r}; {hint}it has: {listed}")
+
+
+def _value(kind: Any, value: Any, where: str) -> Any:
+    """The JSON value as an instance of the type; raises `SettingsError` if it is none."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if is_dataclass(kind) and isinstance(value, dict):
+        return _record(kind, value, where)
+    if origin in (Union, UnionType):
+        return _value(_member(inner, value, where), value, where)
+    if origin is tuple and isinstance(value, list):
+        return tuple(_value(inner[0], part, f"{where}[{n}]") for n, part in enumerate(value))
+    if origin is Literal and value in inner:
+        return value
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if kind in (str, int, bool) and type(value) is kind:
+        return value
+    if kind is NoneType and value is None:
+        return None
+    expected = f"one of {', '.join(map(str, inner))}" if origin is Literal else _kind_name(kind)
+    raise SettingsError(f"{where} is {shown(value)}, expected {expected}")
+
+
+def _record(kind: Any, value: dict[str, Any], where: str) -> Any:
+    known = {f.name: f for f in fields(kind)}
+    if unknown := sorted(value.keys() - known.keys()):
+        raise SettingsError(f"{where}.{unknown[0]}: not a setting of this version of StepAgent")
+    types = get_type_hints(kind)
+    for name, field in known.items():
+        no_default = field.default is MISSING and field.default_factory is MISSING
+        if name not in value and (no_default or name not in _UNSAVED):
+            raise SettingsError(f"{where}.{name}: missing; this version of StepAgent has it")
+    return kind(**{n: _value(types[n], part, f"{where}.{n}") for n, part in value.items()})
+
+
+def _member(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
+    """Which type of a union a value is of: the dataclass with its fields, or the plain type."""
+    if isinstance(value, dict):
+        named = {kind: {f.name for f in fields(kind)} for kind in kinds if is_dataclass(kind)}
+        for kind, names in named.items():
+            if value.keys() <= names and names - value.keys() <= {*_UNSAVED}:
+                return kind
+        raise SettingsError(f"{where}: its fields are not settings of this version of StepAgent")
+    for kind in kinds:
+        if not is_dataclass(kind):
+            try:
+                _value(kind, value, where)
+            except SettingsError:
+                continue
+            return kind
+    raise SettingsError(f"{where} is {shown(value)}, expected another kind of value")
+
+
+def _kind_name(kind: Any) -> str:
+    names = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+    return names.get(kind, "an object" if is_dataclass(kind) else "a list")
