@@ -84,7 +84,7 @@ check: $(TOOLS)
 	@$(BIN)/pytest tests/test_house_rules.py
 
 docs: $(TOOLS)
-	@$(BIN)/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "site/index.html"
 
 clean:

@@ -1,7 +1,7 @@
 """A MkDocs hook: CONTRIBUTING.md and SECURITY.md are pages of the site without a second copy.
 
-On GitHub the pages link to `../CONTRIBUTING.md`; on the site the same link leads to the page that is
-made here from that file.
+On GitHub the pages link to `../CONTRIBUTING.md`; on the site the same link leads to the page that
+is made here from that file.
 """
 
 import re

@@ -5,13 +5,15 @@ No command is run: the real parser of each reads its arguments, and nothing more
 
 import ast
 import importlib
+import io
 import json
 import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import redirect_stdout
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cache, wraps
 from inspect import isclass
 from pathlib import Path
@@ -198,9 +200,7 @@ def test_every_command_in_a_sentence_parses_or_only_lacks_its_output(
                 check_stepagent([*words[1:], "--out", "OUT"])
 
 
-def test_a_wrong_command_is_noticed(
-    nothing_runs: None, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_wrong_command_is_noticed(nothing_runs: None, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         check_stepagent(["sft", "--demonstrations", "FILE", "--outt", "novice"])
     with pytest.raises(SystemExit):
@@ -219,28 +219,25 @@ def test_shell_blocks_are_cut_into_commands() -> None:
 @pytest.fixture(scope="module")
 def known_options() -> set[str]:
     """Every option of every command, of `train` for each kind of task."""
-    found: set[str] = set()
-    parse, help_texts = tyro.cli, []
+    recipes = ("scienceworld-demo", "alfworld-results", "webshop-tiny", "mind2web-tiny")
+    asked = [["train", recipe] for recipe in (*recipes, "musique-tiny")]
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(said):
+        patch.setenv("COLUMNS", "400")
+        for name, *args in asked + [[name] for name in COMMANDS if name != "train"]:
+            main = importlib.import_module(f"stepagent.commands.{COMMANDS[name][0]}").main
+            with pytest.raises(SystemExit):
+                main([*args, "--help"])
+    named = set(re.findall(r"--[a-z][\w.-]*", said.getvalue()))
+    return named.union(*(paths_of(config) for config in TASKS.values()))
 
-    def collect(command: Any, *, default: Any = None, **settings: Any) -> None:
-        given = {} if default is None else {"default": default}
-        parser = tyro.extras.get_parser(command, config=settings["config"], **given)
-        help_texts.append(parser.format_help())
-        raise Parsed
 
-    tyro.cli = collect
-    try:
-        recipes = ["scienceworld-demo", "alfworld-results", "webshop-tiny", "mind2web-tiny"]
-        for name, (module, _) in COMMANDS.items():
-            main = importlib.import_module(f"stepagent.commands.{module}").main
-            for args in [[r] for r in [*recipes, "musique-tiny"]] if name == "train" else [[]]:
-                with pytest.raises(Parsed):
-                    main(args)
-    finally:
-        tyro.cli = parse
-    for text in help_texts:
-        found |= set(re.findall(r"--[a-z][\w.-]*", text))
-    return found
+def paths_of(config: Any, prefix: str = "--") -> Iterator[str]:
+    """Options of a task, which `collect` and others list behind its name."""
+    for field in fields(config):
+        yield (name := prefix + field.name.replace("_", "-"))
+        if is_dataclass(value := getattr(config, field.name)):
+            yield from paths_of(value, f"{name}.")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -273,7 +270,9 @@ def option_tables() -> list[Any]:
     """Rows `| --option | default | meaning |` of tables that begin with `option`."""
     found = []
     for page in PAGES:
-        for table in re.finditer(r"^\| option[^|]*\| default \|.*\n(?:\|.*\n)+", prose_of(page), re.M):
+        for table in re.finditer(
+            r"^\| option[^|]*\| default \|.*\n(?:\|.*\n)+", prose_of(page), re.M
+        ):
             for row in table[0].splitlines()[2:]:
                 names, default = (cell.strip() for cell in row.split("|")[1:3])
                 if names.startswith("`--"):
@@ -317,6 +316,23 @@ def test_links_between_pages_lead_somewhere_on_github(page: Path) -> None:
         if not target.exists() or (anchor and anchor not in anchors(target)):
             broken.append(link)
     assert broken == []
+
+
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if p != LOG], ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_files_that_pages_name_exist(page: Path) -> None:
+    named = re.findall(
+        r"\b((?:src/stepagent|tests|benchmarks|examples)/[\w./-]*\w)", page.read_text()
+    )
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_the_readme_lists_every_room_of_the_top_floor() -> None:
+    tree = README.read_text().partition("src/stepagent/\n")[2].partition("```")[0]
+    listed = {n for m in re.finditer(r"^  (\S+(?:, \S+)*)  ", tree, re.M) for n in m[1].split(", ")}
+    rooms = {p.name + "/" * p.is_dir() for p in (ROOT / "src" / "stepagent").iterdir()}
+    assert listed == {r for r in rooms if not r.startswith("__") and r != "py.typed"}
 
 
 def test_a_broken_link_can_be_noticed() -> None:
@@ -423,10 +439,21 @@ def test_every_public_name_has_a_docstring(name: str) -> None:
 
 def test_the_site_builds_strictly_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
     pytest.importorskip("mkdocs")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", tmp_path]
+    command = [
+        sys.executable,
+        "-m",
+        "mkdocs",
+        "build",
+        "--strict",
+        "--quiet",
+        "--site-dir",
+        tmp_path,
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    loads = re.compile(r"<(?:script|link|img|iframe)\b[^>]*?(?:src|href)=[\"']?(?:https?:)?//[^>]*>")
+    loads = re.compile(
+        r"<(?:script|link|img|iframe)\b[^>]*?(?:src|href)=[\"']?(?:https?:)?//[^>]*>"
+    )
     pages = list(tmp_path.rglob("*.html"))
     assert len(pages) > 30
     assert {m[0] for p in pages for m in loads.finditer(p.read_text())} == set()
