@@ -198,7 +198,7 @@ def headline(rows: Sequence[Row]) -> str:
     panels = _by_recipe(rows)
     header = ["method"]
     for panel in panels:
-        header += [TASK_NAMES[panel.rows[0]["task"]], f"minus {METHODS['sft_more']}"]
+        header += [TASK_NAMES[panel.rows[0]["task"]], f"minus {method_label('sft_more')}"]
     lines = []
     for method in HEADLINE:
         cells = ((p.interval(method), p.difference(method, "sft_more")) for p in panels)
@@ -221,18 +221,18 @@ def of_method(rows: Sequence[Row], method: str) -> str:
                     f"{panel.mean(method, column='env_steps'):,.0f}",
                 ]
             )
-    minus = f"minus {METHODS['sft_more']}"
+    minus = f"minus {method_label('sft_more')}"
     return _markdown(["task", "seeds", "score", "success, %", minus, "env steps"], lines)
 
 
 TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
-    "headline": headline,
-    **{f"method-{method}": partial(of_method, method=method) for method in METHODS},
     "results": results,
     "summary": summary,
     "ablations": ablations,
     "rounds": rounds,
     "tasks": tasks,
+    "headline": headline,
+    **{f"method-{method}": partial(of_method, method=method) for method in METHODS},
 }
 
 

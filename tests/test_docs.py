@@ -25,6 +25,7 @@ import tyro
 import stepagent
 from stepagent.cli import COMMANDS
 from stepagent.experiment.config import TASKS, TrainConfig
+from stepagent.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -341,6 +342,13 @@ def test_a_broken_link_can_be_noticed() -> None:
 
 
 # What pages promise
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_has_a_page_with_four_headings(name: str) -> None:
+    page = DOCS / "methods" / ("prompting" if METHODS[name].kind == "prompt" else name)
+    headings = re.findall(r"^## (.*)$", page.with_suffix(".md").read_text(), re.MULTILINE)
+    assert headings == ["Usage", "Logged metrics", "Implementation details", "Results"]
 
 
 def test_the_readme_is_short() -> None:
