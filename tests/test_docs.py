@@ -25,6 +25,7 @@ import tyro
 import stepagent
 from stepagent.cli import COMMANDS
 from stepagent.experiment.config import TASKS, TrainConfig
+from stepagent.formats.files import read_foreign
 from stepagent.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
@@ -260,6 +261,31 @@ def test_python_blocks_import_only_what_exists(block: Block) -> None:
             for alias in node.names:
                 if alias.name.startswith("stepagent"):
                     importlib.import_module(alias.name)
+
+
+def test_the_environment_of_the_page_can_be_solved() -> None:
+    (block,) = (b for b in blocks_of(DOCS / "own-environment.md") if b.language == "python")
+    names: dict[str, Any] = {}
+    exec(compile(block.text, block.place, "exec"), names)
+    env = names["Guess"]()
+    env.reset(seed=3)
+    assert env.step("no number")[1] == 0
+    low, high, seen, reward = 0, 99, "", 0.0
+    while not reward:
+        guess = (low + high) // 2
+        seen, reward, *_ = env.step(str(guess))
+        low, high = (guess + 1, high) if seen == "Higher." else (low, guess - 1)
+    assert seen == "Right."
+
+
+def test_the_messages_of_the_page_are_demonstrations(tmp_path: Path) -> None:
+    (block,) = (b for b in blocks_of(DOCS / "own-data.md") if b.language == "json")
+    (tmp_path / "orders.json").write_text(block.text)
+    (trajectory,) = read_foreign(tmp_path / "orders.json").trajectories
+    assert [step.action for step in trajectory.steps] == [
+        "cancel 17", "reply The order is cancelled.",
+    ]  # fmt: skip
+    assert trajectory.instruction == "Cancel order 17."
 
 
 @pytest.mark.parametrize("block", of("json"))
