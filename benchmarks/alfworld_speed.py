@@ -1,13 +1,14 @@
-"""Steps per second and seconds to begin a game in ALFWorld: ours beside alfworld's own batch env.
+"""Compares the speed of our ALFWorld environment with alfworld's own batch environment.
 
-Both play the same games with as many processes, each game with the same commands: its walkthrough
-without the last one, then looks at the room, and so `--steps` actions that never end the episode.
-Ours is measured twice, before and after it has kept its translations of the games. Times are those
-of one player, so that `steps_per_second` is that of all players together.
+Both play the same games with the same number of processes and the same `--steps` commands per game:
+its walkthrough without the last command, then `look` and `inventory`, so that no episode ends.
+Ours is measured twice, without and with cached translations of the games. `seconds_to_begin` is the
+mean time to start a game; `steps_per_second` is that of all players together.
 
     python benchmarks/alfworld_speed.py --folder FOLDER --games 8 --players 2
 
-FOLDER is what `stepagent download alfworld` made, with walkthroughs. Prints one JSON line for each.
+FOLDER is the one that `stepagent download alfworld` wrote, with walkthroughs. Prints one JSON line
+for each environment.
 """
 
 import argparse
@@ -26,13 +27,13 @@ from stepagent.tasks.alfworld.task import Alfworld, AlfworldConfig
 
 
 def commands(file: Path, steps: int) -> list[str]:
-    """What is done in a game."""
+    """The commands that are played in a game."""
     walkthrough = json.loads(file.read_bytes())["walkthrough"][:-1]
     return [*walkthrough, *islice(cycle(["look", "inventory"]), steps)][:steps]
 
 
 def ours(task: Alfworld, items: list[str], steps: int, players: int) -> dict[str, float]:
-    """Each player plays every so-manieth game in an environment of its own."""
+    """Measures ours: player i of n plays games i, i + n, ... in its own environment."""
 
     def play(mine: list[str]) -> tuple[float, float]:
         env, begun, stepped = task.make_env(), 0.0, 0.0
@@ -56,7 +57,7 @@ def ours(task: Alfworld, items: list[str], steps: int, players: int) -> dict[str
 def theirs(
     task: Alfworld, items: list[str], steps: int, players: int, warm_up: str
 ) -> dict[str, float]:
-    """Batches of games, made as alfworld's `init_env` makes them, after one that is not timed."""
+    """Measures alfworld's batch environment, made as its `init_env` does, after a warm-up game."""
     env_id = textworld.gym.register_games(
         [str(task.file(item)) for item in items],
         textworld.EnvInfos(won=True, admissible_commands=True, extras=["gamefile"]),
@@ -81,7 +82,7 @@ def theirs(
 
 
 def rates(begun: list[float], stepped: list[float], games: int, steps: int) -> dict[str, float]:
-    """Seconds of each player become rates."""
+    """Converts the seconds of each player to rates."""
     return {
         "seconds_to_begin": round(sum(begun) / games, 3),
         "steps_per_second": round(games * steps * len(stepped) / sum(stepped), 1),
@@ -97,7 +98,7 @@ def main() -> None:
     parser.add_argument("--players", type=int, default=2)
     options = parser.parse_args()
     if options.games % options.players:
-        parser.error("--games must be divisible by --players: all players play as many games")
+        parser.error("--games must be divisible by --players: all players play equally many games")
     with TemporaryDirectory() as empty:
         for path in options.folder.iterdir():
             if path.name != "translated":
@@ -106,12 +107,12 @@ def main() -> None:
         task = Alfworld(config, folder=Path(empty))
         every = len(task.items("test")) // options.games
         if every < 2:
-            parser.error("--games must be at most half of the test split: one more is to warm up")
+            parser.error("--games must be at most half of the test split: one more is the warm-up")
         items = list(task.items("test")[::every])[: options.games]
         size = (options.steps, options.players)
         outside = task.items("test")[1]
         warm_up = [task.make_env() for _ in range(options.players)]
-        for env in warm_up:  # starts the processes, whose imports are not the question
+        for env in warm_up:  # starts the processes, so that their imports are not timed
             env.reset(options={"item": outside})
         for env in warm_up:
             env.close()

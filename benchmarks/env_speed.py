@@ -1,8 +1,8 @@
-"""Environment steps per second of every task whose data is there, beside the original's engine.
+"""Measures environment steps per second of installed tasks, and of ScienceWorld's own environment.
 
-The expert's actions are played again on the same items, first by one environment, then by several
-in threads; loading an item is measured apart from its steps. For ScienceWorld the same actions also
-go through `scienceworld.ScienceWorldEnv`, in the same process.
+The expert's actions are replayed on the same items, first in one environment, then in several
+threads; loading an item is timed separately. For ScienceWorld the same actions are also replayed in
+`scienceworld.ScienceWorldEnv`, in the same process.
 
     python benchmarks/env_speed.py --tasks scienceworld webshop hotpotqa --items 20 --threads 8
 
@@ -24,7 +24,7 @@ from stepagent.types import Trajectory
 
 
 def played(task: Task, trajectories: Sequence[Trajectory]) -> tuple[float, float, int]:
-    """Seconds of resets, seconds of steps, and steps, of one environment."""
+    """Replays trajectories in one environment: seconds of resets, seconds of steps, steps."""
     env = task.make_env()
     resetting = stepping = 0.0
     steps = 0
@@ -43,12 +43,12 @@ def played(task: Task, trajectories: Sequence[Trajectory]) -> tuple[float, float
 
 
 def show(**row: object) -> None:
-    """One line."""
+    """Prints a row as one line of JSON."""
     print(json.dumps(row), flush=True)
 
 
 def measure(name: str, num_items: int, num_threads: int) -> None:
-    """One task, alone and in threads."""
+    """Measures one task, in one environment and in several threads."""
     task = TASKS[name].make_task()
     try:
         items = choose_items(task, "train", num_items, seed=0)[: num_items * 4]
@@ -77,7 +77,7 @@ def measure(name: str, num_items: int, num_threads: int) -> None:
 
 
 def original(trajectories: Sequence[Trajectory], step_limit: int) -> None:
-    """The same actions through ScienceWorld's own environment."""
+    """Measures the same actions in ScienceWorld's own environment."""
     from scienceworld import ScienceWorldEnv
 
     env = ScienceWorldEnv("", envStepLimit=step_limit)
@@ -108,7 +108,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=["scienceworld"])
     parser.add_argument(
-        "--items", type=int, default=5, help="of each group; four times that in all"
+        "--items", type=int, default=5, help="items per group; at most four times as many in all"
     )
     parser.add_argument("--threads", type=int, default=8)
     options = parser.parse_args()

@@ -1,7 +1,7 @@
-"""Damage to the files of a finished run: flipped bits, lines and files that are gone or others.
+"""Fault kinds that damage files of a finished run: flipped bits, changed lines, changed files.
 
-The run goes on and is reported after it. Either has to find the damage and name the file, or all
-has to be as before.
+After the damage, the run is reported and resumed. Each command must either name the damaged file or
+produce the same output as without the damage.
 """
 
 import os
@@ -18,7 +18,7 @@ from fault_runs import REPORT, TRAIN, Outcome, difference, run
 def damage(
     rng: random.Random, lab: Lab, folder: Path, do: Callable[[random.Random, Path], str | None]
 ) -> Verdict:
-    """Something is done to one file of a finished run; then the run goes on, and is reported."""
+    """Damages one file of a copy of a finished run; then reports and resumes the run."""
     whole = lab.commands["train"]
     shutil.copytree(whole.folder / "run", folder / "run", dirs_exist_ok=True)
     every = [p for p in sorted((folder / "run").rglob("*")) if p.is_file() and p.stat().st_size]
@@ -41,14 +41,16 @@ def damage(
     outcome = run(TRAIN, folder)
     if outcome.code == 0:
         changed = difference(folder, whole.expected)
-        verdicts.append(("lost", f"{what}: goes on, {changed}") if changed else ("survived", ""))
+        verdicts.append(
+            ("lost", f"{what}: resumed, but {changed}") if changed else ("survived", "")
+        )
     else:
-        verdicts.append(said(outcome, names, f"{what}: going on"))
+        verdicts.append(said(outcome, names, f"{what}: resuming"))
     return min(verdicts, key=lambda verdict: ("lost", "refused", "survived").index(verdict[0]))
 
 
 def said(outcome: Outcome, names: list[str], what: str) -> Verdict:
-    """Whether an error names the file."""
+    """`refused` if an error names the file in one line, else `lost`."""
     if outcome.is_refusal and fault_runs.named(names, outcome):
         return "refused", ""
     return "lost", f"{what}: {outcome}"
@@ -64,7 +66,7 @@ def flip(rng: random.Random, path: Path) -> str | None:
 
 
 def edit_lines(rng: random.Random, path: Path) -> str | None:
-    """Takes a line out, doubles one, or exchanges two."""
+    """Removes a line, repeats one, or swaps two."""
     lines = path.read_bytes().splitlines(keepends=True)
     before, at = list(lines), rng.randrange(len(lines))
     match rng.randrange(3):
@@ -72,17 +74,17 @@ def edit_lines(rng: random.Random, path: Path) -> str | None:
             done = "a line removed from"
             del lines[at]
         case 1:
-            done = "a line doubled in"
+            done = "a line repeated in"
             lines.insert(at, lines[at])
         case _:
-            done = "two lines exchanged in"
+            done = "two lines swapped in"
             lines[at], lines[0] = lines[0], lines[at]
     path.write_bytes(b"".join(lines))
     return None if before == lines else done
 
 
 def spoil(rng: random.Random, path: Path) -> str | None:
-    """Deletes a file, cuts it, empties it, or puts another in its place."""
+    """Deletes, truncates or empties a file, or replaces it by another."""
     match rng.randrange(4):
         case 0:
             path.unlink()
@@ -99,7 +101,7 @@ def spoil(rng: random.Random, path: Path) -> str | None:
         return None
     other = rng.choice(sorted(others))
     shutil.copyfile(other, path)
-    return f"{other.parent.name}/{other.name} put in the place of"
+    return f"{other.parent.name}/{other.name} put in place of"
 
 
 def flipped_bits(rng: random.Random, lab: Lab, folder: Path) -> Verdict:
@@ -108,10 +110,10 @@ def flipped_bits(rng: random.Random, lab: Lab, folder: Path) -> Verdict:
 
 
 def changed_lines(rng: random.Random, lab: Lab, folder: Path) -> Verdict:
-    """Lines of JSON that are missing, doubled or exchanged in a finished run."""
+    """Missing, repeated or swapped JSON lines in a finished run."""
     return damage(rng, lab, folder, edit_lines)
 
 
 def spoilt_files(rng: random.Random, lab: Lab, folder: Path) -> Verdict:
-    """Files of a finished run that are missing, cut, empty or others."""
+    """Missing, truncated, empty or replaced files of a finished run."""
     return damage(rng, lab, folder, spoil)

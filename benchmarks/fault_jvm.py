@@ -1,7 +1,7 @@
-"""Faults of the engine that is a process of its own: ScienceWorld's Java, killed or stopped.
+"""Fault kinds of ScienceWorld's engine, a Java process that is killed or suspended.
 
-The real engine, here, and a real `collect` of a few items. A process that is stopped (SIGSTOP) says
-nothing and does not die, as one on a machine that swaps; the limits of the engine are short here,
+They use the real engine and a real `collect` of a few items. A suspended process (SIGSTOP) does not
+answer and does not die, like one on a machine that swaps; the engine's time limits are set short,
 so that it is given up within seconds.
 """
 
@@ -21,7 +21,7 @@ COLLECT = (
 
 
 def unbroken(lab: Lab) -> Unbroken:
-    """The command undisturbed; made once, by whoever comes first."""
+    """The result of the undisturbed command, run once by the first process that needs it."""
     folder = lab.folder / "unbroken" / "java"
     done, begun = folder.with_name("java.seconds"), time.monotonic()
     try:
@@ -39,7 +39,7 @@ def unbroken(lab: Lab) -> Unbroken:
 
 
 def java_of(command: Command, patience: float = 60.0) -> int | None:
-    """The Java process that a command has started, as soon as it is there."""
+    """Waits for the Java process that a command starts; None if the command ends first."""
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
         parents = {}
@@ -62,13 +62,13 @@ def java_of(command: Command, patience: float = 60.0) -> int | None:
 
 
 def start(rng: random.Random, lab: Lab, folder: Path) -> Verdict:
-    """While it starts."""
+    """Kills or suspends the engine while it starts."""
     unbroken(lab)
     return _hit(rng, lab, folder, rng.random())
 
 
 def steps(rng: random.Random, lab: Lab, folder: Path) -> Verdict:
-    """While it acts."""
+    """Kills or suspends the engine while it plays."""
     return _hit(rng, lab, folder, rng.uniform(0.3, 0.9) * unbroken(lab).seconds)
 
 
@@ -95,7 +95,7 @@ def _hit(rng: random.Random, lab: Lab, folder: Path, delay: float) -> Verdict:
 
 
 def _send(pid: int, number: int) -> bool:
-    """Whether the process was there to get the signal; one that nobody has buried is not."""
+    """Sends a signal; returns whether the process was alive (a zombie is not)."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
         os.kill(pid, number)

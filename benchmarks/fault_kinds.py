@@ -1,8 +1,8 @@
-"""The faults: what is done to a command or to its files, and what must come of it.
+"""Kinds of faults: what is done to a command or its files, and the verdict on the outcome.
 
-A case is one fault. It is `survived` if in the end all files are those of an unbroken run, byte for
-byte; `refused` if a command said in one line what is wrong, and with which file; anything else is
-`lost`.
+Each case is one fault. It is `survived` if in the end all files equal those of an undisturbed run,
+byte for byte; `refused` if a command reported in one line what is wrong with which file; and `lost`
+otherwise.
 """
 
 import errno
@@ -23,43 +23,43 @@ import fault_runs
 from fault_runs import COLLECT, EVALUATE, REFLECT, TRAIN, Command, Outcome, difference, run
 
 Verdict = tuple[str, str]
-"""`survived`, `refused` or `lost`, and why it is lost."""
+"""`survived`, `refused` or `lost`, and the reason if it is lost."""
 
 WRITES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.link"}
 
 
 @dataclass(frozen=True)
 class Unbroken:
-    """A command that nothing disturbed."""
+    """The result of an undisturbed command."""
 
     line: str
     folder: Path
     expected: dict[str, bytes]
     seconds: float
     changes: int
-    """How often it changed something on the disk."""
+    """Number of changes that it made to the disk."""
 
 
 @dataclass(frozen=True)
 class Lab:
-    """What all cases share."""
+    """The undisturbed commands that all cases share."""
 
     folder: Path
     commands: dict[str, Unbroken]
-    """By the first word of the command."""
+    """Results by the first word of the command."""
     page: str
-    """The report of the unbroken run."""
+    """HTML of the undisturbed run's report."""
 
 
 class Change:
-    """Does something at the n-th change of the disk: Python tells of each before it is made."""
+    """Acts just before the n-th change of the disk, which Python's audit hooks announce."""
 
     def __init__(self, number: int, act: Callable[[str, str], None]) -> None:
-        """Counts from 1; `act` is told what is about to happen, and to what."""
+        """`number` counts from 1; `act` gets the audit event and the path."""
         self.number, self.act, self.count = number, act, 0
 
     def __call__(self) -> None:
-        """Begins to listen; never ends."""
+        """Installs the audit hook, which cannot be removed."""
         here = os.getcwd()
 
         def hear(event: str, args: tuple[Any, ...]) -> None:
@@ -81,12 +81,12 @@ class Change:
 
 
 def die(event: str, path: str) -> None:
-    """As if the power went."""
+    """Kills the process at once, as a power cut would."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def go_on(lab: Lab, name: str, folder: Path) -> Verdict:
-    """The same command once more; then all has to be as if nothing had happened."""
+    """Runs the command again; its files must then equal those of the undisturbed run."""
     whole = lab.commands[name]
     outcome = run(whole.line, folder)
     changed = difference(folder, whole.expected)
@@ -98,7 +98,7 @@ def go_on(lab: Lab, name: str, folder: Path) -> Verdict:
 
 
 def kill(rng: random.Random, lab: Lab, folder: Path, name: str = "train") -> Verdict:
-    """SIGKILL, at any time or just before the disk changes, once or twice."""
+    """SIGKILL of a command, at a random time or just before a change of the disk, once or twice."""
     whole = lab.commands[name]
     for _ in range(rng.choice((1, 1, 2))):
         if rng.random() < 0.6:
@@ -112,7 +112,7 @@ def kill(rng: random.Random, lab: Lab, folder: Path, name: str = "train") -> Ver
             return "lost", str(outcome)
     metrics = folder / "run" / "metrics.jsonl"
     if metrics.exists() and rng.random() < 0.3:
-        with open(metrics, "a") as file:  # the power went within a line
+        with open(metrics, "a") as file:  # a power cut in the middle of a line
             file.write('{"unit": "sf')
     return go_on(lab, name, folder)
 
@@ -133,11 +133,11 @@ def kill_reflect(rng: random.Random, lab: Lab, folder: Path) -> Verdict:
 
 
 CODES = {signal.SIGTERM: 75, signal.SIGHUP: 75, signal.SIGINT: 130}
-"""Signals that ask for an end, and the exit code that each leads to."""
+"""Signals that request an end, and the exit codes they lead to."""
 
 
 def interrupt(rng: random.Random, lab: Lab, folder: Path, times: int = 1) -> Verdict:
-    """A signal that asks for an end: within 5 s, with a line that says how to go on."""
+    """A signal that requests an end: the command must end within 5 s and print how to resume."""
     name = rng.choice(("train", "train", "evaluate", "collect", "reflect"))
     whole, number = lab.commands[name], rng.choice(list(CODES))
     command = Command(whole.line, folder)
@@ -150,25 +150,25 @@ def interrupt(rng: random.Random, lab: Lab, folder: Path, times: int = 1) -> Ver
         expected = {CODES[number], 128 + number, -number} if times > 1 else {CODES[number]}
         if outcome.hung or outcome.code not in expected or outcome.has_traceback:
             return "lost", f"{name}, {number.name}: {outcome}"
-        if times == 1 and not fault_runs.named([f"to go on: stepagent {name}"], outcome):
-            return "lost", f"{name}, {number.name}: does not say how to go on: {outcome}"
+        if times == 1 and not fault_runs.named([f"to resume: stepagent {name}"], outcome):
+            return "lost", f"{name}, {number.name}: does not say how to resume: {outcome}"
     return go_on(lab, name, folder)
 
 
 def interrupt_twice(rng: random.Random, lab: Lab, folder: Path) -> Verdict:
-    """The same signal once more, from somebody in a hurry."""
+    """The same signal twice, as an impatient user sends it."""
     return interrupt(rng, lab, folder, times=2)
 
 
 def stopped_by_disk(lab: Lab, folder: Path, name: str, outcome: Outcome) -> Verdict:
-    """After an error of the disk: it was said in one line, and when it is mended all goes on."""
+    """Checks that a disk error was reported in one line and that the command then resumes."""
     if outcome.code != 0 and not outcome.is_refusal:
         return "lost", f"{name}: {outcome}"
     return go_on(lab, name, folder)
 
 
 def no_space(rng: random.Random, lab: Lab, folder: Path) -> Verdict:
-    """A disk without space, or a limit on the size of files, from some point on."""
+    """A full disk (simulated), or a limit on file sizes, from some point on."""
     name = rng.choice(("train", "train", "evaluate", "collect", "reflect"))
     whole = lab.commands[name]
 
@@ -185,7 +185,7 @@ def no_space(rng: random.Random, lab: Lab, folder: Path) -> Verdict:
 
 
 def full_disk(rng: random.Random, lab: Lab, folder: Path) -> Verdict:
-    """A real file system that runs full, and is then made larger."""
+    """A real file system that runs full and is then enlarged."""
     name = rng.choice(("train", "reflect", "evaluate", "collect"))
     size = sum(len(whole) for whole in lab.commands[name].expected.values())
     kilobytes = max(4, int(rng.random() * size / 1024))
@@ -196,7 +196,7 @@ def full_disk(rng: random.Random, lab: Lab, folder: Path) -> Verdict:
 
 
 def read_only(rng: random.Random, lab: Lab, folder: Path) -> Verdict:
-    """A disk that can only be read, from some point on."""
+    """A disk that becomes read-only at some point."""
     name = rng.choice(("train", "train", "evaluate", "collect", "reflect"))
     whole, number = lab.commands[name], rng.choice((errno.EROFS, errno.EACCES, errno.EIO))
 
@@ -208,7 +208,7 @@ def read_only(rng: random.Random, lab: Lab, folder: Path) -> Verdict:
 
 
 def can_mount() -> bool:
-    """Whether file systems can be mounted here, as root can outside of most containers."""
+    """Whether file systems can be mounted, as root can outside of most containers."""
     with TemporaryDirectory() as folder:
         try:
             with mounted(Path(folder), "size=4k"):
@@ -218,7 +218,7 @@ def can_mount() -> bool:
 
 
 class mounted:
-    """A folder as a file system of its own, while the block runs."""
+    """Mounts a small file system on a folder while the block runs."""
 
     def __init__(self, folder: Path, options: str) -> None:
         """Mounts it; needs root."""
@@ -227,15 +227,15 @@ class mounted:
             raise PermissionError("mount: not allowed here")
 
     def __enter__(self) -> None:
-        """Nothing more."""
+        """Does nothing; it is mounted already."""
 
     def __exit__(self, *_: object) -> None:
-        """Takes it away."""
+        """Unmounts it."""
         os.system(f"umount -l '{self.folder}'")
 
 
 def not_a_number(rng: random.Random, lab: Lab, folder: Path) -> Verdict:
-    """A loss or a gradient that is not finite, once or always: no such weights are kept."""
+    """A loss or gradient that is not finite, once or always: such weights must not be saved."""
     import torch
 
     backward, first = torch.Tensor.backward, rng.randint(1, 25)
@@ -267,7 +267,7 @@ def not_a_number(rng: random.Random, lab: Lab, folder: Path) -> Verdict:
 
 
 def not_finite(folder: Path) -> str | None:
-    """Weights on the disk that are no numbers."""
+    """The first weights file on the disk with NaN or infinity, if any."""
     from safetensors.torch import load_file
 
     for path in folder.rglob("*.safetensors"):

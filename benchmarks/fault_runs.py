@@ -1,8 +1,8 @@
-"""Commands of the fault test: real ones, in a world that takes no time, in processes of their own.
+"""Runs real commands for the fault test, each in its own process, with a fast toy environment.
 
-Each command runs in a child that is forked from a process which has torch loaded already, so that
-hundreds of kills take minutes. In the child all is as with `python -m stepagent`, but for a recipe,
-`boxes`, the world of boxes in place of every task, and pictures that are not drawn.
+Each command runs in a child forked from a process that has torch loaded, so that hundreds of kills
+take only minutes. The child behaves like `python -m stepagent`, except for an added recipe,
+`boxes`, the world of boxes in place of every task, and plots that are not drawn.
 """
 
 import atexit
@@ -38,7 +38,7 @@ from stepagent.tasks.scienceworld.task import ScienceWorldConfig
 from test_pipeline import CONFIG, FAST
 
 PATIENCE = 120.0
-"""Seconds after which a command counts as hanging."""
+"""Seconds after which a command is considered hung."""
 
 SMALL = replace(
     CONFIG,
@@ -51,7 +51,7 @@ REAL_TASK = ScienceWorldConfig.make_task
 
 
 def _sketch(figure: Figure, file: Any, **_: Any) -> None:
-    """What a picture shows, as numbers: drawing takes twice as long as all the rest of a run."""
+    """Writes a plot's data instead of drawing it, which would take two thirds of the time."""
     lines = [line.get_xydata().tolist() for axes in figure.axes for line in axes.lines]
     bars = [
         str(bar.get_data()) if isinstance(bar, StepPatch) else str(bar)
@@ -74,7 +74,7 @@ REFLECT = (
 REPORT = "report run"
 
 Fault = Callable[[], None]
-"""What is done to a child before its command begins."""
+"""A function that the child calls before its command starts."""
 
 
 @dataclass(frozen=True)
@@ -82,41 +82,41 @@ class Outcome:
     """How a command ended."""
 
     code: int
-    """Exit code; of one that was killed, the signal's number below zero."""
+    """Exit code; minus the signal's number if it was killed."""
     errors: str
-    """What stands on standard error."""
+    """Its standard error."""
     hung: bool = False
 
     @property
     def is_refusal(self) -> bool:
-        """Whether it said in one line what is wrong."""
+        """Whether it reported an error in one line, with exit code 2."""
         is_one_line = len(self.own_lines) == 1 and not self.has_traceback
         return self.code == 2 and is_one_line and not self.hung
 
     @property
     def has_traceback(self) -> bool:
-        """Whether a bug showed."""
+        """Whether it printed a traceback, which is a bug."""
         return "Traceback" in self.errors
 
     @property
     def own_lines(self) -> list[str]:
-        """The lines that the command line itself wrote."""
+        """The lines that `stepagent.cli` itself printed."""
         return [line for line in self.errors.splitlines() if line.startswith("stepagent: ")]
 
     def __str__(self) -> str:
-        """Short, for tables."""
+        """A short form for tables."""
         last = self.errors.strip().splitlines()[-1:] or ["nothing said"]
         return ("hung" if self.hung else f"exit code {self.code}") + f": {last[0][:200]}"
 
 
 class Command:
-    """A command that runs in a folder."""
+    """A command that is running in a folder."""
 
     def __init__(
         self, line: str, folder: Path, fault: Fault | None = None, *, real: bool = False
     ) -> None:
-        """Starts it; `real` leaves the tasks as they are."""
-        # A pipe, for a file could be what the disk has no room for.
+        """Starts it; `real` keeps the real tasks."""
+        # A pipe rather than a file, since the disk may be full.
         self._errors, errors = os.pipe()
         fcntl.fcntl(self._errors, fcntl.F_SETPIPE_SZ, 2**20)
         os.set_blocking(self._errors, False)
@@ -125,17 +125,17 @@ class Command:
         if self.pid == 0:
             _become(line, folder, errors, fault, real, ready)
         os.close(errors)
-        # What comes before the command is not the command's: a signal there would only test Python.
+        # Waits until the command itself starts: an earlier signal would only test Python.
         os.close(ready)
         os.read(reader, 1)
         os.close(reader)
 
     def end(self, number: int) -> None:
-        """Sends a signal; it may have ended already."""
+        """Sends a signal; does nothing if the command has ended."""
         os.kill(self.pid, number)
 
     def wait(self, seconds: float = PATIENCE) -> Outcome:
-        """Waits for its end; kills it when that does not come."""
+        """Waits for its end; kills it after `seconds`."""
         deadline, status, hung = time.monotonic() + seconds, None, False
         while status is None:
             found, code = os.waitpid(self.pid, os.WNOHANG)
@@ -147,7 +147,7 @@ class Command:
             else:
                 time.sleep(0.005)
         said = b""
-        with suppress(BlockingIOError):  # a process that was left behind may hold it open
+        with suppress(BlockingIOError):  # an orphaned process may hold it open
             while part := os.read(self._errors, 2**20):
                 said += part
         os.close(self._errors)
@@ -157,10 +157,10 @@ class Command:
 def _become(
     line: str, folder: Path, errors: int, fault: Fault | None, real: bool, ready: int
 ) -> None:
-    """The child: the command and nothing else."""
+    """Runs the command in the child."""
     code = 1
     try:
-        atexit._clear()  # type: ignore[attr-defined] # what the parent would do at its end
+        atexit._clear()  # type: ignore[attr-defined] # the parent's own exit handlers
         os.setsid()
         os.chdir(folder)
         os.dup2(os.open(os.devnull, os.O_RDWR), 0)
@@ -193,12 +193,12 @@ def _become(
 
 
 def run(line: str, folder: Path, fault: Fault | None = None, **options: Any) -> Outcome:
-    """How a command ends that nobody stops from outside."""
+    """Runs a command to its end."""
     return Command(line, folder, fault, **options).wait()
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """All that a command left, by name, without what only tells the time (or is a hash of that)."""
+    """Contents of all files that a command wrote, without times (and hashes of them)."""
     found = {}
     for path in sorted(folder.rglob("*")):
         if not path.is_file() or path.name == "report.html" or path.suffix == ".lock":
@@ -211,12 +211,12 @@ def files(folder: Path) -> dict[str, bytes]:
             whole = b"\n".join(sorted(rows))
         found[str(path.relative_to(folder))] = whole
     found.pop("run/.lock", None)
-    # Beside a file of the user's, nobody can tell a temporary file that was left from one in use.
+    # Next to a user's file, a left-over temporary file looks like one in use.
     return {n: whole for n, whole in found.items() if "/" in n or not Path(n).match(TEMPORARY)}
 
 
 def without(whole: bytes, *names: str) -> bytes:
-    """JSON without some of its fields; what is no JSON stays as it is."""
+    """JSON without the named fields; other data is returned unchanged."""
     try:
         return json.dumps({k: v for k, v in json.loads(whole).items() if k not in names}).encode()
     except (ValueError, AttributeError):
@@ -224,7 +224,7 @@ def without(whole: bytes, *names: str) -> bytes:
 
 
 def difference(folder: Path, expected: dict[str, bytes]) -> str | None:
-    """The first file that is not as it should be; None if all are."""
+    """Names the first file that differs from the expected ones; None if none does."""
     mine = files(folder)
     for name in sorted({*mine, *expected}):
         if mine.get(name) != expected.get(name):
@@ -236,5 +236,5 @@ def difference(folder: Path, expected: dict[str, bytes]) -> str | None:
 
 
 def named(names: Sequence[str], outcome: Outcome) -> bool:
-    """Whether one of the names stands in what a command said."""
+    """Whether the command's own output contains one of the names."""
     return any(name in line for line in outcome.own_lines for name in names)

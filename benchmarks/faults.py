@@ -1,14 +1,13 @@
-"""Breaks commands and their files in every way, and counts what is lost.
+"""Injects faults into commands and their files, and counts cases in which data is lost.
 
     python benchmarks/faults.py                            the whole table
     python benchmarks/faults.py --kinds kill flip --count 20 --jsonl faults.jsonl
-    python benchmarks/faults.py --only flip --case 3       one case again, told in full
+    python benchmarks/faults.py --only flip --case 3       repeat one case, with details
 
-Of each kind so many faults are injected; a case is survived if in the end all files are those of an
-unbroken run, refused if a command said in one line what is wrong, and lost otherwise
-(`fault_kinds.py`). With `--jsonl` each finished kind is a line of that file, and is not run again.
-Cases follow from seed, kind and number, but for the moments at which signals arrive. The exit code
-is 1 if anything was lost.
+A case is survived if in the end all files equal those of an undisturbed run, refused if a command
+reported the fault in one line, and lost otherwise (`fault_kinds.py`). With `--jsonl` each finished
+kind is a line of that file and is not run again. Cases are determined by seed, kind and number,
+except for the moments at which signals arrive. The exit code is 1 if any case was lost.
 """
 
 import argparse
@@ -24,7 +23,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-if __name__ == "__main__":  # before torch is imported; who imports this module stays as it is
+if __name__ == "__main__":  # before torch is imported, and only if run as a script
     os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
@@ -50,17 +49,17 @@ KINDS: dict[str, tuple[int, Callable[[random.Random, kinds.Lab, Path], kinds.Ver
     "jvm-start": (6, fault_jvm.start),
     "jvm-steps": (6, fault_jvm.steps),
 }
-"""How many cases of each kind there are, and what makes one."""
+"""Each kind's number of cases and the function that runs one."""
 
 SHORT = {"kill": 3, "flip": 3, "signal": 2, "lines": 2, "files": 2}
-"""Cases of a short run; one of each other kind."""
+"""Cases of a short run; every other kind has one."""
 
 SHOWN = 6
 VERDICTS = ("survived", "refused", "lost")
 
 
 def make_lab(folder: Path) -> kinds.Lab:
-    """Runs every command once, undisturbed."""
+    """Runs every command once without a fault."""
     commands = {}
     for name, line in kinds.LINES.items():
         own = folder / "unbroken" / name
@@ -70,7 +69,7 @@ def make_lab(folder: Path) -> kinds.Lab:
         told = own.with_name(f"{name}.changes")
 
         def count(counted: kinds.Change = counted, told: Path = told) -> None:
-            # The child is gone with what it counted, unless it writes that down.
+            # The child must write its count to a file, or it is lost when the child ends.
             out = os.open(told, os.O_CREAT | os.O_WRONLY)
             counted()
             heard = sys.stdout.flush
@@ -93,7 +92,7 @@ def make_lab(folder: Path) -> kinds.Lab:
 
 
 def run_case(kind: str, seed: int, number: int, lab: kinds.Lab) -> tuple[str, str]:
-    """The verdict on one case, in a folder that goes afterwards."""
+    """The verdict on one case, run in a temporary folder."""
     rng = random.Random(f"{seed}/{kind}/{number}")
     folder = lab.folder / f"{kind}-{number}" / "case"
     folder.mkdir(parents=True)
@@ -110,7 +109,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, help="cases of each kind")
     parser.add_argument("--short", action="store_true", help="a few of each kind, without Java")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--jsonl", type=Path, help="file of finished kinds, to go on with")
+    parser.add_argument("--jsonl", type=Path, help="file of finished kinds, to resume from")
     parser.add_argument("--only", choices=KINDS, help="run one case of this kind again ...")
     parser.add_argument("--case", type=int, default=0, help="... with this number")
     args = parser.parse_args()
@@ -146,7 +145,7 @@ def main() -> None:
 def table_row(
     pool: ProcessPoolExecutor, kind: str, seed: int, count: int, lab: kinds.Lab
 ) -> dict[str, object]:
-    """All cases of a kind."""
+    """Runs all cases of a kind."""
     begun = time.monotonic()
     waiting = [pool.submit(run_case, kind, seed, number, lab) for number in range(count)]
     found = [future.result() for future in waiting]
@@ -161,7 +160,7 @@ def table_row(
 
 
 def read_done(path: Path | None, seed: int) -> dict[tuple[str, int], dict[str, object]]:
-    """The kinds of this seed that are finished."""
+    """The finished kinds of this seed, from the file."""
     if path is None or not path.exists():
         return {}
     rows = [json.loads(line) for line in path.read_text().splitlines()]

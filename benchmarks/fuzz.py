@@ -1,15 +1,14 @@
-"""Throws random inputs at everything that reads text from outside, and sees what happens.
+"""Fuzz test of everything that reads text from outside.
 
     python benchmarks/fuzz.py                                  100,000 cases, all kinds
     python benchmarks/fuzz.py --kinds render import --count 1000
-    python benchmarks/fuzz.py --only render --case 17          one case again, with its traceback
+    python benchmarks/fuzz.py --only render --case 17          repeat one case, with its traceback
 
-A case passes if the input is read with nothing lost, or refused by one of the project's own errors
-in one printable line. Anything else is counted: a crash (another error, or a message of several
-lines), a hang (more than a second of computing, or twenty of waiting), a loss (something of the
-input is missing from what was made of it, or something was made up). Cases follow from seed, kind
-and number alone. Prints a table, the first failures of each kind, and one line of JSON; the exit
-code is 1 if anything failed.
+A case passes if the input is read without loss, or rejected by one of the project's own errors in
+one printable line. Failures are a crash (another error, or a message of several lines), a hang
+(more than a second of computing, or twenty of waiting) and a loss (a part of the input is missing
+from the result, or something was added). Cases are determined by seed, kind and number. Prints a
+table, the first failures of each kind, and one line of JSON; the exit code is 1 if a case failed.
 """
 
 import argparse
@@ -51,7 +50,7 @@ KINDS: dict[str, tuple[int, Callable[[random.Random, Path], None]]] = {
     "agentgym": (3, fuzz_servers.agentgym),
     "chat": (3, fuzz_servers.chat),
 }
-"""Each kind's share of the cases, in percent, and what runs one."""
+"""Each kind's share of the cases in percent, and the function that runs one."""
 
 CPU_SECONDS, WALL_SECONDS = 1.0, 20.0
 MAX_MESSAGE = 5000
@@ -62,12 +61,12 @@ SHOWN = 5
 
 
 class Hang(BaseException):
-    """A case takes too long; nothing may catch it."""
+    """A case took too long; not an `Exception`, so that no handler catches it."""
 
 
 @dataclass
 class Tally:
-    """What became of the cases of a kind."""
+    """Outcomes of the cases of a kind."""
 
     cases: int = 0
     refused: int = 0
@@ -75,24 +74,24 @@ class Tally:
     hangs: int = 0
     losses: int = 0
     failures: list[str] = field(default_factory=list)
-    """What is known of the first ones."""
+    """Descriptions of the first failures."""
 
     def add(self, other: "Tally") -> None:
-        """Counts the other's cases too."""
+        """Adds another tally to this one."""
         for name in COUNTS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.failures += other.failures
 
 
 def is_own(error: BaseException) -> bool:
-    """Whether an error is one that the project raises for its users."""
+    """Whether an error is one that the project raises for users."""
     return type(error).__module__.startswith("stepagent.") and isinstance(
         error, ValueError | RuntimeError
     )
 
 
 def run_case(kind: str, seed: int, number: int, folder: Path) -> tuple[str, str] | None:
-    """What became of a case (one of `COUNTS`) and how; None if it passed without an error."""
+    """The outcome of a case (one of `COUNTS`) and details; None if it passed without an error."""
     rng = random.Random(f"{seed}/{kind}/{number}")
     signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
     signal.setitimer(signal.ITIMER_REAL, WALL_SECONDS)
@@ -103,7 +102,7 @@ def run_case(kind: str, seed: int, number: int, folder: Path) -> tuple[str, str]
         return "hangs", f"in {place.name}, {place.filename}:{place.lineno}"
     except Loss as error:
         return "losses", str(error)
-    except BaseException as error:  # a panic of a Rust library is no Exception
+    except BaseException as error:  # a panic in a Rust library is not an Exception
         signal.setitimer(signal.ITIMER_PROF, 0)
         message = str(error)
         if not is_own(error):
@@ -120,7 +119,7 @@ def run_case(kind: str, seed: int, number: int, folder: Path) -> tuple[str, str]
 
 
 def run_batch(kind: str, seed: int, first: int, count: int) -> tuple[str, Tally]:
-    """The cases from the first on."""
+    """Runs `count` cases from number `first` on."""
     tally = Tally()
     with TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
         for number in range(first, first + count):
@@ -133,7 +132,7 @@ def run_batch(kind: str, seed: int, first: int, count: int) -> tuple[str, Tally]
 
 
 def prepare_timers() -> None:
-    """Makes a case that takes too long end in `Hang`."""
+    """Installs timers that raise `Hang` if a case takes too long."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise Hang
@@ -143,14 +142,14 @@ def prepare_timers() -> None:
 
 
 def prepare() -> None:
-    """A worker that is quiet and hears the timers."""
+    """Prepares a worker process: timers, and no output."""
     prepare_timers()
     logging.disable(logging.CRITICAL)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # Rust writes panics there by itself
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # Rust prints panics there
 
 
 def batches(kinds: list[str], total: int | None, count: int) -> Iterator[tuple[str, int, int]]:
-    """Kind, first case and number of cases of each batch; a total is shared out by weight."""
+    """Kind, first case and size of each batch; a total is divided among kinds by weight."""
     weights = sum(KINDS[kind][0] for kind in kinds)
     for kind in kinds:
         wanted = count if total is None else -(-total * KINDS[kind][0] // weights)
@@ -174,7 +173,7 @@ def fuzz(kinds: list[str], total: int | None, count: int, seed: int) -> dict[str
 
 
 def main() -> None:
-    """Runs the cases and prints what became of them."""
+    """Runs the cases and prints their outcomes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--total", type=int, default=100_000, help="cases of all kinds together")

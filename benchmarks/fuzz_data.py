@@ -1,4 +1,4 @@
-"""Fuzz cases of the readers of tasks' own data: benchmarks' files, pages and prompts."""
+"""Fuzz cases for the readers of the tasks' data: files, pages and prompts."""
 
 import gzip
 import json
@@ -9,19 +9,19 @@ from typing import Any
 from fuzz_inputs import damaged, mark, mutated, text
 
 from stepagent.tasks.base import TaskDataError
-from stepagent.tasks.data.files import read_json, read_records
+from stepagent.tasks.data.json_files import read_json, read_records
 from stepagent.tasks.mind2web.page import read_page
-from stepagent.tasks.mind2web.stepfile import single_step
-from stepagent.tasks.qa.files import record_files
+from stepagent.tasks.mind2web.single_steps import single_step
+from stepagent.tasks.qa.record_files import record_files
 
 
 def data(rng: random.Random, folder: Path) -> None:
-    """One file, page or prompt."""
+    """Reads one random file, page or prompt."""
     rng.choice((files, page, prompt))(rng, folder)
 
 
 def files(rng: random.Random, folder: Path) -> None:
-    """A file of JSON, whole or not, compressed or not."""
+    """Reads a JSON file, intact or damaged, plain or compressed."""
     records = [{mark(rng): text(rng)} for _ in range(rng.randint(1, 3))]
     whole = rng.choice((json.dumps(records), "\n".join(map(json.dumps, records)))).encode()
     whole = damaged(rng, whole)
@@ -45,7 +45,7 @@ def files(rng: random.Random, folder: Path) -> None:
 
 
 def page(rng: random.Random, folder: Path) -> None:
-    """XML of a page, often cut or damaged."""
+    """Reads the XML of a page, often truncated or damaged."""
     depth = rng.choice((1, 5, 300, 3000))
     inside = f'<p backend_node_id="7" title="{mark(rng)}">&lt;{mark(rng)}</p>' * rng.choice((1, 50))
     xml = "<div>" * depth + inside + "</div>" * depth
@@ -55,7 +55,7 @@ def page(rng: random.Random, folder: Path) -> None:
 
 
 def prompt(rng: random.Random, folder: Path) -> None:
-    """One of SkillGen's prompts, with pieces of it repeated to great length."""
+    """Reads one of SkillGen's prompts, with parts of it repeated many times."""
     pieces = [
         "Do it.", "\nTask: ", text(rng), "\nWebsite: ", mark(rng), "\nPrevious actions (done):\n",
         "  1. [a]  b -> CLICK", "\n\nAvailable candidate elements (bnid):\n",
@@ -74,5 +74,5 @@ def prompt(rng: random.Random, folder: Path) -> None:
     record = {"input": "".join(pieces), "metadata": metadata}
     try:
         single_step(mutated(rng, record) if rng.random() < 0.3 else record)
-    except ValueError as error:  # who prepares the data adds the place
+    except ValueError as error:  # the caller adds the place
         raise TaskDataError(str(error)) from error

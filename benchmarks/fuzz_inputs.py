@@ -1,4 +1,4 @@
-"""Random inputs of the fuzz test: texts, JSON values, trajectories, and damage done to bytes."""
+"""Random inputs for the fuzz test: texts, JSON values, trajectories and damaged bytes."""
 
 import json
 import random
@@ -9,7 +9,7 @@ from typing import Any
 from stepagent.types import Step, Trajectory
 
 MARK = re.compile(r"zq[a-z]{6}")
-"""Words that stand nowhere else: whoever loses one has lost a text."""
+"""Unique marker words: if one is missing from a result, a text was lost."""
 
 LABELS = (
     "Thought:", "THOUGHT:", " ACTION:", "Action:", "Action 1:", "Action\uff1a", "**Action:**",
@@ -31,12 +31,12 @@ WORDS = ("open", "the", "red", "box", "go", "on", "search[", "click[", "A.", "cu
 
 
 def mark(rng: random.Random) -> str:
-    """A word that is found again or was lost."""
+    """A unique marker word."""
     return "zq" + "".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=6))
 
 
 def text(rng: random.Random, parts: int = 6, *, hostile: bool = True) -> str:
-    """A text with a mark in it; a hostile one has labels, control tokens, odd characters too."""
+    """A text with a marker; a hostile one also has labels, control tokens and odd characters."""
     pools = [WORDS, WORDS, LABELS, CONTROL, ODD] if hostile else [WORDS]
     found = [rng.choice(rng.choice(pools)) for _ in range(rng.randrange(parts))]
     found.insert(rng.randrange(len(found) + 1), mark(rng))
@@ -44,7 +44,7 @@ def text(rng: random.Random, parts: int = 6, *, hostile: bool = True) -> str:
 
 
 def value(rng: random.Random, depth: int = 2) -> Any:
-    """A JSON value."""
+    """A random JSON value."""
     kind = rng.randrange(9 if depth else 6)
     if kind < 2:
         return text(rng, 4)
@@ -58,7 +58,7 @@ def value(rng: random.Random, depth: int = 2) -> Any:
 
 
 def schema(rng: random.Random) -> dict[str, Any]:
-    """A function schema, mostly of the usual form."""
+    """A function schema, usually well-formed."""
     properties = {
         text(rng, 1, hostile=rng.random() < 0.2): {
             "type": rng.choice(("string", "integer", "array", "object")),
@@ -114,7 +114,7 @@ def trajectory(rng: random.Random, *, tools: bool | None = None) -> Trajectory:
 
 
 def places(found: Any) -> Iterator[tuple[Any, Any]]:
-    """Every container of a JSON value with every key or index of it."""
+    """Every container in a JSON value, with each of its keys or indices."""
     inner = found.items() if isinstance(found, dict) else enumerate(found)
     for key, under in list(inner):
         yield found, key
@@ -123,7 +123,7 @@ def places(found: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def mutated(rng: random.Random, record: dict[str, Any]) -> dict[str, Any]:
-    """A copy of a record with a few values taken out, put in, replaced or swapped."""
+    """A copy of a record with a few values removed, added, replaced or swapped."""
     copy: dict[str, Any] = json.loads(json.dumps(record))
     for _ in range(rng.randint(1, 3)):
         every = list(places(copy))
@@ -149,7 +149,7 @@ def mutated(rng: random.Random, record: dict[str, Any]) -> dict[str, Any]:
 
 
 def damaged_text(rng: random.Random, whole: str) -> str:
-    """A text with something put in or taken out."""
+    """A text with something inserted or removed."""
     at = rng.randrange(len(whole) + 1)
     if rng.random() < 0.3:
         return whole[:at] + whole[at + rng.randrange(1, 9) :]
@@ -157,7 +157,7 @@ def damaged_text(rng: random.Random, whole: str) -> str:
 
 
 def damaged(rng: random.Random, whole: bytes) -> bytes:
-    """Bytes with some flipped, cut, repeated or strange ones put in."""
+    """Bytes with some flipped, cut, repeated, or strange ones inserted."""
     found = bytearray(whole)
     for _ in range(rng.randint(1, 3)):
         at = rng.randrange(len(found) + 1)
@@ -192,11 +192,11 @@ def damaged(rng: random.Random, whole: bytes) -> bytes:
 
 
 class Loss(Exception):
-    """Something of the input is missing from what was made of it, without a word."""
+    """A part of the input is missing from the result, and no error said so."""
 
 
 def check_found(wanted: str, found: str, what: str) -> None:
-    """Raises `Loss` if a marked word of the one text is not in the other."""
+    """Raises `Loss` if a marker word of the first text is not in the second."""
     missing = sorted(set(MARK.findall(wanted)) - set(MARK.findall(found)))
     if missing:
         raise Loss(f"{what}: {missing[0]} is lost; from {wanted[:300]!r}")

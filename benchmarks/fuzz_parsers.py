@@ -1,4 +1,4 @@
-"""Fuzz cases of what takes texts apart: thoughts and actions, calls, answers, replies of models."""
+"""Fuzz cases for parsers of text: thoughts and actions, calls, answers, replies of models."""
 
 import json
 import random
@@ -13,12 +13,12 @@ from stepagent.types import Step
 
 
 def parse(rng: random.Random, folder: Path) -> None:
-    """One text through one parser; those that are long are there to find slow expressions."""
+    """Parses one text; long ones are there to find slow regular expressions."""
     rng.choice((anything, anything, replies, labelled, calls, answers))(rng)
 
 
 def anything(rng: random.Random) -> None:
-    """Text of any kind, repeated to great length now and then."""
+    """Parses any text, sometimes repeated many times."""
     said = text(rng, 12)
     if rng.random() < 0.3:
         piece = rng.choice(
@@ -27,7 +27,7 @@ def anything(rng: random.Random) -> None:
         said += piece * rng.choice((10, 1000, 20_000)) + rng.choice(("", "x", '"name"'))
     found = split_react(said)
     check_found(said, found.thought + found.action, "split_react")
-    # Thinking that does not end, or that nothing follows, is no action.
+    # Thinking that does not end, or with nothing after it, is not an action.
     is_thinking = "<think>" in said and not said.rpartition("</think>")[2].strip()
     is_thinking |= "<think>" in said and "</think>" not in said
     if not found.action.strip() and not is_thinking:
@@ -39,14 +39,14 @@ def anything(rng: random.Random) -> None:
         thought, action = Prompt(form).read(said)
         if "\n" in action:
             raise Loss(f"{form}: an action of several lines: {action!r}")
-        # One line is an action; what a model writes behind it is not kept.
+        # An action is one line; what a model writes after it is dropped.
         first = next((line for line in said.splitlines() if MARK.search(line)), "")
         if said.startswith(first) and first and not (thought + action).strip():
             raise Loss(f"{form}: nothing is left of {said[:200]!r}")
 
 
 def replies(rng: random.Random) -> None:
-    """What a step is told as, is read as the same step."""
+    """A step that is rendered for a prompt parses as the same step."""
     step = Step(observation="", action=words(rng), thought=rng.choice(("", words(rng))))
     for form in ("action", "react"):
         prompt = Prompt(form)
@@ -56,7 +56,7 @@ def replies(rng: random.Random) -> None:
 
 
 def labelled(rng: random.Random) -> None:
-    """The usual ways of models to write a thought and an action."""
+    """Parses the usual ways in which models write a thought and an action."""
     thought, action = words(rng), words(rng)
     said = rng.choice(SPOKEN).format(thought=thought, action=action)
     found_thought, found_action = Prompt("react").read(said)
@@ -84,7 +84,7 @@ SPOKEN = (
 
 
 def calls(rng: random.Random) -> None:
-    """A call is read however its JSON is spaced, and no other text is one."""
+    """A call is recognized with any JSON spacing, and no other text is."""
     wanted = call(rng)
     written = json.dumps(json.loads(wanted), indent=rng.choice((None, 0, 2)))
     found = read_call(rng.choice(("{}", " {}", "\n{}\n")).format(written))
@@ -98,7 +98,7 @@ def calls(rng: random.Random) -> None:
 
 
 def answers(rng: random.Random) -> None:
-    """Answers of Mind2Web come back as they were written."""
+    """Answers of Mind2Web are read back as they were written."""
     letter, operation = rng.choice("BCDEF"), rng.choice(("CLICK", "SELECT", "TYPE"))
     value = words(rng)
     found = read_answer(written_answer(letter, operation, value))

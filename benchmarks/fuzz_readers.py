@@ -1,4 +1,4 @@
-"""Fuzz cases of the readers: whole files of records, valid, mutated and damaged."""
+"""Fuzz cases for readers of trajectory files: valid, mutated and damaged records."""
 
 import gzip
 import json
@@ -8,12 +8,12 @@ from typing import Any
 
 from fuzz_inputs import MARK, Loss, check_found, damaged, mark, mutated, schema, text, trajectory
 
-from stepagent.formats.files import READERS, WRITERS, read_foreign, write_foreign
+from stepagent.formats.import_export import READERS, WRITERS, read_foreign, write_foreign
 from stepagent.trajectories import read_jsonl, read_trajectories, write_jsonl
 from stepagent.types import AgentAction, PracticedStep, Trajectory
 
 EXACT = ("messages", "eto", "agentgym", "atif")
-"""Formats that say they give back the same trajectory; the others keep its texts."""
+"""Formats that round-trip exactly; the others keep only the texts."""
 
 
 def lines(records: list[dict[str, Any]]) -> list[bytes]:
@@ -22,7 +22,7 @@ def lines(records: list[dict[str, Any]]) -> list[bytes]:
 
 
 def write(rng: random.Random, path: Path, whole: bytes) -> Path:
-    """The file, sometimes compressed, and then sometimes damaged once more."""
+    """Writes the file, sometimes compressed, and then sometimes damaged again."""
     if rng.random() < 0.2:
         path = path.with_name(path.name + ".gz")
         whole = gzip.compress(whole, 1)
@@ -33,7 +33,7 @@ def write(rng: random.Random, path: Path, whole: bytes) -> Path:
 
 
 def read(rng: random.Random, folder: Path) -> None:
-    """Our own records: good ones come out as they went in, the others are named."""
+    """Reads our own records: good ones are unchanged, others are reported."""
     good = [trajectory(rng) for _ in range(rng.randint(1, 3))]
     bad = [mutated(rng, json.loads(trajectory(rng).model_dump_json())) for _ in range(2)]
     own = [t.model_dump_json().encode() for t in good] + lines(bad[: rng.randrange(3)])
@@ -61,7 +61,7 @@ def read(rng: random.Random, folder: Path) -> None:
 
 
 def read_practised(rng: random.Random, path: Path) -> None:
-    """Practised steps in the place of trajectories: nothing but an error, or the same again."""
+    """Reads practised steps: an error, or the same steps."""
     step = PracticedStep(
         trajectory_id=text(rng),
         step_index=rng.randrange(5),
@@ -77,7 +77,7 @@ def read_practised(rng: random.Random, path: Path) -> None:
 
 
 def roundtrip(rng: random.Random, folder: Path) -> None:
-    """Out into a format and in again: the same trajectories, or at least all their texts."""
+    """Exports and imports again: the same trajectories, or at least all their texts."""
     own = list({t.id: t for t in (trajectory(rng) for _ in range(rng.randint(1, 2)))}.values())
     form = rng.choice(list(WRITERS))
     path = folder / rng.choice(("out.jsonl", "out.jsonl.gz"))
@@ -93,7 +93,7 @@ def roundtrip(rng: random.Random, folder: Path) -> None:
 
 
 def imported(rng: random.Random, folder: Path) -> None:
-    """Records of other projects: every marked text of a record that is taken is kept."""
+    """Imports records of other projects: an accepted record loses no marked text."""
     if rng.random() < 0.25:
         return labelled(rng, folder)
     make = rng.choice((messages, messages, sharegpt, knowagent, written))
@@ -130,10 +130,9 @@ def imported(rng: random.Random, folder: Path) -> None:
 
 
 def kept_fields(value: Any) -> Any:
-    """A record without what is dropped by design.
+    """A record without what imports drop by design (docs/formats.md).
 
-    That is, as docs/formats.md says, fields without a value, names of who speaks, and ids of calls,
-    which are numbered anew.
+    These are fields without a value, names of speakers, and ids of calls, which are renumbered.
     """
     if isinstance(value, list):
         return [kept_fields(inner) for inner in value]
@@ -146,7 +145,7 @@ def kept_fields(value: Any) -> Any:
 
 
 def labelled(rng: random.Random, folder: Path) -> None:
-    """Thought, action, system and first observation, however they are written, are told apart."""
+    """Thought, action, system text and first observation are separated in every notation."""
     thought, action, system, seen = (text(rng, 4, hostile=False).strip() for _ in range(4))
     said = rng.choice(SPOKEN).format(thought=thought, action=action)
     form = rng.choice(("messages", "eto", "agentgym"))
@@ -182,11 +181,11 @@ SPOKEN = (
     "<think>\n{thought}\n</think>\n\n{action}",
     "<think>{thought}</think>\nAction: {action}",
 )
-"""How agents write a thought and an action."""
+"""Notations of a thought and an action."""
 
 
 def messages(rng: random.Random) -> tuple[str, list[dict[str, Any]]]:
-    """Chat messages with and without tools, as data sets have them."""
+    """Chat messages as in data sets, with and without tools."""
 
     def message(role: str) -> dict[str, Any]:
         if role != "assistant":
@@ -270,7 +269,7 @@ def written(rng: random.Random) -> tuple[str, list[dict[str, Any]]]:
 
 
 def check_lines(reasons: list[str]) -> None:
-    """Raises `Loss` if what is said of a record that was left out is not one printable line."""
+    """Raises `Loss` if the reason for leaving out a record is not one printable line."""
     for reason in reasons:
         if not reason.isprintable():
             raise Loss(f"a reason is not one line: {reason!r}")

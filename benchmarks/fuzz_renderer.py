@@ -1,9 +1,9 @@
-"""Fuzz cases of the renderer: what is trained is what the trajectory says, and nobody forges turns.
+"""Fuzz cases for the renderer: exactly the trajectory's texts are trained, and none forges a turn.
 
-The oracle knows nothing of how rendering works. It reads the ids back: every action, name, argument
-and thought has to be in the trained tokens, every observation in the state. A second trajectory of
-the same form with harmless texts has to have the same control tokens in the same places. And the
-history has to begin the dialogue as the template itself writes it.
+The checks do not depend on how rendering works. They decode the ids: every action, name, argument
+and thought must be in the trained tokens, and every observation in the state. A second trajectory
+of the same form with harmless texts must have the same control tokens in the same places. And each
+history must be a prefix of the dialogue as the template itself renders it.
 """
 
 import html
@@ -21,12 +21,12 @@ from stepagent.types import Step, Trajectory
 
 
 def render(rng: random.Random, folder: Path) -> None:
-    """A trajectory of texts."""
+    """Renders a trajectory without tools."""
     _render(rng, tools=False)
 
 
 def render_tools(rng: random.Random, folder: Path) -> None:
-    """A trajectory whose actions call tools."""
+    """Renders a trajectory whose actions call tools."""
     _render(rng, tools=True)
 
 
@@ -44,7 +44,7 @@ def _render(rng: random.Random, *, tools: bool) -> None:
 
 
 def check_trained(own: Any, step: Step, ids: Sequence[int], *, is_call: bool) -> None:
-    """Every text of a step is in the tokens that it is trained on."""
+    """Checks that every text of a step is in its trained tokens."""
     text = plain(own, decoded(own, ids))
     for part in [step.thought, *(texts_of_call(step.action) if is_call else [step.action])]:
         forms = {plain(own, form) for form in written_forms(part)}
@@ -53,7 +53,7 @@ def check_trained(own: Any, step: Step, ids: Sequence[int], *, is_call: bool) ->
 
 
 def texts_of_call(action: str) -> list[str]:
-    """Name, keys and values of a call; the action itself if it is none."""
+    """Name, keys and values of a call, or else the action itself."""
     try:
         found = json.loads(action)
     except ValueError:
@@ -77,7 +77,7 @@ def leaves(value: Any) -> Iterator[str]:
 
 
 def written_forms(part: str) -> Iterator[str]:
-    """How a template may write a text: as it is, or escaped one way or another."""
+    """Forms in which a template may write a text: unchanged, or escaped in various ways."""
     as_json = json.dumps(part)[1:-1]
     yield part
     yield as_json
@@ -91,7 +91,7 @@ def written_forms(part: str) -> Iterator[str]:
 
 
 def check_states(own: Any, found: RenderedTrajectory) -> None:
-    """Instruction and observation are in the state that is read before an action."""
+    """Checks that instruction and observation are in the state before an action."""
     said = found.trajectory
     for step, state in zip(said.steps, found.states, strict=True):
         text = plain(own, decoded(own, state))
@@ -102,7 +102,7 @@ def check_states(own: Any, found: RenderedTrajectory) -> None:
 
 
 def check_control(own: Any, found: RenderedTrajectory) -> None:
-    """No text writes control tokens: a harmless trajectory of the same form has the same ones."""
+    """Checks that texts write no control tokens, against a harmless trajectory of the same form."""
     renderer, calm = Renderer(own), disarmed(found.trajectory)
     if found.has_text_form:
         harmless = renderer.in_text_form(calm.tools)._render(calm)
@@ -128,7 +128,7 @@ def check_control(own: Any, found: RenderedTrajectory) -> None:
 
 
 def disarmed(said: Trajectory) -> Trajectory:
-    """The trajectory with harmless texts in place of all that are not empty."""
+    """The trajectory with every text that is not empty replaced by a harmless one."""
 
     def harmless(value: Any, number: int = 0) -> Any:
         if isinstance(value, dict):
@@ -167,9 +167,9 @@ def disarmed(said: Trajectory) -> Trajectory:
 
 
 def check_history(own: Any, found: RenderedTrajectory) -> None:
-    """Each history begins the dialogue as the template writes it, but for white space."""
+    """Checks that each history starts the template's rendering, up to white space."""
     said = found.trajectory
-    # Of what a template cuts out of a text, such as thinking, nothing is cut by the renderer.
+    # A template may drop parts of a text, such as thinking; the renderer never does.
     if any(not is_known(own, text) or "</think>" in text for text in texts_of(said)):
         return
     history: list[int] = []
@@ -180,7 +180,7 @@ def check_history(own: Any, found: RenderedTrajectory) -> None:
         written = own.apply_chat_template(messages, tokenize=False, enable_thinking=False)
         history += added
         if "<unk>" in decoded(own, own(written, add_special_tokens=False)["input_ids"]):
-            return  # the template itself has something that the vocabulary has not
+            return  # the template's own text has characters that the vocabulary lacks
         mine, theirs = plain(own, decoded(own, history)), plain(own, written)
         if not theirs.startswith(mine):
             raise Loss(f"the history {mine!r} does not begin the template's {theirs!r}")
@@ -189,14 +189,14 @@ def check_history(own: Any, found: RenderedTrajectory) -> None:
 
 
 def texts_of(said: Trajectory) -> Iterator[str]:
-    """All that is read or said."""
+    """All texts of a trajectory."""
     yield said.instruction
     for step in said.steps:
         yield from (step.observation, step.thought, step.action)
 
 
 def is_known(own: Any, text: str) -> bool:
-    """Whether the vocabulary has tokens for all of a text."""
+    """Whether the vocabulary covers the whole text."""
     ids = own(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     return plain(own, decoded(own, ids)) == plain(own, text)
 
@@ -207,9 +207,9 @@ def decoded(own: Any, ids: Sequence[int]) -> str:
 
 
 def plain(own: Any, text: str) -> str:
-    """A text as the tokenizer's normaliser leaves it, without white space."""
+    """A text after the tokenizer's normalizer, without white space."""
     normalizer = own.backend_tokenizer.normalizer
     if normalizer is not None:
         text = normalizer.normalize_str(text)
-    # SentencePiece writes spaces as low lines; the two are one to it.
+    # SentencePiece writes spaces as underscores and treats both alike.
     return "".join(c for c in text if not c.isspace() and c != "\N{LOWER ONE EIGHTH BLOCK}")

@@ -1,4 +1,4 @@
-"""Fuzz cases of the report: hostile text in a run folder stays text on the page."""
+"""Fuzz cases for the report: hostile text in a run folder stays text on the page."""
 
 import json
 import random
@@ -23,10 +23,10 @@ HOSTILE = (
 
 
 class Page(HTMLParser):
-    """A page that complains of markup that is not its own."""
+    """A parser that fails on markup that the report does not use."""
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Elements and attributes of the hostile texts must not come into being."""
+        """Fails on elements and attributes from the hostile texts."""
         if tag == "zqtag" or any(name.startswith(("zqattr", "on")) for name, _ in attrs):
             raise Loss(f"markup on the page: <{tag} {attrs}>")
         for name, inner in attrs:
@@ -35,12 +35,12 @@ class Page(HTMLParser):
 
 
 def hostile(rng: random.Random) -> str:
-    """A text that would like to be markup."""
+    """A text that looks like markup."""
     return rng.choice(HOSTILE).format(mark(rng)) + rng.choice(("", text(rng)))
 
 
 def report(rng: random.Random, folder: Path) -> None:
-    """A run folder with such texts wherever one can stand, sometimes damaged."""
+    """Reports a run folder with hostile texts in every possible place, sometimes damaged."""
     run = folder / "run"
     rmtree(run, ignore_errors=True)
     for name in ("practice", "episodes"):
@@ -58,7 +58,7 @@ def report(rng: random.Random, folder: Path) -> None:
             whole = damaged(rng, whole)
         (run / name).write_bytes(whole)
     (run / "summary.md").write_text(hostile(rng))
-    # Drawing takes a hundred times as long as all the rest, so most pages have empty pictures.
+    # Drawing takes a hundred times as long as the rest, so most pages have empty plots.
     drawn = Figure.savefig if rng.random() < 0.05 else lambda self, file, **_: file.write("<svg/>")
     with patch.object(Figure, "savefig", drawn):
         write_report([run], folder / "report.html")

@@ -1,7 +1,7 @@
-"""Fuzz cases of what comes over the network: to the server of tasks, and from servers to us.
+"""Fuzz cases for network data: requests to our task server, and answers of servers to our clients.
 
-Nothing is listened to: the server's application is called as ASGI has it, clients are answered
-where they would open a connection.
+No socket is opened: the server's ASGI application is called directly, and the clients' connections
+are replaced.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from typing import Any
 from unittest.mock import patch
 
 import httpx2
-import openai  # noqa: F401 -- loaded once, before the clock runs
+import openai  # noqa: F401 -- so that its import is not timed later
 from fuzz_inputs import MARK, Loss, damaged, mark, mutated, text, value
 from websockets.exceptions import ConnectionClosedOK
 
@@ -34,16 +34,16 @@ KEY = "zk-secret"
 os.environ["OPENAI_API_KEY"] = KEY
 
 MAX_REPLY = 20_000
-"""Characters that an answer to a wrong request may have."""
+"""Most characters of an answer to an invalid request."""
 
 
 class Made(Exception):
-    """The application, taken before it is served."""
+    """Carries the application out of `serve` before it listens."""
 
 
 @cache
 def _application() -> Any:
-    """What `serving` would put on the network."""
+    """The application that `serving` would run."""
 
     def take(config: Any) -> None:
         raise Made(config.app)
@@ -56,7 +56,7 @@ def _application() -> Any:
 
 
 def serve(rng: random.Random, folder: Path) -> None:
-    """A player's messages over the WebSocket: every one but a goodbye gets one proper answer."""
+    """Sends a player's messages over the WebSocket: each but a goodbye gets one valid answer."""
     frames = [frame(rng, request(rng)) for _ in range(rng.randint(1, 4))]
     sent = asyncio.run(talk([{"type": "websocket.connect"}, *map(received, frames)]))
     answers = [
@@ -73,7 +73,7 @@ def serve(rng: random.Random, folder: Path) -> None:
 
 
 def request(rng: random.Random) -> dict[str, Any]:
-    """A message, mostly a proper one."""
+    """A message, usually a valid one."""
     place = {"split": rng.choice(("train", "dev", "test")), "index": rng.randrange(5)}
     return rng.choice(
         (
@@ -87,7 +87,7 @@ def request(rng: random.Random) -> dict[str, Any]:
 
 
 def frame(rng: random.Random, message: dict[str, Any]) -> bytes:
-    """A message as bytes, often wrong ones."""
+    """A message as bytes, often damaged."""
     if rng.random() < 0.4:
         message = mutated(rng, message)
     if rng.random() < 0.05:
@@ -99,7 +99,7 @@ def frame(rng: random.Random, message: dict[str, Any]) -> bytes:
 
 
 def received(raw: bytes) -> dict[str, Any]:
-    """A frame as ASGI has it: text where it is text."""
+    """A frame as an ASGI event: as text if it is valid text."""
     try:
         return {"type": "websocket.receive", "text": raw.decode()}
     except UnicodeDecodeError:
@@ -107,7 +107,7 @@ def received(raw: bytes) -> dict[str, Any]:
 
 
 async def talk(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """All that the application sends while it is told this."""
+    """Everything that the application sends in reply to the messages."""
     waiting, sent = iter(messages), list[dict[str, Any]]()
 
     async def receive() -> dict[str, Any]:
@@ -127,14 +127,14 @@ async def talk(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 class Connection:
-    """A WebSocket whose other end says what it likes."""
+    """A WebSocket that returns the given answers."""
 
     def __init__(self, answers: list[bytes]) -> None:
-        """Ends after the last answer."""
+        """Closes after the last answer."""
         self.answers = iter(answers)
 
     def send(self, message: str) -> None:
-        """Nobody listens."""
+        """Ignores the message."""
 
     def recv(self, **_: Any) -> str | bytes:
         """The next answer."""
@@ -159,7 +159,7 @@ def _chat_client() -> ChatClient:
 
 
 def openenv(rng: random.Random, folder: Path) -> None:
-    """An OpenEnv server's frames: what it says is what the agent sees, or an error of ours."""
+    """Reads an OpenEnv server's frames: the agent sees what it says, or our error is raised."""
     seen = [text(rng), text(rng)]
     answers = [
         {"observation": {"text": seen[0], "instruction": "Go."}, "reward": None, "done": False},
@@ -176,7 +176,7 @@ def openenv(rng: random.Random, folder: Path) -> None:
 
 
 def agentgym(rng: random.Random, folder: Path) -> None:
-    """An AgentGym server's answers."""
+    """Reads an AgentGym server's answers, likewise."""
     kind = rng.choice(("webshop", "sciworld", "alfworld", "searchqa"))
     seen = [text(rng), text(rng)]
     start: dict[str, Any] = {
@@ -202,7 +202,7 @@ def agentgym(rng: random.Random, folder: Path) -> None:
 
 
 def check_seen(env: Any, item: str, seen: list[str], is_good: bool) -> None:
-    """An episode of one step; what a good server says has to be seen."""
+    """Plays one step; checks that the texts of a valid server are seen."""
     try:
         first, info = env.reset(options={"item": item})
         second, reward, *_ = env.step("go")
@@ -218,7 +218,7 @@ def check_seen(env: Any, item: str, seen: list[str], is_good: bool) -> None:
 
 
 def sabotaged(rng: random.Random, answers: list[dict[str, Any]]) -> tuple[bool, list[bytes]]:
-    """Whether the answers are still good ones, and they as bytes."""
+    """Damages some answers; returns whether they are still valid, and them as bytes."""
     raw = [json.dumps(answer).encode() for answer in answers]
     is_good = rng.random() < 0.3 and not any(one.get("type") == "error" for one in answers)
     if not is_good:
@@ -232,7 +232,7 @@ def sabotaged(rng: random.Random, answers: list[dict[str, Any]]) -> tuple[bool, 
 
 @contextmanager
 def answering(answer: Callable[[Any], Any]) -> Iterator[None]:
-    """While it lasts, every request is answered by the function, and pauses take no time."""
+    """Within the block, the function answers every request, and pauses take no time."""
 
     async def answer_later(self: Any, request: Any) -> Any:
         return answer(request)
@@ -246,7 +246,7 @@ def answering(answer: Callable[[Any], Any]) -> Iterator[None]:
 
 
 def chat(rng: random.Random, folder: Path) -> None:
-    """A chat server's answers: what it says is the reply, or an error of ours."""
+    """Reads a chat server's answers: the reply is what it says, or our error is raised."""
     said, thought = text(rng), rng.choice(("", mark(rng)))
     message: dict[str, Any] = {"role": "assistant", "content": said}
     if thought:

@@ -1,4 +1,4 @@
-"""Random chat templates and tokenizers: pieces of real families, put together at random."""
+"""Random chat templates and tokenizers, combined from parts of real model families."""
 
 import json
 import random
@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 
 @dataclass(frozen=True)
 class Marks:
-    """What a family writes around turns; `{}` is the role."""
+    """A model family's markup of turns; `{}` is the role."""
 
     start: str
     end: str
@@ -79,26 +79,26 @@ def _trained(kind: str) -> str:
         ]
         own.decoder = decoders.Sequence(parts)
         alphabet = ["\n"]
-    else:  # no bytes to fall back on: what it does not know is lost
+    else:  # no byte fallback: unknown characters are lost
         own.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
         own.decoder = decoders.Metaspace(prepend_scheme="never")
         alphabet = ["\n"]
     trainer = trainers.BpeTrainer(
         vocab_size=480,
-        # Byte tokens make a fallback on bytes possible.
+        # Byte tokens allow a byte fallback.
         special_tokens=["<unk>", *(f"<0x{b:02X}>" for b in range(256) if kind == "spaces")],
         initial_alphabet=alphabet,
         show_progress=False,
     )
     own.train_from_iterator(TEXTS, trainer)
     whole = json.loads(own.to_str())
-    # Byte tokens are words of the vocabulary like others, not control tokens.
+    # Byte tokens are ordinary vocabulary, not control tokens.
     whole["added_tokens"] = [t for t in whole["added_tokens"] if t["content"] == "<unk>"]
     return json.dumps(whole)
 
 
 def tokenizer(rng: random.Random, family: Marks, template: str) -> PreTrainedTokenizerFast:
-    """A tokenizer with the family's control tokens, some of them not marked special."""
+    """A tokenizer with the family's control tokens, some not marked as special."""
     own = Tokenizer.from_str(_trained(rng.choice(TOKENIZERS)))
     normalizer = rng.choice(NORMALIZERS)
     if normalizer != "none":
@@ -114,7 +114,7 @@ def tokenizer(rng: random.Random, family: Marks, template: str) -> PreTrainedTok
         added = AddedToken(token, special=token not in plain, normalized=False, **strips)
         (own.add_tokens if token in plain else own.add_special_tokens)([added])
     if rng.random() < 0.1:
-        # Normalised ones make `tokenizers` itself panic where its normaliser strips.
+        # Normalized added tokens make `tokenizers` itself panic if its normalizer strips.
         own.add_tokens([AddedToken(white, normalized=False) for white in ("  ", "\n\n")])
     return PreTrainedTokenizerFast(
         tokenizer_object=own,
@@ -153,7 +153,7 @@ ASKS = ("", "", "", "<think>\\n", "<think>\\n\\n</think>\\n\\n")
 
 
 def template(rng: random.Random, family: Marks) -> str:
-    """A chat template of the family, or nearly."""
+    """A chat template of the family, or a slightly changed one."""
     content = rng.choice(CONTENT)
     macro = TEXT_MACRO if "message_text" in content else ""
     calls = rng.choice(CALLS)

@@ -1,14 +1,14 @@
-"""Results of many runs: one row per figure in learning.jsonl, and the tables made from them.
+"""Collects results of many runs in learning.jsonl, and writes the tables of README.md and docs.
 
-    python benchmarks/learning.py add runs/results/*    rows of finished runs, each once
-    python benchmarks/learning.py write                 the tables in README.md and docs
+    python benchmarks/learning.py add runs/results/*    add the rows of finished runs
+    python benchmarks/learning.py write                 write the tables
 
 A row is {recipe, task, policy, method, seed, split, metric, value, episodes, env_steps,
-train_tokens}: `env_steps` and `train_tokens` are what the method's rounds took, after the novice:
-tokens that were forwarded for a gradient, not those of sampling and of references. The metric
-`best_round` is the round that was tested, the best one on dev; 0 is the novice. A method with other
-settings than its recipe's has them behind its name. docs/results-protocol.md says how the runs were
-made.
+train_tokens}. `env_steps` and `train_tokens` are the environment steps and training tokens of the
+method's rounds, without the novice; tokens of sampling and reference policies do not count. The
+metric `best_round` is the round that was tested, the best one on dev; 0 is the novice. If settings
+differ from the recipe's, they follow the method's name. docs/results-protocol.md describes how the
+runs were made.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def rows_of(run: Path) -> Iterator[Row]:
     }
     for result in json.loads((run / "results.json").read_bytes()):
         method = result["method"]
-        # The novice's row costs nothing here; a last measurement after all rounds is no learning.
+        # The novice's cost is excluded, and so is the measurement after the last round.
         own = [row for row in log if row["stage"] == method]
         rounds = [r for r in own if 0 < r["round"] <= about["config"]["rounds"]]
         taken = {
@@ -71,7 +71,7 @@ def rows_of(run: Path) -> Iterator[Row]:
 
 
 def _changes(before: Row, now: Row, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Settings of learners, by their path, that are not the recipe's."""
+    """Settings of learners, by path, that differ from the recipe's."""
     for key, value in now.items():
         path = f"{name}.{key}" if name else key
         if isinstance(value, dict) and isinstance(before.get(key), dict):
@@ -81,7 +81,7 @@ def _changes(before: Row, now: Row, name: str = "") -> Iterator[tuple[str, Any]]
 
 
 def _label(method: str, changes: Row) -> str:
-    """A method's name with the settings that concern it: its own, and those of all learners."""
+    """A method's name with the changed settings that apply to it."""
     of_others = (LEARNERS | {"prompting"}) - {"prompting" if method in PROMPTED else method}
     if method not in LEARNERS:
         of_others |= {"rounds", "inspection"}
@@ -96,9 +96,11 @@ def _label(method: str, changes: Row) -> str:
 
 
 def add(runs: Sequence[Path]) -> None:
-    """Adds the rows of finished runs; a row that is there already is replaced."""
+    """Adds the rows of finished runs; existing ones are replaced."""
     RESULTS.parent.mkdir(exist_ok=True)
-    with lock(RESULTS.with_suffix(".lock"), wait=True):  # two streams of runs may end at once
+    with lock(
+        RESULTS.with_suffix(".lock"), wait=True
+    ):  # two series of runs may end at the same time
         _add(runs)
 
 

@@ -1,7 +1,7 @@
-"""The tables of README.md and docs, made from the rows that learning.py collects.
+"""Makes the tables of README.md and docs from the rows that learning.py collects.
 
-A page marks the place of a table by `<!-- KIND: RECIPES POLICY -->` and `<!-- end -->`: a table of
-the rows of one recipe, or of several with commas between them.
+A page marks each table by `<!-- KIND: RECIPES POLICY -->` and `<!-- end -->`; several recipes are
+separated by commas.
 """
 
 import re
@@ -29,7 +29,7 @@ class Panel:
     def by_seed(
         self, method: str, metric: str = "score", column: str = "value"
     ) -> dict[int, float]:
-        """The values of a method, or what it took, by seed."""
+        """The values of a method, or of a cost column, by seed."""
         return {
             row["seed"]: row[column]
             for row in self.rows
@@ -37,7 +37,7 @@ class Panel:
         }
 
     def on_dev(self, method: str, metric: str) -> dict[int, dict[int, float]]:
-        """What was measured after each round, by seed."""
+        """Dev values by seed and round."""
         found: dict[int, dict[int, float]] = {}
         for row in self.rows:
             name, _, number = row["metric"].partition(", round ")
@@ -53,27 +53,27 @@ class Panel:
 
     @property
     def methods(self) -> list[str]:
-        """Those with results, in the order of tables; after each its variants."""
+        """Methods with results in table order, each followed by its variants."""
         order = list(METHODS)
         found = {row["method"] for row in self.rows}
         return sorted(found, key=lambda m: (order.index(_plain(m)), m))
 
     def mean(self, method: str, metric: str = "score", column: str = "value") -> float:
-        """Over seeds."""
+        """The mean over seeds."""
         return mean(self.by_seed(method, metric, column).values())
 
     @property
     def best_baseline(self) -> str:
-        """The method of others with the highest mean test score: the hardest one to beat.
+        """The baseline with the highest mean test score, among those with the most seeds.
 
-        Of those with the most seeds: with fewer a mean is not of the same novices.
+        Means over fewer seeds would be of other novices.
         """
         others = [m for m in self.methods if m in METHODS and m not in OURS]
         most = max(len(self.by_seed(m)) for m in others)
         return max((m for m in others if len(self.by_seed(m)) == most), key=self.mean)
 
     def tested_rounds(self, method: str) -> str:
-        """The round that each seed's test was of; 0 is the novice. A dash for no rounds."""
+        """The round tested for each seed (0 is the novice); a dash for methods without rounds."""
         found = self.by_seed(method, "best_round")
         has_rounds = found and method != "sft"
         return " ".join(f"{found[seed]:.0f}" for seed in sorted(found)) if has_rounds else "-"
@@ -83,13 +83,13 @@ class Panel:
         return interval_text(mean_interval([*self.by_seed(method).values()]))
 
     def score(self, method: str) -> str:
-        """The same, and whether the method was stopped before it had a round."""
+        """Test score with its interval, and whether the method stopped before its first round."""
         scores = mean_interval([*self.by_seed(method).values()])
         never = scores.n and _plain(method) != "sft" and not self.on_dev(method, "score")
         return self.interval(method) + (", stopped" if never else "")
 
     def difference(self, method: str, other: str) -> str:
-        """Paired by seed, with its 95 % interval if there is one; a dash for the method itself."""
+        """Difference paired by seed with its 95 % interval; a dash for the method itself."""
         mine, theirs = self.by_seed(method), self.by_seed(other)
         seeds = sorted(mine.keys() & theirs.keys())
         found = paired_difference([mine[s] for s in seeds], [theirs[s] for s in seeds])
@@ -101,7 +101,7 @@ class Panel:
 
 
 def results(rows: Sequence[Row]) -> str:
-    """All methods with their recipe's settings, as Markdown."""
+    """Markdown table of all methods with their recipe's settings."""
     panel = _with_recipe_settings(rows)
     compared = dict.fromkeys(("sft_more", panel.best_baseline, "dagger")) if panel.rows else {}
     header = ["method", "seeds", "rounds tested", "score", "success, %"]
@@ -125,7 +125,7 @@ def results(rows: Sequence[Row]) -> str:
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """The same in short: scores, and what each method has gained on continued SFT."""
+    """Short Markdown table: scores, and each method's gain over continued SFT."""
     panel = _with_recipe_settings(rows)
     lines = []
     for method in panel.methods:
@@ -136,7 +136,7 @@ def summary(rows: Sequence[Row]) -> str:
 
 
 def ablations(rows: Sequence[Row]) -> str:
-    """Methods with other settings beside their recipe's, on the same seeds, as Markdown."""
+    """Markdown table of changed settings next to the recipe's, on the same seeds."""
     panel = Panel(rows)
     varied = {_plain(method) for method in panel.methods if method != _plain(method)}
     lines = []
@@ -158,7 +158,7 @@ def ablations(rows: Sequence[Row]) -> str:
 
 
 def rounds(rows: Sequence[Row]) -> str:
-    """What dev says of the policy after each round, means over seeds, as Markdown."""
+    """Markdown table of dev values after each round, means over seeds."""
     panel = Panel(rows)
     lines = []
     for method in panel.methods:
@@ -174,7 +174,7 @@ def rounds(rows: Sequence[Row]) -> str:
 
 
 def tasks(rows: Sequence[Row]) -> str:
-    """One line for each recipe: its task, and what SFT and reflection reach there, as Markdown."""
+    """Markdown table with a line per recipe: its task and the scores of SFT and reflection."""
     shown = ("sft", "sft_more", "implicit", "inverse")
     lines = []
     for recipe in dict.fromkeys(row["recipe"] for row in rows):
@@ -254,18 +254,18 @@ def _by_recipe(rows: Sequence[Row]) -> list[Panel]:
 
 
 def _plain(method: str) -> str:
-    """A method without its settings."""
+    """A method's name without changed settings."""
     return method.split()[0]
 
 
 def _name(method: str) -> str:
-    """For people; settings that are not the recipe's stay as they are."""
+    """A method's display name, followed by its changed settings."""
     plain, *changes = method.split()
     return ", ".join([method_label(plain), *changes])
 
 
 def filled(page: str, rows: Sequence[Row]) -> str:
-    """A page with each table anew between its marks; a mark of no table is an error."""
+    """The page with each table rewritten between its marks; an unknown mark is an error."""
 
     def anew(mark: re.Match[str]) -> str:
         kind, recipes, policy = mark.groups()

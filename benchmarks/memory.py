@@ -1,4 +1,4 @@
-"""Peak memory of SFT and of both reflections with LoRA, each in a process of its own.
+"""Measures peak memory of SFT and both kinds of reflection with LoRA, in separate processes.
 
     python benchmarks/memory.py --policy FOLDER --demonstrations FILE --held-out FILE
 

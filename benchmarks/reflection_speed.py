@@ -1,13 +1,12 @@
-"""Implicit reflection on the prefix tree against TRL's DPOTrainer: same pairs, model and loss.
+"""Compares implicit reflection on the prefix tree with TRL's DPOTrainer: same pairs, model, loss.
 
     python benchmarks/reflection_speed.py     # a table, and one JSON object as the last line
 
 Expert trajectories of 12 to 15 steps come from ScienceWorld; a tiny policy, trained on them for a
-few passes, practises every step. Both sides then take the same optimizer steps on the same pairs of
-expert and agent action, the forward pass of the reference included, loading and tokenizing left
-out. Both get the token ids, so that nothing but the update is compared. Each measurement is a
-process of its own; TRL is given several batch sizes and its fastest counts. The losses have to
-agree before any time does.
+few passes, acts in every state. Both sides then take the same optimizer steps on the same pairs of
+expert and agent actions. Times include the reference's forward pass, but not loading and
+tokenizing: both get token ids. Each measurement runs in its own process; TRL is given several batch
+sizes and the fastest counts. Times are compared only if the losses agree.
 """
 
 import argparse
@@ -41,11 +40,11 @@ TASK_TYPES = ("find-animal", "find-living-thing", "find-plant")
 BETA, LEARNING_RATE, UPDATES, SEED = 0.1, 1e-4, 2, 0
 TRL_BATCH_SIZES = (1, 2, 4, 8)
 TOLERANCE = 2e-3
-"""Largest difference of two losses; float32 sums in another order part a little after an update."""
+"""Largest difference of two losses; float32 sums in another order diverge after an update."""
 
 
 def prepare(folder: Path, num_trajectories: int) -> None:
-    """Writes model, trajectories and practised steps."""
+    """Writes the model, the trajectories and the practised steps."""
     task = ScienceWorld(TASK_TYPES, step_limit=100)
     chosen: list[Trajectory] = []
     for item in (i for pair in zip(*_by_type(task), strict=False) for i in pair):
@@ -70,7 +69,7 @@ def _by_type(task: ScienceWorld) -> list[list[str]]:
 
 
 def load(folder: Path) -> tuple[Policy, list[StepTree]]:
-    """The policy and its trees, with a number of pairs that every batch size divides."""
+    """Loads the policy and trees, whose number of pairs every batch size divides."""
     policy = Policy.load(folder)
     rendered = [
         policy.renderer.render(t) for t in read_jsonl(folder / "trajectories.jsonl", Trajectory)
@@ -85,7 +84,7 @@ def load(folder: Path) -> tuple[Policy, list[StepTree]]:
 
 
 def pairs(trees: list[StepTree]) -> list[dict[str, list[int]]]:
-    """The pairs one by one, as TRL wants them: prompt, chosen and rejected token ids."""
+    """The pairs in TRL's format: prompt, chosen and rejected token ids."""
     rows = []
     for t in trees:
         expert: tuple[int, ...] = ()
@@ -101,7 +100,7 @@ def pairs(trees: list[StepTree]) -> list[dict[str, list[int]]]:
 
 
 def update_tree(folder: Path) -> dict[str, Any]:
-    """UPDATES optimizer steps on all pairs, on the prefix tree."""
+    """Takes UPDATES optimizer steps on all pairs, on the prefix tree."""
     policy, trees = load(folder)
     config = DPOConfig(
         optimizer=OptimizerConfig(learning_rate=LEARNING_RATE, weight_decay=0.0, warmup_share=0.0),
@@ -118,13 +117,13 @@ def update_tree(folder: Path) -> dict[str, Any]:
 
 
 def update_trl(folder: Path, batch_size: int) -> dict[str, Any]:
-    """The same steps by `DPOTrainer` with gradient accumulation over batches of pairs."""
+    """Takes the same steps with `DPOTrainer`, accumulating gradients over batches of pairs."""
     from datasets import Dataset
     from trl import DPOConfig as TRLConfig
     from trl import DPOTrainer
 
     class FromIds(DPOTrainer):  # type: ignore[misc]
-        """Takes the token ids that the policy sampled, as ours does."""
+        """A trainer that takes the token ids that the policy sampled, as ours does."""
 
         def _prepare_dataset(self, dataset: Dataset, *_: object, **__: object) -> Dataset:
             return dataset
@@ -173,7 +172,7 @@ def update_trl(folder: Path, batch_size: int) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def measured() -> Any:
-    """Fills a dictionary with the seconds of the block and the process's peak memory in MB."""
+    """Records the block's seconds and the process's peak memory in MB in a dictionary."""
     found: dict[str, Any] = {}
     start = time.perf_counter()
     yield found
@@ -182,7 +181,7 @@ def measured() -> Any:
 
 
 def run(folder: Path, *arguments: str) -> dict[str, Any]:
-    """One measurement in a process of its own."""
+    """Runs one measurement in a new process."""
     command = [sys.executable, __file__, "--folder", str(folder), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -217,7 +216,9 @@ def compare(num_trajectories: int, repeats: int) -> None:
             f"{'prefix tree':<22}{tree['seconds']:>9.2f}{tree['peak_mb']:>9.0f}{tree['tokens']:>9}"
         )
         times, memory = [], []
-        for _ in range(repeats):  # side by side, so that a change of the machine's speed hits both
+        for _ in range(
+            repeats
+        ):  # alternating, so that a change of the machine's speed affects both
             ours = run(folder, "--side", "tree")
             theirs = run(folder, "--side", "trl", "--batch-size", str(best))
             times.append(theirs["seconds"] / ours["seconds"])

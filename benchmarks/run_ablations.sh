@@ -1,10 +1,10 @@
 #!/bin/sh
-# Our own method with other settings, from the novices that benchmarks/run_results.sh made in OUT, and
-# with fewer demonstrations, from novices of their own; what is finished is skipped, what was cut off
-# goes on. OUT has no spaces.
+# Ablations of our own method: other settings, starting from the novices that benchmarks/run_results.sh
+# wrote to OUT, and fewer demonstrations, with new novices. Finished runs are skipped, interrupted ones
+# resumed. OUT must not contain spaces.
 # Usage: benchmarks/run_ablations.sh OUT [SEEDS] [RECIPES]      e.g. runs/results "0" alfworld-results
 set -eu
-out=${1:?names the folder of the runs}
+out=${1:?expected the folder of the runs}
 seeds=${2:-0}
 recipes=${3:-scienceworld-results alfworld-results}
 
@@ -32,7 +32,7 @@ for seed in $seeds; do
         with gail --novice $novice --methods inverse --inverse.discriminator.reward gail
         with log-d --novice $novice --methods inverse --inverse.discriminator.reward log-d
         with sft-faster --novice $novice --methods sft_more --sft-more.optimizer.learning-rate 3e-4
-        if [ $recipe = alfworld-results ]; then  # the recipe of the other has it
+        if [ $recipe = alfworld-results ]; then  # the other recipe has it already
             with anchor-one --novice $novice --methods inverse --inverse.ppo.sft-coef 1
         fi
         with no-anchor --novice $novice --methods inverse --inverse.ppo.sft-coef 0

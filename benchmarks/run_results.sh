@@ -1,9 +1,10 @@
 #!/bin/sh
-# All methods and seeds of the tables, one after the other; what is finished is skipped, what was cut
-# off goes on. Usage: benchmarks/run_results.sh OUT [SEEDS] [RECIPES]      e.g. runs/results "0 1 2 3 4"
-# Two streams may share OUT, each with seeds of its own; OMP_NUM_THREADS=1 then keeps them apart.
+# Runs all methods and seeds of the result tables, one after another. Finished runs are skipped,
+# interrupted ones resumed. Usage: benchmarks/run_results.sh OUT [SEEDS] [RECIPES]
+#   e.g. benchmarks/run_results.sh runs/results "0 1 2 3 4"
+# Two of these may share OUT if their seeds differ; set OMP_NUM_THREADS=1 so that they share the cores.
 set -eu
-out=${1:?names the folder for the runs}
+out=${1:?expected the folder for the runs}
 seeds=${2:-0 1 2 3 4}
 recipes=${3:-scienceworld-results alfworld-results}
 for seed in $seeds; do

@@ -1,10 +1,10 @@
-"""Tokens per second of SFT and both reflections, on the prefix tree and on separate rows.
+"""Measures tokens per second of SFT and both kinds of reflection, with and without shared prefixes.
 
-For each method one pass over the same practised demonstrations, first with shared prefixes, then
-with a row for each path, side by side in one process. `tokens` are those of the original paths, so
-both kinds are measured by the same work. The share of the machine's peak is counted on tokens that
-were really forwarded, 2 x parameters floating point operations for each and 6 (4 with LoRA) where
-gradients are taken, against the fastest large matrix product of the machine in the same precision.
+Each method makes one pass over the same practised demonstrations, first with shared prefixes, then
+with one row for each path, in the same process. `tokens` counts those of the original paths, so
+both variants do the same work. The share of the machine's peak counts tokens actually forwarded, at
+2 floating-point operations per parameter each, or 6 (4 with LoRA) with gradients, relative to the
+fastest large matrix product in the same precision.
 
     python benchmarks/throughput.py --policy FOLDER --demonstrations FILE --trajectories 16
     python benchmarks/throughput.py --random 1b --tokenizer FOLDER --demonstrations FILE
@@ -45,7 +45,7 @@ RANDOM = {
         tie_word_embeddings=True,
     ),
 }  # fmt: skip
-"""Shapes without trained weights, for speed only."""
+"""Model shapes with random weights, to measure speed only."""
 
 
 def synchronize() -> None:
@@ -55,7 +55,7 @@ def synchronize() -> None:
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating point operations per second of the best of ten large matrix products."""
+    """Floating-point operations per second of the fastest of ten large matrix products."""
     size = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     best = float("inf")
@@ -71,11 +71,11 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
 def learners(
     policy: Policy, trees: Sequence[StepTree], batch_size: int
 ) -> dict[str, tuple[int, Callable[[], object]]]:
-    """Each method with the operations it spends on a token and parameter, and one pass of it."""
+    """For each method its operations per token and parameter, and a function for one pass."""
     found = policy.copy("discriminator")
 
     def inverse() -> None:
-        # It is switched while measuring.
+        # The setting changes during the measurement.
         found.layers.shares_prefixes = policy.layers.shares_prefixes
         config, agent = DiscriminatorConfig(batch_size=batch_size), path_logprobs(policy, trees)
         train_discriminator(found, trees, agent, config, epochs=1, seed=0, log=lambda _: None)
@@ -89,9 +89,9 @@ def learners(
         config = DPOConfig(epochs=1, batch_size=batch_size)
         dpo(policy, trees, config, seed=0, log=lambda _: None)
 
-    # A frozen base needs no gradient of its own weights. Reference, then gradient; the agent's
-    # log-probabilities, the discriminator's gradient, rewards and the agent again, old policy,
-    # gradient.
+    # A frozen base needs no weight gradients. Implicit: reference, gradient. Inverse: the
+    # agent's log-probabilities, the discriminator's gradient, rewards, the agent again, the
+    # old policy, gradient.
     train = 6 if policy.layers.adapter is None else 4
     return {"implicit": (2 + train, implicit), "inverse": (2 + train + 2 + 2 + 2 + train, inverse)}
 
@@ -122,7 +122,7 @@ def main() -> None:
 
 
 def measure(policy: Policy, options: argparse.Namespace) -> None:
-    """Every method, shared and separate, as often as asked."""
+    """Measures every method, with shared and separate rows, the given number of times."""
     own = read_trajectories(options.demonstrations).trajectories[: options.trajectories]
     demonstrations = [policy.render(t) for t in own]
     practised = practise(policy, demonstrations, Decoding(max_new_tokens=16), seed=0)
@@ -161,7 +161,7 @@ def measure(policy: Policy, options: argparse.Namespace) -> None:
                 synchronize()
                 seconds = time.perf_counter() - start
                 if not repeat:
-                    continue  # FlexAttention compiles in the first one
+                    continue  # FlexAttention compiles in the first pass
                 print(
                     json.dumps(
                         {

@@ -1,9 +1,8 @@
-"""How long WebShop's catalogue takes to prepare and to open, and in how much memory.
+"""Measures time and memory to prepare and to open WebShop's catalogue.
 
-Products are made up: titles, descriptions and features of words drawn by Zipf's law, in the lengths
-of the 1,000 published ones, a third with two options. Preparing is measured in one process, opening
-(up to the first page) and shopping in another. Seconds are of the processor, which are those of the
-clock on a machine that does nothing else.
+Products are synthetic: titles, descriptions and features of words drawn by Zipf's law, with the
+lengths of the 1,000 published ones, a third with two options. Preparing is measured in one process,
+opening (up to the first page) and shopping in another. Seconds are processor time.
 
     python benchmarks/webshop_catalogue.py --products 100000
 
@@ -27,7 +26,7 @@ DEPARTMENTS = ("beauty", "electronics", "fashion", "garden", "grocery")
 
 
 def write_files(folder: Path, num_products: int) -> None:
-    """The two official files, product by product."""
+    """Writes synthetic versions of the two official files."""
     made = random.Random(0)
     vocabulary = [f"{made.choice('bcdfgklmnprst')}{number:x}" for number in range(50_000)]
     weights = [1 / rank for rank in range(1, len(vocabulary) + 1)]
@@ -65,7 +64,7 @@ def write_files(folder: Path, num_products: int) -> None:
 
 
 def shop(folder: Path, num_episodes: int) -> dict[str, Any]:
-    """Seconds to the first page; steps per second of searches, products, tabs and purchases."""
+    """Measures seconds to the first page, and steps per second of each kind of action."""
     begun = time.process_time()
     task = WebShop(folder=folder)
     env = task.make_env()
@@ -84,7 +83,7 @@ def shop(folder: Path, num_episodes: int) -> dict[str, Any]:
 
 
 def in_a_process(stage: str, folder: Path, num_episodes: int) -> dict[str, Any]:
-    """What the stage measures, with the peak memory of its process."""
+    """Runs a stage in a new process; returns its measurements and peak memory."""
     command = [sys.executable, __file__, "--stage", stage, "--folder", str(folder)]
     command += ["--episodes", str(num_episodes)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
@@ -92,7 +91,7 @@ def in_a_process(stage: str, folder: Path, num_episodes: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measures all stages, or one of them in this process."""
+    """Measures all stages, or a single one in this process."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--products", type=int, default=100_000)
     parser.add_argument("--episodes", type=int, default=200)

@@ -1,10 +1,10 @@
-"""What WebShop's shopper earns on all goals, solved or not, and how fast the shop is.
+"""Measures the reward of WebShop's scripted expert on all goals, and the speed of the shop.
 
     python benchmarks/webshop_expert.py --goals synthetic
     python benchmarks/webshop_expert.py --goals human
 
-The data is what `stepagent download webshop` prepared, or --folder. Prints one JSON line. Speed is
-in steps per second of processor time, on one core.
+Uses the data that `stepagent download webshop` prepared, or --folder. Prints one JSON line. Speed
+is in steps per second of processor time, on one core.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import fmean
 
 from stepagent.tasks.webshop import WebShop, WebShopConfig
-from stepagent.tasks.webshop.shopper import plan, queries
+from stepagent.tasks.webshop.expert import plan, queries
 
 
 def main() -> None:

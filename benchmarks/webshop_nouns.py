@@ -1,12 +1,12 @@
-"""How far WebShop's rules for nouns agree with a spaCy model, on titles and on rewards.
+"""Measures how well WebShop's noun rules agree with a spaCy model, on titles and on rewards.
 
-Titles: precision and recall of the nouns, repeated ones counted. Types: share of pairs of products
-with the same `r_type`, over all pairs of a goal's product and a product on the first page that its
-instruction finds, and over random pairs.
+Titles: precision and recall of the nouns, counting repetitions. Types: share of pairs with the same
+`r_type`, over all pairs of a goal's product and a product on the first result page of its
+instruction, and over random pairs.
 
     python benchmarks/webshop_nouns.py --model en_core_web_sm
 
-The data is what `stepagent download webshop` prepared, or --folder. Prints one JSON line.
+Uses the data that `stepagent download webshop` prepared, or --folder. Prints one JSON line.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from stepagent.tasks.webshop.reward import reward
 
 
 def agreement(pairs: Iterable[tuple[Goal, Product]], model: Tagger) -> dict[str, float]:
-    """Share of pairs with equal `r_type`, and its means."""
+    """The share of pairs with equal `r_type`, and the mean types."""
     types = [
         [reward(bought, 0.0, {}, goal, nouns).parts["r_type"] for nouns in (nouns_by_rules, model)]
         for goal, bought in pairs

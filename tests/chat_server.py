@@ -1,4 +1,4 @@
-"""A chat completions server on loopback that says what a test wants it to say."""
+"""A scripted chat completions server on loopback."""
 
 import json
 import re
@@ -16,7 +16,7 @@ Messages = list[dict[str, str]]
 
 @dataclass(frozen=True)
 class Say:
-    """A proper answer; every one has 10 tokens read and 2 written."""
+    """A valid answer; each counts 10 prompt tokens and 2 completion tokens."""
 
     text: str | list[dict[str, Any]] | None
     finish_reason: str | None = "stop"
@@ -26,7 +26,7 @@ class Say:
 
 @dataclass(frozen=True)
 class Refuse:
-    """An error of the server's."""
+    """An error with a status and message."""
 
     status: int
     message: str = "no"
@@ -35,7 +35,7 @@ class Refuse:
 
 @dataclass(frozen=True)
 class Send:
-    """Bytes that may be anything."""
+    """An answer of arbitrary bytes."""
 
     body: bytes
     content_type: str = "application/json"
@@ -44,17 +44,17 @@ class Send:
 
 
 class Reset:
-    """The connection ends without an answer."""
+    """Closes the connection without an answer."""
 
 
 @dataclass(frozen=True)
 class Drip:
-    """One piece again and again, after a pause in seconds, until the client leaves."""
+    """Sends the same piece repeatedly, with a pause in seconds, until the client leaves."""
 
     piece: bytes
     pause: float = 0.0
     is_header: bool = False
-    """Whether they are header lines, so that not even the body begins."""
+    """Whether the pieces are header lines, so that the body never starts."""
 
 
 Answer = Say | Refuse | Send | Reset | Drip
@@ -76,9 +76,9 @@ class ChatServer:
     answer: Callable[[Messages], Answer] = solve_boxes
     script: list[Answer] = field(default_factory=list)
     requests: list[dict[str, Any]] = field(default_factory=list)
-    """Bodies, in order of arrival."""
+    """Request bodies, in order of arrival."""
     keys: list[str] = field(default_factory=list)
-    """The `Authorization` of each."""
+    """The `Authorization` header of each request."""
 
     def __enter__(self) -> "ChatServer":
         script_lock = threading.Lock()
@@ -122,7 +122,7 @@ class ChatServer:
                 self.send_response(status)
                 self.send_header("Content-Type", kind)
                 self.send_header("Content-Length", str(len(body)))
-                self.send_header("Retry-After-Ms", "1")  # for tests that do not take long
+                self.send_header("Retry-After-Ms", "1")  # short, so that tests are fast
                 for name, value in more.items():
                     self.send_header(name, value)
                 self.end_headers()
@@ -151,7 +151,7 @@ class ChatServer:
         return f"http://127.0.0.1:{self._server.server_port}/v1"
 
     def instructions(self) -> list[str]:
-        """What the requests were about, in order of arrival: the last task in each."""
+        """The last task instruction in each request, in order of arrival."""
         return [
             [m["content"] for m in request["messages"] if "Your task:" in m["content"]][-1]
             for request in self.requests

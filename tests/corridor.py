@@ -14,8 +14,9 @@ import uvicorn
 from gymnasium import spaces
 from starlette.types import ASGIApp
 
-from stepagent.tasks.adapters.foreign import Items, Scoring
+from stepagent.tasks.adapters.foreign import Items
 from stepagent.tasks.adapters.gymnasium import GymTask
+from stepagent.tasks.adapters.scoring import Scoring
 from stepagent.tasks.serving.server import _listening
 
 NUM_ROOMS = 6

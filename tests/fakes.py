@@ -1,7 +1,7 @@
-"""What tests use in place of a benchmark and a language model: a world of boxes, a tiny policy.
+"""Stand-ins of tests for a benchmark and a language model: a world of boxes, a tiny policy.
 
-In the world of boxes one object has to be fetched. Rooms lie in a row, with two coloured boxes each
-that say what they hold. The expert goes on until it sees the object and opens its box.
+In the world of boxes the agent fetches an object. Rooms are in a row; each has two coloured boxes
+and says what they hold. The expert goes on until it sees the object, then opens its box.
 """
 
 import signal
@@ -166,7 +166,7 @@ class BoxWorld:
             env.close()
 
     def lose_if_wanted(self, item: str, step: int) -> None:
-        """Raises `EnvironmentLost` as often as was asked for."""
+        """Raises `EnvironmentLost` as often as the test wants."""
         with self._lock:
             self.lost[item, step] = self.lost.get((item, step), 0) - 1
             if self.lost[item, step] >= 0:
@@ -178,7 +178,7 @@ WORLD: Task = BoxWorld()
 
 @cache
 def demonstrations(split: Split = "train") -> tuple[Trajectory, ...]:
-    """What the expert does on every item of the split."""
+    """The expert's trajectories of every item of the split."""
     return tuple(WORLD.expert(item) for item in WORLD.items(split))
 
 
@@ -189,7 +189,7 @@ def _random_policy(seed: int, hidden_size: int, scale: float) -> Policy:
     )
     with TemporaryDirectory() as folder:
         build_tiny_model(demonstrations(), size, seed=seed, folder=Path(folder))
-        # Random throughout, an ordinary Llama: without the copying that a tiny model begins with.
+        # An ordinary Llama with random weights, without the induction heads of a tiny model.
         rope = {"rope_type": "default", "rope_theta": 1e4}
         config = LlamaConfig.from_pretrained(folder, rope_parameters=rope)
         with torch.random.fork_rng(devices=[]):
@@ -204,7 +204,7 @@ def _random_policy(seed: int, hidden_size: int, scale: float) -> Policy:
 
 
 def copy_of(policy: Policy) -> Policy:
-    """The same policy with weights of its own."""
+    """A copy of the policy with its own weights."""
     return Policy(Layers(deepcopy(policy.model)), policy.renderer)
 
 
@@ -223,7 +223,7 @@ def _novice(epochs: int) -> Policy:
 
 
 def novice(epochs: int = 8) -> Policy:
-    """A policy that has seen the expert for so many epochs."""
+    """A policy cloned from the expert for this many epochs."""
     return copy_of(_novice(epochs))
 
 
@@ -241,7 +241,7 @@ def in_float64(policy: Policy) -> Policy:
 
 
 def with_budget(policy: Policy, token_budget: int) -> Policy:
-    """The policy itself, forwarding so many tokens together."""
+    """The same policy with another token budget."""
     return Policy(Layers(policy.model, token_budget=token_budget), policy.renderer)
 
 
@@ -270,7 +270,7 @@ def rolled_out(
 def practised_with(
     policy: Policy, trajectories: Sequence[Trajectory], actions: Sequence[Sequence[str]]
 ) -> list[PracticedStep]:
-    """Practised steps, in order, whose agent took the given actions; one list for each step."""
+    """Practised steps, in order, with the given agent actions: one list for each step."""
     states = [(t, step) for t in trajectories for step in range(len(t.steps))]
     return [
         PracticedStep(
@@ -316,9 +316,9 @@ def assert_packing_changes_nothing(
     train: Callable[[int, Log], Sequence[torch.nn.Module | Policy]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """`train(token_budget, log)` has to log the same and give equal weights however rows are made.
+    """Checks that `train(token_budget, log)` gives equal logs and weights with any rows.
 
-    Each tree alone, all trees together, each path alone. The logged gradient norm tells scale.
+    Rows: each tree alone, all trees together, each path alone. The gradient norm shows the scale.
     """
 
     def run(token_budget: int) -> tuple[list[Metrics], list[torch.Tensor]]:
@@ -347,7 +347,7 @@ def gradient_norm(loss: torch.Tensor, modules: Sequence[torch.nn.Module]) -> flo
 
 
 def hear_ctrl_c() -> None:
-    """For a process that is to be interrupted: tests may run where interrupts are ignored."""
+    """Restores the handler of Ctrl-C, since tests may run where it is ignored."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

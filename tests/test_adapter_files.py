@@ -1,4 +1,4 @@
-"""Adapter folders as PEFT writes them: of every kind that works through a model's layers."""
+"""Adapter folders of PEFT, of every kind that acts inside a model's layers."""
 
 import json
 import logging
@@ -86,7 +86,7 @@ def write_base(folder: Path, *, tied: bool = True) -> Path:
 
 
 def write_adapter(base: Path, folder: Path, config: peft.PeftConfig) -> torch.Tensor:
-    """An adapter that has been trained, and what the model says with it."""
+    """Writes a trained adapter; returns the model's logits with it."""
     torch.manual_seed(1)
     model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
     with torch.no_grad():
@@ -116,7 +116,7 @@ def trained(policy: Policy) -> Policy:
 
 
 @pytest.mark.parametrize(("kind", "tied"), CASES)
-def test_adapters_of_every_kind_open_train_and_merge_as_peft_has_them(
+def test_adapters_of_every_kind_open_train_and_merge_as_in_peft(
     kind: str, tied: bool, tmp_path: Path
 ) -> None:
     config_class, settings = KINDS[kind]
@@ -211,7 +211,7 @@ def adapter(tmp_path: Path) -> Path:
     return folder
 
 
-def test_an_adapter_without_some_of_its_tensors_is_refused_by_their_names(adapter: Path) -> None:
+def test_an_adapter_with_missing_or_extra_tensors_is_refused_by_their_names(adapter: Path) -> None:
     file = adapter / "adapter_model.safetensors"
     tensors = load_file(file)
     policy = Policy.load(adapter)
@@ -223,7 +223,7 @@ def test_an_adapter_without_some_of_its_tensors_is_refused_by_their_names(adapte
     save_file(
         tensors | {"base_model.model.model.layers.9.up.lora_A.weight": torch.ones(2, 2)}, file
     )
-    with pytest.raises(WeightsError, match=r"1 tensor is too many, .*layers\.9\.up"):
+    with pytest.raises(WeightsError, match=r"1 tensor is unexpected: .*layers\.9\.up"):
         Policy.load(adapter)
     save_file(tensors | {names[0]: tensors[names[0]] * float("nan")}, file)
     with pytest.raises(WeightsError, match="1 tensor is not finite"):
@@ -234,7 +234,7 @@ def test_an_adapter_without_some_of_its_tensors_is_refused_by_their_names(adapte
     assert "\n" not in str(error.value)
 
 
-def test_a_part_that_is_trained_whole_must_be_there(tmp_path: Path) -> None:
+def test_a_module_that_is_trained_whole_must_not_be_missing(tmp_path: Path) -> None:
     base, folder = write_base(tmp_path / "base"), tmp_path / "adapter"
     write_adapter(base, folder, LoraConfig(
         task_type="CAUSAL_LM", target_modules=ATTENTION, modules_to_save=["norm"],
@@ -242,11 +242,11 @@ def test_a_part_that_is_trained_whole_must_be_there(tmp_path: Path) -> None:
     file = folder / "adapter_model.safetensors"
     tensors = load_file(file)
     save_file({name: value for name, value in tensors.items() if "norm" not in name}, file)
-    with pytest.raises(AdapterError, match=r"has no .*norm\.weight"):
+    with pytest.raises(AdapterError, match=r"lacks .*norm\.weight"):
         Policy.load(folder)
 
 
-def test_the_base_of_an_adapter_is_found_beside_it_or_asked_for(
+def test_the_base_of_an_adapter_is_found_next_to_it_or_requested(
     adapter: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     expected = logits(Policy.load(adapter).model)
@@ -256,13 +256,13 @@ def test_the_base_of_an_adapter_is_found_beside_it_or_asked_for(
     with pytest.raises(AdapterError) as error:
         Policy.load(adapter)
     assert str(error.value) == (
-        f"{adapter}: its base model {tmp_path / 'base'} is not there; put it there or beside the "
-        "adapter, or write its place as base_model_name_or_path into adapter_config.json"
+        f"{adapter}: its base model {tmp_path / 'base'} does not exist; put it there or next to "
+        "the adapter, or set its path as base_model_name_or_path in adapter_config.json"
     )
     shutil.move(adapter, moved / "adapter")
     with caplog.at_level(logging.INFO, logger="stepagent"):
         close(logits(Policy.load(moved / "adapter").model), expected)
-    assert "is taken from" in caplog.text
+    assert "is read from" in caplog.text
 
 
 @pytest.mark.parametrize("config", [
@@ -270,12 +270,12 @@ def test_the_base_of_an_adapter_is_found_beside_it_or_asked_for(
     peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4),
     LoraConfig(task_type="CAUSAL_LM", alora_invocation_tokens=[3]),
 ], ids=["prompt tuning", "prefix tuning", "aLoRA"])  # fmt: skip
-def test_what_does_not_work_through_the_layers_is_refused(
+def test_adapters_that_act_outside_the_layers_are_refused(
     config: peft.PeftConfig, tmp_path: Path
 ) -> None:
     config.base_model_name_or_path = str(write_base(tmp_path / "base"))
     config.save_pretrained(str(tmp_path / "adapter"))
-    with pytest.raises(AdapterError, match="does not work through the layers alone") as error:
+    with pytest.raises(AdapterError, match="acts outside the model's layers") as error:
         Policy.load(tmp_path / "adapter")
     assert "\n" not in str(error.value)
 
@@ -288,8 +288,8 @@ def test_an_adapter_of_an_unknown_kind_is_one_printable_line(adapter: Path) -> N
     assert str(error.value).isprintable()
 
 
-def test_a_pointer_in_place_of_an_adapter_is_named(adapter: Path) -> None:
+def test_a_git_lfs_pointer_in_place_of_an_adapter_is_recognized(adapter: Path) -> None:
     file = adapter / "adapter_model.safetensors"
     file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n")
-    with pytest.raises(WeightsError, match=r"adapter_model\.safetensors: a Git LFS pointer"):
+    with pytest.raises(WeightsError, match=r"adapter_model\.safetensors: is a Git LFS pointer"):
         Policy.load(adapter)

@@ -121,7 +121,10 @@ def test_both_reflections_move_the_policys_adapter_alone(policy: Policy) -> None
     logged: list[Metrics] = []
     for learner in (
         Implicit(DPOConfig(optimizer=FAST, epochs=1)),
-        Inverse(InverseConfig(), policy),
+        Inverse(
+            InverseConfig(discriminator=DiscriminatorConfig(optimizer=FAST, warmup_epochs=20)),
+            policy,
+        ),
     ):
         start = values(policy, trees)
         rewards = learner.learn(policy, own, seed=0, log=lambda _, row: logged.append(row))

@@ -84,6 +84,22 @@ def test_babyais_score_is_what_its_moves_left_and_its_end_is_success() -> None:
         task.close()
 
 
+def test_what_babyais_server_adds_once_too_often_is_clipped() -> None:
+    with running(babyai(worth=1.7)) as url:
+        task = task_on(url, "babyai")
+        assert task.expert("babyai_3").score == 100
+        task.close()
+
+
+def test_a_score_that_is_above_the_best_of_the_table_is_refused() -> None:
+    step = {"observation": "x", "reward": 0, "score": 101, "done": True}
+    with running(answering(create={"id": 1}, reset=STARTED, step=step, close=True)) as url:
+        env = task_on(url, "sciworld").make_env()
+        env.reset(options={"item": "sciworld_0"})
+        with pytest.raises(ServerError, match=rf"^{url}: sciworld_0: the info 'score' is 101"):
+            env.step("look")
+
+
 def test_the_path_of_an_environment_may_be_in_the_address() -> None:
     with running(PLAIN["maze"]()) as url:
         for address in (url, f"{url}/maze", f"{url}/maze/"):
@@ -93,7 +109,7 @@ def test_the_path_of_an_environment_may_be_in_the_address() -> None:
 
 
 def test_an_environment_that_nobody_knows_is_one_line() -> None:
-    with pytest.raises(ServerError, match=r"^no environment 'chess'; there are: webshop, "):
+    with pytest.raises(ServerError, match=r"^AgentGym has no environment 'chess'; it has: web"):
         task_on("http://127.0.0.1:1", "chess")  # type: ignore[arg-type]
 
 
@@ -240,7 +256,7 @@ def _begun(url: str, environment: Environment) -> None:
 @pytest.mark.parametrize(
     ("environment", "replies", "reason"),
     [
-        ("sciworld", {"create": b"hello"}, r"/create: the answer is no JSON: b'hello'"),
+        ("sciworld", {"create": b"hello"}, r"/create: the answer is not JSON: b'hello'"),
         ("sciworld", {"create": {}}, r"expected the number of a session, got \{\}"),
         ("sciworld", {"create": True}, r"expected the number of a session, got True"),
         ("webshop", {"create": "7"}, r"expected the number of a session, got '7'"),
@@ -249,9 +265,9 @@ def _begun(url: str, environment: Environment) -> None:
         (
             "webshop",
             {"create": 7, "reset": ["hi", None], "instruction_text": 3},
-            r"webshop_0: the instruction is no text but int",
+            r"webshop_0: the instruction is not text but int",
         ),
-        ("searchqa", {"create": 7, "reset": ["hi"]}, r"the observation is no text but list"),
+        ("searchqa", {"create": 7, "reset": ["hi"]}, r"the observation is not text but list"),
         (
             "sciworld",
             {"create": {"id": 1}, "reset": {"observation": "hi"}},
@@ -260,7 +276,7 @@ def _begun(url: str, environment: Environment) -> None:
         (
             "alfworld",
             {"create": {"id": 1}, "reset": {"observation": "hi", "available_actions": "go"}},
-            r"'available_actions' is no list: 'go'",
+            r"'available_actions' is not a list: 'go'",
         ),
     ],
 )
@@ -276,12 +292,12 @@ def test_a_start_that_cannot_be_read_is_one_line(
     ("step", "reason"),
     [
         ({"observation": "x", "reward": 0, "done": False}, r"expected 'score' in the answer"),
-        ({"observation": "x", "reward": None, "score": 0, "done": False}, r"no number: None"),
+        ({"observation": "x", "reward": None, "score": 0, "done": False}, r"not a number: None"),
         (
             b'{"observation":"x","reward":0,"score":NaN,"done":false}',
-            r"the score is no number: nan",
+            r"the score is not a number: nan",
         ),
-        ({"observation": 1, "reward": 0, "score": 0, "done": False}, r"no text but int"),
+        ({"observation": 1, "reward": 0, "score": 0, "done": False}, r"not text but int"),
         ([], r"expected 'observation' in the answer, got \[\]"),
         ({"error": "Py4JNetworkError\n..."}, r"it says: 'Py4JNetworkError\\n...'"),
     ],

@@ -125,7 +125,7 @@ def test_success_is_counted_for_each_type() -> None:
 
 
 @pytest.mark.parametrize("option", ["step_limit", "workers"])
-def test_options_that_make_no_sense_are_refused(option: str) -> None:
+def test_invalid_settings_are_refused(option: str) -> None:
     with pytest.raises(ValueError, match=option):
         AlfworldConfig(**{option: 0})
 
@@ -192,12 +192,15 @@ def test_games_that_alfworld_leaves_out_are_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "fault"),
     [
-        (json.dumps(game()).encode()[:900], "not JSON, is the file whole"),
+        (json.dumps(game()).encode()[:900], "invalid JSON (incomplete file?):"),
         (b"\xff\xfe", "not JSON"),
         (b"[]", "expected an object, got list"),
         (game(pddl_problem=3), "expected text under 'pddl_problem'"),
-        (game(pddl_problem=game()["pddl_problem"].rstrip()[:-1]), "not one whole PDDL definition"),
-        (game(grammar="grammar"), "its grammar should have"),
+        (
+            game(pddl_problem=game()["pddl_problem"].rstrip()[:-1]),
+            "expected a complete PDDL definition",
+        ),
+        (game(grammar="grammar"), "expected a grammar with either"),
         (game(solvable="yes"), "'solvable'"),
         (game(walkthrough=[1]), "'walkthrough'"),
     ],
@@ -238,15 +241,17 @@ def test_names_in_archives_cannot_leave_the_folder(tmp_path: Path) -> None:
     assert set(files) == {tmp_path / "games.zip", out / INDEX, game_file}
 
 
-def test_an_archive_cut_short_and_an_empty_folder_are_one_line(tmp_path: Path) -> None:
-    with pytest.raises(TaskDataError, match="no games of ALFWorld; looked for json"):
+def test_a_truncated_archive_and_an_empty_folder_are_one_line(tmp_path: Path) -> None:
+    with pytest.raises(TaskDataError, match="no games of ALFWorld; expected json"):
         prepare(tmp_path, tmp_path, skip_invalid=True)
     write(tmp_path / "in", "train", HEAT, game())
     with tarfile.open(tmp_path / "games.tar.xz", "w:xz") as tar:
         tar.add(tmp_path / "in", "in")
     whole = (tmp_path / "games.tar.xz").read_bytes()
     (tmp_path / "games.tar.xz").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(TaskDataError, match=r"games\.tar\.xz: cannot be read, is it whole\?"):
+    with pytest.raises(
+        TaskDataError, match=r"games\.tar\.xz: cannot be read \(incomplete file\?\):"
+    ):
         prepare(tmp_path / "games.tar.xz", tmp_path, skip_invalid=True)
 
 
@@ -258,7 +263,7 @@ def test_an_index_cannot_name_files_elsewhere(tmp_path: Path) -> None:
             read_index(tmp_path / "games.jsonl")
 
 
-def test_facts_tell_the_games_of_each_split_apart(tmp_path: Path) -> None:
+def test_facts_distinguish_the_games_of_each_split(tmp_path: Path) -> None:
     def facts(name: str, test: Literal["valid_seen", "valid_unseen"] = "valid_seen") -> Any:
         (tmp_path / f"out {name}").mkdir()
         prepare(tmp_path / "in", tmp_path / f"out {name}", skip_invalid=False)
@@ -283,13 +288,13 @@ def test_facts_tell_the_games_of_each_split_apart(tmp_path: Path) -> None:
     assert changed["train+dev"] == both["train+dev"]
 
 
-def test_what_is_missing_is_said(tmp_path: Path) -> None:
+def test_missing_data_is_named(tmp_path: Path) -> None:
     with pytest.raises(TaskDataError, match=INDEX):
         Alfworld(AlfworldConfig(), folder=tmp_path).items("train")
     out = prepared(tmp_path, game())
     with pytest.raises(TaskDataError, match="no games of the 'put' generation, only 'move'"):
         Alfworld(AlfworldConfig(grammar="put"), folder=out).items("test")
-    with pytest.raises(TaskDataError, match=r"no train games .* there are: valid_seen"):
+    with pytest.raises(TaskDataError, match=r"no train games .* installed splits: valid_seen"):
         Alfworld(AlfworldConfig(), folder=out).items("train")
 
 
@@ -340,14 +345,14 @@ def test_dev_is_the_same_part_of_training_for_all(task: Alfworld) -> None:
 
 
 def test_texts_are_those_of_textworld_itself(task: Alfworld) -> None:
-    """Random commands, possible and impossible ones, in two games of each generation."""
+    """Random commands, valid and invalid, in two games of each generation."""
     files = [task.file(f"{KINDS[kind]}/trial_test") for kind in ("pick_two", "clean")]
     for file in files:
         plays_as_textworld(task, file, commands=40)
 
 
 def plays_as_textworld(task: Alfworld, file: Path, commands: int) -> None:
-    """Asserts that our process says the same as the unchanged engine in this one."""
+    """Asserts that our process gives the same texts as the unchanged engine in this one."""
     textworld = pytest.importorskip("textworld")
     from alfworld.agents.environment.alfred_tw_env import AlfredDemangler
     from textworld.envs.pddl import PddlEnv
@@ -359,7 +364,7 @@ def plays_as_textworld(task: Alfworld, file: Path, commands: int) -> None:
     assert game.begin(file) == state.feedback
     for number in range(commands):
         command = choose.choice([*state["admissible_commands"], "frobnicate"])
-        if number % 3 == 0:  # objects are moved seldom otherwise
+        if number % 3 == 0:  # objects would rarely be moved otherwise
             moving = [c for c in state["admissible_commands"] if c.split()[0] in ("take", "open")]
             command = choose.choice(moving or [command])
         state, _, done = original.step(command)
@@ -428,7 +433,11 @@ def test_a_game_that_does_not_load_is_named_and_others_go_on(tmp_path: Path) -> 
     ("text", "instead", "fault"),
     [
         ("You are not carrying anything.", "#carried#", "RecursionError"),
-        ('"condition": ""', '"condition": "busy(a:agent)"', "no rule for #carried# that applies"),
+        (
+            '"condition": ""',
+            '"condition": "busy(a:agent)"',
+            "no rule of the grammar for #carried# applies",
+        ),
     ],
 )
 def test_a_game_that_fails_at_a_step_is_named_and_others_go_on(
@@ -476,7 +485,7 @@ def test_a_game_that_changed_since_it_was_prepared_is_not_played(tmp_path: Path)
     env = task.make_env()
     env.reset(options={"item": HEAT})
     task.file(HEAT).write_text(json.dumps(game(cabinets=1)))
-    with pytest.raises(TaskDataError, match="changed since it was prepared; prepare the data"):
+    with pytest.raises(TaskDataError, match="changed after it was installed; install the data"):
         env.reset(options={"item": HEAT})
     task.close()
 
@@ -535,12 +544,12 @@ game.step("inventory")
 
 
 def runs(process: int) -> bool:
-    """Whether a process is there and no zombie."""
+    """Whether a process exists and is not a zombie."""
     done = subprocess.run(["ps", "-o", "stat=", "-p", str(process)], capture_output=True, text=True)
     return done.stdout.strip() != "" and not done.stdout.startswith("Z")
 
 
-def test_what_is_printed_and_lies_around_does_not_disturb_the_process(
+def test_printed_text_and_stray_files_do_not_disturb_the_process(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "path").mkdir()
@@ -565,7 +574,7 @@ def test_a_process_that_does_not_start_in_time_is_lost(folder: Path) -> None:
     task.close()
 
 
-def test_an_answer_that_is_none_means_that_the_process_is_lost(
+def test_an_invalid_answer_means_that_the_process_is_lost(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task = Alfworld(AlfworldConfig(workers=1), folder=folder)
@@ -613,7 +622,7 @@ for file in files:
     assert again <= first < bigger
 
 
-def test_a_game_goes_on_while_others_begin_beside_it(folder: Path) -> None:
+def test_a_game_continues_while_others_begin(folder: Path) -> None:
     task = Alfworld(AlfworldConfig(workers=1), folder=folder)
     env, beside = task.make_env(), task.make_env()
     observation, info = env.reset(options={"item": HEAT})
@@ -626,7 +635,7 @@ def test_a_game_goes_on_while_others_begin_beside_it(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 100])
-def test_a_damaged_translation_is_made_anew(tmp_path: Path, size: int) -> None:
+def test_a_damaged_translation_is_made_again(tmp_path: Path, size: int) -> None:
     out = prepared(tmp_path, game())
     answers, whole = [], b""
     for _ in range(3):
@@ -683,7 +692,7 @@ def test_an_expert_that_never_ends_has_failed(
 def test_the_walkthrough_stands_in_for_an_expert_that_fails(tmp_path: Path) -> None:
     commands = ["go to diningtable 1", "take apple 1 from diningtable 1"]
     commands += ["go to shelf 1", "move apple 1 to shelf 1"]
-    # What the name promises is not what the game wants: there is no egg in this room.
+    # The game's name asks for an egg, but there is none in this room.
     item = "pick_and_place_simple-Egg-None-Shelf-1/trial_T1"
     out = prepared(tmp_path, game("pick", walkthrough=commands), item)
     task = Alfworld(AlfworldConfig(workers=1), folder=out)
@@ -704,7 +713,7 @@ REAL = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("generation", GENERATIONS)
-def test_real_games_are_solved_and_say_what_textworld_says(
+def test_real_games_are_solved_with_the_texts_of_textworld(
     tmp_path: Path, generation: Generation
 ) -> None:
     if not REAL[generation].exists():

@@ -1,4 +1,4 @@
-"""Numbers that no setting may have: one line, exit code 2, and nothing is written."""
+"""A setting out of its bounds gives one line and exit code 2, and nothing is written."""
 
 from pathlib import Path
 
@@ -54,7 +54,7 @@ SEEDS, TIMES = "from 0 to 4294967295", "above 0 and at most 1,000,000"
         ("collect", "--seed", "-1", SEEDS),
     ],
 )  # fmt: skip
-def test_a_number_that_cannot_be_is_refused_in_one_line_before_anything_is_written(
+def test_a_number_out_of_bounds_is_refused_in_one_line_before_anything_is_written(
     command: str, option: str, value: str, rule: str,
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip

@@ -1,11 +1,11 @@
-"""Where data and models are kept."""
+"""The cache folder for data and models."""
 
 from pathlib import Path
 
 import pytest
 
 from stepagent.files.cache import NoCache, cache_folder
-from stepagent.tasks.data.files import data_folder
+from stepagent.tasks.data.sources import data_folder
 
 
 def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The chat client against a scripted server: retries, errors in one line, tokens, the key."""
+"""The chat client with a scripted server: retries, errors of one line, token counts, the key."""
 
 import asyncio
 import gzip
@@ -54,7 +54,7 @@ def error_for(answer: Answer) -> ChatError:
     return raised.value
 
 
-def test_a_reply_has_text_and_tokens_and_the_server_gets_model_messages_and_key() -> None:
+def test_a_reply_has_text_and_token_counts_and_the_server_gets_model_messages_and_key() -> None:
     with ChatServer(script=[Say("Hi.")]) as server:
         reply = client(server, max_tokens=7).reply(HELLO)
     assert (reply.text, reply.is_cut_off, reply.usage) == ("Hi.", False, Usage(10, 2))
@@ -82,7 +82,7 @@ def test_temperature_none_leaves_it_to_the_server() -> None:
 @pytest.mark.parametrize(
     "faults", [[Refuse(429)], [Refuse(500)], [Reset()], [Refuse(503), Refuse(429), Refuse(500)]]
 )
-def test_rate_limits_server_errors_and_lost_connections_are_tried_again(
+def test_rate_limits_server_errors_and_lost_connections_are_retried(
     faults: list[Answer],
 ) -> None:
     with ChatServer(script=[*faults, Say("Hi.")]) as server:
@@ -90,7 +90,7 @@ def test_rate_limits_server_errors_and_lost_connections_are_tried_again(
     assert len(server.requests) == len(faults) + 1
 
 
-def test_retries_come_to_an_end() -> None:
+def test_the_number_of_retries_is_limited() -> None:
     with (
         ChatServer(script=[Refuse(429, "slow down")] * 9) as server,
         pytest.raises(ChatError, match=r"error 429, tried 3 times; it says: .*slow down"),
@@ -103,8 +103,8 @@ def test_retries_come_to_an_end() -> None:
     ("status", "message"),
     [
         (400, "error 400 for model 'm-1'; it says: "),
-        (401, "refuses the key, check the environment variable OPENAI_API_KEY; it says: "),
-        (403, "refuses the key"),
+        (401, "rejects the key; check the environment variable OPENAI_API_KEY; it says: "),
+        (403, "rejects the key"),
         (404, "no model 'm-1' there, or no chat completions API"),
         (422, "error 422 for model 'm-1'"),
         (500, "error 500, tried 1 times"),
@@ -124,7 +124,7 @@ def test_a_refusal_is_one_line_that_quotes_the_server_escaped_and_without_the_ke
 @pytest.mark.parametrize(
     "body", [b'{"detail": "no such model"}', b'{"message": "no such model"}', b"no such model"]
 )
-def test_errors_of_servers_with_a_form_of_their_own_are_quoted_too(body: bytes) -> None:
+def test_errors_in_other_formats_are_quoted_too(body: bytes) -> None:
     assert "no such model" in str(error_for(Send(body, status=400)))
 
 
@@ -136,7 +136,7 @@ def test_errors_of_servers_with_a_form_of_their_own_are_quoted_too(body: bytes) 
         Refuse(400, "the request exceeds the available context size", code="400"),
     ],
 )
-def test_too_many_tokens_have_an_error_of_their_own(answer: Answer) -> None:
+def test_too_many_tokens_raise_their_own_error(answer: Answer) -> None:
     error = error_for(answer)
     assert isinstance(error, TooLong)
     assert "too long for model 'm-1'" in str(error)
@@ -164,7 +164,7 @@ def changed(**parts: object) -> bytes:
         changed(usage=[1]),
     ],
 )
-def test_an_answer_of_another_shape_is_an_error(body: bytes) -> None:
+def test_an_answer_of_a_different_shape_is_an_error(body: bytes) -> None:
     assert "not an answer of a chat completions API" in str(error_for(Send(body)))
 
 
@@ -173,17 +173,19 @@ def test_an_answer_of_another_shape_is_an_error(body: bytes) -> None:
     [
         (Send(b"<html>Log in first</html>", "text/html"), "Log in first"),
         (Send(b'data: {"choices": []}\n\ndata: [DONE]\n\n', "text/event-stream"),
-         "a stream of events, though none was asked for"),
+         "an event stream, which was not requested"),
         (Send(b'{"choices": [' + b"[" * 100_000), "nested too deeply"),
         (Send(b'{"a":' * 100_000 + b"1" + b"}" * 100_000), "nested too deeply"),
         (Send('{"choices": "h\xe9"}'.encode("latin-1"), "application/json; charset=latin-1"),
-         "not text in UTF-8"),
+         "not UTF-8 text"),
         (Send(changed(choices=None, info="nothing today")), "nothing today"),
-        (Send(changed(usage={"prompt_tokens": 10**400})), "token counts are no numbers"),
-        (Send(changed(usage={"prompt_tokens": True})), "token counts are no numbers"),
+        (Send(changed(usage={"prompt_tokens": 10**400})), "token counts are not numbers"),
+        (Send(changed(usage={"prompt_tokens": True})), "token counts are not numbers"),
     ],
 )  # fmt: skip
-def test_an_answer_that_cannot_be_read_says_what_came_instead(answer: Answer, reason: str) -> None:
+def test_the_error_of_an_unreadable_answer_says_what_came_instead(
+    answer: Answer, reason: str
+) -> None:
     error = str(error_for(answer))
     assert "not an answer of a chat completions API" in error
     assert reason in error
@@ -209,7 +211,7 @@ def test_a_reply_that_was_cut_off_says_so(finish_reason: str) -> None:
     assert (reply.text, reply.is_cut_off) == ("go o", True)
 
 
-def test_text_that_cannot_be_written_is_replaced() -> None:
+def test_text_that_cannot_be_encoded_is_replaced() -> None:
     with ChatServer(script=[Say("go \ud800on")]) as server:
         assert client(server).reply(HELLO).text == "go ?on"
 
@@ -243,24 +245,24 @@ def test_a_server_that_counts_no_tokens_leaves_them_unknown(usage: object) -> No
          "go on", ""),
     ],
 )  # fmt: skip
-def test_text_and_thought_are_found_in_every_form(answer: Say, text: str, thought: str) -> None:
+def test_text_and_thought_are_found_in_every_format(answer: Say, text: str, thought: str) -> None:
     with ChatServer(script=[answer]) as server:
         reply = client(server).reply(HELLO)
     assert (reply.text, reply.thought, reply.is_cut_off) == (text, thought, False)
 
 
-def test_a_part_that_is_no_text_is_an_error() -> None:
+def test_a_part_that_is_not_text_is_an_error() -> None:
     error = error_for(Say([{"type": "image_url", "image_url": {"url": "http://a/"}}]))
-    assert "has a part that is no text: image_url" in str(error)
+    assert "has a part that is not text: image_url" in str(error)
 
 
-def test_calls_of_tools_are_pointed_out_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_tool_calls_cause_one_warning(caplog: pytest.LogCaptureFixture) -> None:
     calls = Say(None, "tool_calls", {"tool_calls": [{"id": "1"}]})
     with ChatServer(script=[calls, calls]) as server:
         model = client(server)
         assert [model.reply(HELLO).text for _ in range(2)] == ["", ""]
     assert [r.message for r in caplog.records] == [
-        "m-1: calls tools, of which it has none; that is no action"
+        "m-1: calls tools, but was offered none; such a reply is an empty action"
     ]
 
 
@@ -286,7 +288,7 @@ def broken(choice: dict[str, object], **parts: object) -> Send:
         (Send(changed(choices=None)), "not an answer of a chat completions API"),
     ],
 )  # fmt: skip
-def test_an_error_in_the_place_of_a_reply_is_tried_again(answer: Answer, said: str) -> None:
+def test_an_error_in_place_of_a_reply_is_retried(answer: Answer, said: str) -> None:
     with ChatServer(script=[answer, Say("Hi.")]) as server:
         assert client(server, max_retries=1).reply(HELLO).text == "Hi."
     with (
@@ -301,9 +303,9 @@ def test_an_error_in_the_place_of_a_reply_is_tried_again(answer: Answer, said: s
 
 @pytest.mark.parametrize(
     ("code", "message"),
-    [(401, "refuses the key"), (404, "no model 'm-1' there"), (400, "error 400 for model 'm-1'")],
+    [(401, "rejects the key"), (404, "no model 'm-1' there"), (400, "error 400 for model 'm-1'")],
 )
-def test_an_error_with_status_200_that_does_not_pass_ends_it(code: int, message: str) -> None:
+def test_a_permanent_error_with_status_200_is_not_retried(code: int, message: str) -> None:
     body = json.dumps({"error": {"code": code, "message": "so it is"}}).encode()
     with ChatServer(script=[Send(body)]) as server, pytest.raises(ChatError) as raised:
         client(server).reply(HELLO)
@@ -327,12 +329,12 @@ def test_a_reply_that_ends_for_an_unknown_reason_counts_as_cut_off() -> None:
         Send(b'{"error": {"code": 403, "message": "Your input was flagged"}}'),
     ],
 )
-def test_what_a_filter_refuses_has_an_error_of_its_own(answer: Answer) -> None:
+def test_a_rejection_by_a_content_filter_raises_its_own_error(answer: Answer) -> None:
     assert isinstance(error_for(answer), Filtered)
 
 
 @pytest.mark.parametrize("finish_reason", ["length", "MAX_TOKENS", "model_length"])
-def test_a_reply_that_was_all_reasoning_is_silent(finish_reason: str) -> None:
+def test_a_reply_of_reasoning_alone_has_no_text(finish_reason: str) -> None:
     with ChatServer(script=[Say("", finish_reason, {"reasoning": "Hm"})]) as server:
         reply = client(server, max_retries=0).reply(HELLO)
     assert (reply.text, reply.thought, reply.is_cut_off) == ("", "Hm", True)
@@ -347,7 +349,7 @@ def test_a_reply_that_was_all_reasoning_is_silent(finish_reason: str) -> None:
         Refuse(500, "context size exceeded: too many tokens"),
     ],
 )
-def test_what_does_not_fit_may_come_with_any_status(answer: Answer) -> None:
+def test_too_long_is_recognized_with_any_status(answer: Answer) -> None:
     assert isinstance(error_for(answer), TooLong)
 
 
@@ -356,7 +358,7 @@ NO_TEMPERATURE = Refuse(400, "Unsupported parameter: 'temperature' is not suppor
 NO_LIMIT = Refuse(422, "Unrecognized request argument supplied: max_completion_tokens")
 
 
-def test_what_a_server_does_not_take_is_left_out_from_then_on(
+def test_an_option_that_a_server_rejects_is_left_out_from_then_on(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     script: list[Answer] = [NO_SYSTEM, NO_LIMIT, NO_TEMPERATURE]
@@ -372,13 +374,13 @@ def test_what_a_server_does_not_take_is_left_out_from_then_on(
             "max_tokens": 512,
         }
     assert [r.message for r in caplog.records] == [
-        "m-1: knows no system role; the rules stand in front of the first user message",
-        "m-1: does not know max_completion_tokens; asked with max_tokens",
-        "m-1: takes no temperature; its server chooses one",
+        "m-1: rejects the system role; the rules now precede the first user message",
+        "m-1: rejects max_completion_tokens; max_tokens is sent instead",
+        "m-1: rejects temperature; the server chooses one",
     ]
 
 
-def test_a_server_that_refuses_without_an_end_is_an_error() -> None:
+def test_a_server_that_keeps_rejecting_options_is_an_error() -> None:
     for refusal in (NO_SYSTEM, NO_TEMPERATURE, NO_LIMIT):
         with (
             ChatServer(answer=lambda _, refusal=refusal: refusal) as server,  # type: ignore[misc]
@@ -388,7 +390,7 @@ def test_a_server_that_refuses_without_an_end_is_an_error() -> None:
         assert len(server.requests) == 2
 
 
-def test_options_say_from_the_start_what_a_server_does_not_take() -> None:
+def test_options_can_say_from_the_start_what_a_server_rejects() -> None:
     with ChatServer(script=[Say("Hi.")]) as server:
         client(server, max_tokens_field="max_tokens", system_role=False).reply(HELLO)
     request = server.requests[0]
@@ -397,7 +399,9 @@ def test_options_say_from_the_start_what_a_server_does_not_take() -> None:
     assert request["messages"] == [{"role": "user", "content": "Be brief.\n\nHello?"}]
 
 
-def test_many_threads_find_out_together_and_say_it_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_several_threads_learn_of_a_rejected_option_and_warn_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     together = threading.Barrier(4)
 
     def answer(messages: Messages) -> Answer:
@@ -417,7 +421,7 @@ def test_many_threads_find_out_together_and_say_it_once(caplog: pytest.LogCaptur
     "drip",
     [Drip(b" ", 0.05), Drip(b"X-A: b\r\n", 0.05, is_header=True), Drip(b"data: 1\n\n", 0.05)],
 )
-def test_a_server_that_never_comes_to_an_end_is_given_up(drip: Drip) -> None:
+def test_an_endless_answer_is_given_up(drip: Drip) -> None:
     with (
         ChatServer(script=[drip]) as server,
         pytest.raises(ChatError, match=r"no answer within 0\.4 s, tried 1 times"),
@@ -442,21 +446,21 @@ BOMB = b'{"a": "' + b"a" * (MAX_BYTES + 1)
         packed(BOMB, status=400),
     ],
 )
-def test_an_answer_that_fills_the_memory_is_not_read(answer: Answer) -> None:
+def test_an_answer_that_is_too_large_is_not_read(answer: Answer) -> None:
     assert "no usable answer: 'longer than 16 MiB'" in str(error_for(answer))
 
 
-def test_packed_answers_are_read_or_refused_though_none_were_asked_for() -> None:
+def test_compressed_answers_are_read_or_refused_although_not_requested() -> None:
     for encoding in ("gzip", "deflate"):
         with ChatServer(script=[packed(changed(), encoding)]) as server:
             assert client(server).reply(HELLO).text == "Hi."
     for encoding in ("br", "zstd", "gzip, gzip"):
-        assert "which was not asked for" in str(error_for(packed(b"x", encoding)))
+        assert "which was not requested" in str(error_for(packed(b"x", encoding)))
     bad = Send(b"no gzip", headers={"Content-Encoding": "gzip"})
-    assert "cannot be unpacked" in str(error_for(bad))
+    assert "cannot be decompressed" in str(error_for(bad))
 
 
-def test_redirects_are_followed_on_the_server_itself_and_nowhere_else() -> None:
+def test_redirects_are_followed_only_within_the_server() -> None:
     with ChatServer(answer=lambda _: Say("Hi.")) as other, ChatServer() as server:
         server.script += [Send(b"", status=307, headers={"Location": "/v2/chat"}), Say("Hi.")]
         assert client(server).reply(HELLO).text == "Hi."
@@ -505,8 +509,8 @@ def test_the_key_is_in_no_reply_either() -> None:
     assert (reply.text, reply.thought) == ("go ***", "so ***")
 
 
-def test_a_key_that_is_none_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", f" {KEY}\n")  # as $(cat FILE) can leave it
+def test_an_invalid_key_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", f" {KEY}\n")  # as $(cat FILE) can make it
     with ChatServer(script=[Say("Hi.")]) as server:
         client(server).reply(HELLO)
     assert server.keys == [f"Bearer {KEY}"]
@@ -523,7 +527,7 @@ def test_messages_with_lone_surrogates_can_be_sent() -> None:
     assert server.requests[0]["messages"][0]["content"] == "go ?on \u65e5"
 
 
-def test_a_client_can_be_asked_where_an_event_loop_runs() -> None:
+def test_a_client_works_inside_a_running_event_loop() -> None:
     async def ask() -> str:
         return client(server).reply(HELLO).text
 
@@ -531,14 +535,14 @@ def test_a_client_can_be_asked_where_an_event_loop_runs() -> None:
         assert asyncio.run(ask()) == "Hi."
 
 
-def test_a_server_that_is_not_there_is_one_line() -> None:
+def test_an_unreachable_server_is_an_error_of_one_line() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/v1"
         with pytest.raises(ChatError) as raised:
             ChatClient("m-1", ChatConfig(base_url=url, max_retries=0)).reply(HELLO)
     assert str(raised.value).startswith(f"{url}: cannot be reached (")
-    assert str(raised.value).endswith("tried 1 times; is the server running?")
+    assert str(raised.value).endswith("tried 1 times; check that the server is running")
 
 
 def test_a_server_that_does_not_answer_is_given_up() -> None:
@@ -554,11 +558,13 @@ def test_a_server_that_does_not_answer_is_given_up() -> None:
         over.set()
 
 
-def test_without_a_key_openai_itself_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_openai_itself_requires_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "")
-    with pytest.raises(ChatError, match="wants a key; set the environment variable OPENAI_API_KEY"):
+    with pytest.raises(
+        ChatError, match="requires a key; set the environment variable OPENAI_API_KEY"
+    ):
         ChatClient("m-1", ChatConfig())
-    with ChatServer(script=[Say("Hi.")]) as server:  # but a server of one's own is
+    with ChatServer(script=[Say("Hi.")]) as server:  # but one's own server does not
         assert client(server).reply(HELLO).text == "Hi."
 
 
@@ -569,8 +575,8 @@ def test_the_address_can_come_from_the_environment(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("url", ["localhost:8000", "ftp://a/v1", "http://", "http://a:b/", "\x1b"])
-def test_an_address_that_is_none_is_one_line(url: str) -> None:
-    with pytest.raises(ChatError, match="not the address of a server; expected one") as raised:
+def test_an_invalid_address_is_an_error_of_one_line(url: str) -> None:
+    with pytest.raises(ChatError, match="not a server address; expected one") as raised:
         ChatClient("m-1", ChatConfig(base_url=url))
     assert str(raised.value).isprintable()
 
@@ -580,7 +586,7 @@ def test_passwords_in_an_address_are_not_shown() -> None:
     assert ChatClient("m-1", ChatConfig(base_url=url)).url == "https://[::1]:81/v1"
 
 
-def test_tokens_add_up_and_cost_what_the_prices_say() -> None:
+def test_tokens_add_up_and_the_cost_follows_from_the_prices() -> None:
     usage = Usage(1_000_000, 20) + Usage(500_000, 30)
     assert usage == Usage(1_500_000, 50)
     assert usage.cost(2.0, 10.0) == pytest.approx(3.0005)

@@ -1,4 +1,4 @@
-"""Replies read from anything that is JSON, and from much that is none."""
+"""Replies read from arbitrary JSON and arbitrary bytes."""
 
 import json
 from typing import Any
@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepagent.chat.faults import Fault
 from stepagent.chat.prompts import Prompt
 from stepagent.chat.replies import Reply, Unreadable, read_error, read_reply
+from stepagent.chat.server_errors import Fault
 
 NAMES = st.sampled_from(
     ["choices", "message", "content", "finish_reason", "usage", "prompt_tokens", "error", "code",

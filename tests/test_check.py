@@ -1,4 +1,4 @@
-"""`stepagent check` shows what is trained, and fails where a part of a trajectory is lost."""
+"""`stepagent check` shows what is trained, and fails if a part of a trajectory is lost."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +26,7 @@ PLAIN = Trajectory(
 
 
 def model(folder: Path, tokenizer: PreTrainedTokenizerBase, context: int = 2048) -> str:
-    """A model folder without weights: they are not needed."""
+    """A model folder without weights, which are not needed."""
     tokenizer.save_pretrained(str(folder))
     LlamaConfig(max_position_embeddings=context).save_pretrained(str(folder))
     return str(folder)
@@ -64,7 +64,7 @@ def test_it_shows_what_is_prompt_and_what_is_trained(
         "       │",
         " train │ take hat<|eot_id|>",
     ]
-    assert "thoughts  in 1 of 2 steps, before the action and trained with it" in lines
+    assert "thoughts  in 1 of 2 steps, written before the action and trained with it" in lines
     assert "tools     none" in lines
     assert "lost      nothing" in lines
 
@@ -72,12 +72,12 @@ def test_it_shows_what_is_prompt_and_what_is_trained(
 @pytest.mark.parametrize(
     ("family", "form"),
     [
-        (WITH_TOOLS["hermes (qwen2.5)"], "as the template writes them"),
-        (FAMILIES["smollm2"], "as text"),
+        (WITH_TOOLS["hermes (qwen2.5)"], "in the template's format"),
+        (FAMILIES["smollm2"], "as plain text"),
     ],
     ids=["hermes", "smollm2"],
 )
-def test_it_says_how_tools_are_written(
+def test_it_reports_how_tools_are_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], family: object, form: str
 ) -> None:
     warn_once.cache_clear()
@@ -87,7 +87,7 @@ def test_it_says_how_tools_are_written(
     assert f"tools     in 1 trajectories, 3 calls; written {form}\n" in out
 
 
-def test_what_the_tokenizer_loses_is_named_and_the_command_fails(
+def test_text_that_the_tokenizer_loses_is_named_and_the_command_fails(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tokenizer = renderer(FAMILIES["llama3"]).tokenizer
@@ -100,11 +100,11 @@ def test_what_the_tokenizer_loses_is_named_and_the_command_fails(
     assert code == 1
     assert "lost      2 parts of trajectories" in out
     assert "house/1: step 1: the tokenizer changes the observation 'A hat.\\x1b[2J'" in out
-    assert "b: step 1: the tokenizer cannot write 'Go': it becomes 'go'" in out
+    assert "b: step 1: the tokenizer cannot encode 'Go': it becomes 'go'" in out
     assert "\x1b" not in out
 
 
-def test_trajectories_that_do_not_fit_are_named_and_the_command_fails(
+def test_trajectories_longer_than_the_context_are_reported_and_the_command_fails(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tokenizer = renderer(FAMILIES["llama3"]).tokenizer
@@ -113,7 +113,7 @@ def test_trajectories_that_do_not_fit_are_named_and_the_command_fails(
     assert "1 trajectories are longer than the context and cannot be used" in out
 
 
-def test_a_border_of_thought_and_action_that_cannot_be_told_is_a_loss(
+def test_an_ambiguous_border_of_thought_and_action_is_a_loss(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tokenizer = renderer(FAMILIES["llama3"]).tokenizer

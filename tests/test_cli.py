@@ -1,4 +1,4 @@
-"""The command line: help, errors in one line, and every command on files of the world of boxes."""
+"""The command line: help, errors of one line, and every command on files of the world of boxes."""
 
 import json
 import os
@@ -32,7 +32,7 @@ LEARNABLE = ["--inverse.discriminator.warmup-epochs", "40"]
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with demonstrations, held-out ones and a novice."""
+    """A folder with demonstrations, held-out demonstrations and a novice."""
     folder = tmp_path_factory.mktemp("work")
     write_jsonl(folder / "demonstrations.jsonl", demonstrations()[::8])
     write_jsonl(folder / "held-out.jsonl", demonstrations("dev")[::4])
@@ -50,7 +50,7 @@ Fails = Callable[..., str]
 
 @pytest.fixture
 def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
-    """Runs a command that has to end with code 2; returns its standard error."""
+    """Runs a command that must exit with code 2; returns its standard error."""
 
     def run(*args: object) -> str:
         capsys.readouterr()
@@ -58,7 +58,7 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
             call(*args)
         assert ended.value.code == 2
         captured = capsys.readouterr()
-        # tyro draws its complaints with other colours and lines, on standard error as well.
+        # tyro draws its error messages with other colours and lines, also on standard error.
         return captured.err
 
     return run
@@ -75,7 +75,7 @@ def test_help_names_every_command_and_loads_nothing_heavy() -> None:
         assert f"\n  {command} " in done.stdout
 
 
-def test_without_the_extras_only_what_needs_them_does_not_work(tmp_path: Path) -> None:
+def test_without_the_extras_only_commands_that_need_them_fail(tmp_path: Path) -> None:
     extras = ("alfworld", "bm25s", "fast_downward", "fastapi", "ijson", "openai", "pyarrow",
               "rapidfuzz", "Stemmer", "textworld", "uvicorn", "websockets")  # fmt: skip
     code = (
@@ -120,7 +120,7 @@ def test_every_task_has_its_own_options_there(
     assert "--step-limit" in capsys.readouterr().out
 
 
-def test_every_option_of_a_recipe_says_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_option_of_a_recipe_has_a_help_text(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         call("train", "smoke", "--help")
     boxes = (line.strip("│| ") for line in capsys.readouterr().out.splitlines())
@@ -155,7 +155,7 @@ def test_every_recipe_has_a_task_that_exists(name: str) -> None:
         ),
         (
             ["export-model", "{work}/novice", "--discriminator", "-o", "{tmp}/out"],
-            "stepagent: {work}/novice: no discriminator",
+            "stepagent: {work}/novice: has no discriminator",
         ),
         (
             ["convert", "{work}/held-out.jsonl", "-o", "{tmp}/out"],
@@ -173,12 +173,12 @@ def test_every_recipe_has_a_task_that_exists(name: str) -> None:
         ),
         (
             ["sft", "--demonstrations", "{work}/held-out.jsonl", "--out", "{work}/novice"],
-            "stepagent: {work}/novice: exists already; expected the name of a new folder",
+            "stepagent: {work}/novice: already exists; choose a new folder",
         ),
         (
             ["sft", "--demonstrations", "{work}/held-out.jsonl", "--model", "{work}",
              "--out", "{tmp}/new"],
-            "stepagent: {work}: not a policy, it has no config.json",
+            "stepagent: {work}: not a model folder: it has no config.json",
         ),
         (
             ["inspect", "--policy", "{tmp}/none.gguf", "--demonstrations",
@@ -188,7 +188,7 @@ def test_every_recipe_has_a_task_that_exists(name: str) -> None:
         (
             ["inspect", "--policy", "{work}", "--demonstrations", "{work}/held-out.jsonl",
              "--out", "{tmp}/steps.jsonl"],
-            "stepagent: {work}: not a policy, it has no config.json",
+            "stepagent: {work}: not a model folder: it has no config.json",
         ),
         (
             ["reflect", "--method", "implicit", "--policy", "{work}/novice", "--demonstrations",
@@ -208,7 +208,7 @@ def test_every_recipe_has_a_task_that_exists(name: str) -> None:
         ),
         (
             ["collect", "musique", "--out", "{tmp}/d.jsonl"],
-            "stepagent: {nowhere}/musique/questions.sqlite: no data of musique; get it with: "
+            "stepagent: {nowhere}/musique/questions.sqlite: the data of musique is missing; run: "
             "stepagent download musique",
         ),
         (
@@ -247,7 +247,7 @@ def test_an_unknown_option_is_an_error_that_suggests_the_right_one(
         ("--compute.token-budget", "0", "--compute.token-budget must be at least 1, not 0"),
     ],
 )
-def test_a_setting_that_cannot_be_is_refused_before_anything_is_done(
+def test_an_invalid_setting_is_refused_before_anything_is_done(
     option: str, value: str, message: str, tmp_path: Path, fails: Fails
 ) -> None:
     error = fails("train", "smoke", "--out", tmp_path / "run", option, value)
@@ -263,7 +263,7 @@ def test_damaged_weights_are_an_error_in_one_line(work: Path, tmp_path: Path, fa
     (tmp_path / "model.safetensors").write_bytes(b"\x00" * 100)
     error = fails("inspect", "--policy", tmp_path, "--demonstrations", work / "held-out.jsonl",
                   "--out", tmp_path / "steps.jsonl")  # fmt: skip
-    assert error.startswith(f"stepagent: {tmp_path}: not a usable policy: ")
+    assert error.startswith(f"stepagent: {tmp_path}: cannot open the model: ")
     assert error.count("\n") == 1
 
 
@@ -284,7 +284,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, work: Path) 
         (UsageError("bad\x1b[2J\n\u202ename"), "bad\\x1b[2J \\u202ename"),
     ],
 )
-def test_what_is_no_bug_is_one_line_that_steers_no_terminal(
+def test_an_error_of_the_user_is_one_line_without_escape_sequences(
     error: Exception, told: str, monkeypatch: pytest.MonkeyPatch, work: Path, fails: Fails
 ) -> None:
     def fail(*_: object) -> None:
@@ -295,13 +295,13 @@ def test_what_is_no_bug_is_one_line_that_steers_no_terminal(
     assert line.startswith(f"stepagent: {told}") and line.count("\n") == 1
 
 
-def test_a_full_disk_behind_the_output_is_one_line() -> None:
+def test_standard_output_on_a_full_disk_is_an_error_of_one_line() -> None:
     line = f"{shlex.quote(sys.executable)} -m stepagent --help > /dev/full"
     found = subprocess.run(["sh", "-c", line], capture_output=True)
     assert (found.returncode, found.stderr) == (2, b"stepagent: No space left on device\n")
 
 
-def test_a_terminal_without_all_letters_is_no_error() -> None:
+def test_a_terminal_encoding_without_a_character_is_no_error() -> None:
     code = (
         "import sys; from stepagent import cli; cli._call = lambda _: print('\u00fc'); cli.main()"
     )
@@ -314,7 +314,7 @@ def test_a_terminal_without_all_letters_is_no_error() -> None:
     assert done.stdout == b"\\xfc\n"
 
 
-def test_ctrl_c_ends_with_130_and_says_how_to_go_on(
+def test_ctrl_c_ends_with_130_and_prints_how_to_resume(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     def interrupt(*_: object) -> None:
@@ -324,7 +324,7 @@ def test_ctrl_c_ends_with_130_and_says_how_to_go_on(
     with pytest.raises(SystemExit) as ended:
         call("train", "smoke", "--out", tmp_path / "a run")
     assert ended.value.code == 130
-    told = f"to go on: stepagent train smoke --out '{tmp_path}/a run' --resume\n"
+    told = f"to resume: stepagent train smoke --out '{tmp_path}/a run' --resume\n"
     assert capsys.readouterr().err.endswith(told)
 
 
@@ -352,7 +352,7 @@ def test_inspection_writes_one_practised_step_for_each_step(
     assert len(steps) == sum(len(t.steps) for t in demonstrations("dev")[::4])
     assert all(len(step.agent_actions) == 2 for step in steps)
     captured = capfd.readouterr()
-    assert captured.err == ""  # no bars and warnings of other libraries
+    assert captured.err == ""  # no progress bars or warnings of other libraries
     assert captured.out.startswith(f"{tmp_path}/steps.jsonl: {len(steps)} practised steps")
 
 
@@ -414,15 +414,15 @@ def test_the_smoke_recipe_runs_in_the_real_engine_and_survives_ctrl_c(tmp_path: 
         while not (tmp_path / "run" / "units" / "sft-dev").exists():
             assert running.poll() is None
             time.sleep(0.05)
-        for _ in range(5):  # an interrupt that meets a destructor is lost: press Ctrl-C again
-            os.killpg(running.pid, signal.SIGINT)  # as a terminal does, to the engine as well
+        for _ in range(5):  # an interrupt during a destructor is lost: press Ctrl-C again
+            os.killpg(running.pid, signal.SIGINT)  # like a terminal, to the engine as well
             try:
                 _, error = running.communicate(timeout=15)
                 break
             except subprocess.TimeoutExpired:
                 continue
     assert running.returncode == 130, error
-    assert error.splitlines()[-1].startswith("stepagent: stopped; to go on: stepagent train smoke")
+    assert error.splitlines()[-1].startswith("stepagent: stopped; to resume: stepagent train smoke")
     done = subprocess.run([*args, "--resume"], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "run" / "results.json").read_text())

@@ -1,4 +1,4 @@
-"""Memory: budgets that fit, steps that are repeated smaller, and FlexAttention's mask of a tree."""
+"""Memory: token budgets, steps repeated with fewer tokens, and FlexAttention's mask of a tree."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from stepagent.model.prefix_tree import Pack, Row
 from stepagent.model.updates import Metrics, OptimizerConfig
 
 
-def test_the_budget_is_what_fits_into_free_memory() -> None:
+def test_the_token_budget_is_what_fits_into_free_memory() -> None:
     # 0.8 of 10,000,000 bytes without 1,000,000, at 1,000 bytes each: 7,000, in whole buckets 6,912.
     assert HEADROOM == 0.8
     assert fitting_tokens(10_000_000, 1_000_000, 1000.0) == 54 * 128
@@ -29,7 +29,7 @@ def test_a_cpu_computes_in_float32_unless_asked() -> None:
 
 
 def small_memory(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
-    """From now on a row of more tokens than `limit` does not fit."""
+    """Makes rows of more than `limit` tokens run out of memory."""
     plain = Layers.row_hidden
 
     def row_hidden(self: Layers, row: Row) -> torch.Tensor:
@@ -104,7 +104,7 @@ def test_flex_attention_with_the_trees_block_mask_equals_the_dense_mask(
     assert (~row.mask(window)).any()
 
 
-def test_tokens_that_fill_a_row_up_are_seen_by_nobody() -> None:
+def test_no_token_attends_to_the_padding_of_a_row() -> None:
     (row,) = a_pack().rows
     filled, length = filled_up(row), len(row.token_ids)
     torch.testing.assert_close(filled.mask()[..., :length, :length], row.mask())

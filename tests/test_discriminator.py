@@ -380,15 +380,14 @@ def test_inverse_reflection_rewards_practice_by_the_discriminator_and_moves_the_
     learner = Inverse(InverseConfig(discriminator=config(warmup_epochs=20)), policy)
     before = [p.detach().clone() for p in policy.model.parameters()]
     logged = list[tuple[str, Metrics]]()
-    learner.measure(policy, own, seed=0, log=lambda *_: None)
     agent = path_logprobs(policy, own.held_out_trees)
-    expected = expert_logits(learner.discriminator, own.held_out_trees, agent)  # the form "logit"
     found = learner.learn(policy, own, seed=0, log=lambda *row: logged.append(row))
     assert found is not None
+    expected = expert_logits(learner.discriminator, own.held_out_trees, agent)  # the form "logit"
     torch.testing.assert_close(torch.cat(found), torch.cat(expected))
     # The lesson's steps are held out too, so the agent's mean reward is that of the same numbers.
     is_expert = torch.cat([t.is_expert for t in own.trees])
-    assert {phase for phase, _ in logged} == {"ppo"}
+    assert {phase for phase, _ in logged} == {"discriminator", "start", "ppo"}
     mean = float(torch.cat(expected)[~is_expert].mean())
     assert logged[-1][1]["reward_mean"] == pytest.approx(mean, rel=1e-4)
     moved = zip(policy.model.parameters(), before, strict=True)

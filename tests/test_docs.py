@@ -25,7 +25,7 @@ import tyro
 import stepagent
 from stepagent.cli import COMMANDS
 from stepagent.experiment.config import TASKS, TrainConfig
-from stepagent.formats.files import read_foreign
+from stepagent.formats.import_export import read_foreign
 from stepagent.methods import METHODS
 
 ROOT = Path(__file__).parents[1]

@@ -1,4 +1,4 @@
-"""Data of tasks: fetched in pieces, checked, made whole or not at all."""
+"""Task data is downloaded in pieces, checked, and installed completely or not at all."""
 
 import fcntl
 import gzip
@@ -21,15 +21,8 @@ from stepagent.cli import main
 from stepagent.tasks.base import TaskDataError
 from stepagent.tasks.data import fetch as fetching
 from stepagent.tasks.data.fetch import fetch
-from stepagent.tasks.data.files import (
-    Prepared,
-    Source,
-    TaskData,
-    data_folder,
-    read_json,
-    read_records,
-    required,
-)
+from stepagent.tasks.data.json_files import read_json, read_records
+from stepagent.tasks.data.sources import Prepared, Source, TaskData, data_folder, required
 from stepagent.tasks.install import DATA, download, install, manifest_of
 
 BODY = bytes(range(256)) * 40_000  # about ten chunks
@@ -37,7 +30,7 @@ SHA256 = hashlib.sha256(BODY).hexdigest()
 
 
 class Server:
-    """Serves `body`; `cut_at` ends the next answer after so many bytes, `ranges` is what it can."""
+    """Serves `body`; `cut_at` ends an answer after that many bytes, `ranges` allows ranges."""
 
     def __init__(self) -> None:
         self.body = BODY
@@ -111,7 +104,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def toy(server: Server, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A task whose data is a count of the bytes in one file."""
+    """A task whose data is the number of bytes in one file."""
 
     def prepare(source: Path, out: Path, *, skip_invalid: bool) -> Prepared:
         files = tuple(sorted(source.rglob("*.bin")))
@@ -130,14 +123,14 @@ def test_a_file_arrives_whole(server: Server, tmp_path: Path) -> None:
     assert path.read_bytes() == BODY
     assert [p.name for p in tmp_path.iterdir()] == ["f"]
     fetch(Source(url=server.url, file="f", sha256=SHA256), tmp_path, "webshop")
-    assert server.asked == [None]  # what is there is not asked for again
+    assert server.asked == [None]  # an existing file is not downloaded again
 
 
 @pytest.mark.parametrize("ranges", [True, False])
-def test_a_download_that_was_cut_off_goes_on(server: Server, tmp_path: Path, ranges: bool) -> None:
+def test_an_interrupted_download_resumes(server: Server, tmp_path: Path, ranges: bool) -> None:
     source = Source(url=server.url, file="f", sha256=SHA256)
     server.cut_at, server.ranges = 5_000_000, ranges
-    with pytest.raises(TaskDataError, match=r"run the command again to go on, or put f into"):
+    with pytest.raises(TaskDataError, match=r"run the command again to resume, or put f into"):
         fetch(source, tmp_path, "webshop")
     assert [p.name for p in tmp_path.iterdir()] == ["f.part"]
     begun = (tmp_path / "f.part").stat().st_size
@@ -156,7 +149,7 @@ def test_a_download_that_was_killed_at_its_very_end_is_whole(
 
 @pytest.mark.parametrize("heeds_if_range", [True, False])
 @pytest.mark.parametrize("etags", [('"1"', '"2"'), (None, None), ('W/"1"', 'W/"1"')])
-def test_a_file_that_changed_is_not_mixed_with_what_was_there(
+def test_a_changed_file_is_not_mixed_with_an_earlier_part(
     server: Server, tmp_path: Path, etags: tuple[str | None, str | None], heeds_if_range: bool
 ) -> None:
     source = Source(url=server.url, file="f")
@@ -169,7 +162,7 @@ def test_a_file_that_changed_is_not_mixed_with_what_was_there(
     assert [p.name for p in tmp_path.iterdir()] == ["f"]
 
 
-def test_a_file_without_a_checksum_goes_on_if_it_is_the_same(
+def test_a_file_without_a_checksum_resumes_if_it_is_the_same_version(
     server: Server, tmp_path: Path
 ) -> None:
     source = Source(url=server.url, file="f")
@@ -181,7 +174,7 @@ def test_a_file_without_a_checksum_goes_on_if_it_is_the_same(
     assert server.asked == [None, f"bytes={begun}-"]
 
 
-def test_a_part_that_is_longer_than_the_file_is_not_taken_for_it(
+def test_a_part_that_is_longer_than_the_file_is_not_accepted(
     server: Server, tmp_path: Path
 ) -> None:
     server.etag, server.heeds_if_range = '"1"', False
@@ -191,10 +184,10 @@ def test_a_part_that_is_longer_than_the_file_is_not_taken_for_it(
     assert path.read_bytes() == BODY
 
 
-def test_a_web_page_is_not_taken_for_the_file(server: Server, tmp_path: Path) -> None:
+def test_a_web_page_is_not_accepted_as_the_file(server: Server, tmp_path: Path) -> None:
     source = Source(url=server.url, file="f")
     server.kind, server.body = "text/html; charset=utf-8", b"<html>Please log in</html>"
-    with pytest.raises(TaskDataError, match="a web page came instead of the file; run the command"):
+    with pytest.raises(TaskDataError, match="sent a web page instead of the file; run"):
         fetch(source, tmp_path, "webshop")
     server.kind, server.body = "application/zip", BODY
     assert fetch(source, tmp_path, "webshop").read_bytes() == BODY
@@ -208,8 +201,8 @@ def test_a_download_that_cannot_be_used_says_which_folder_to_delete(
 
     folder = home / "data" / "webshop.download"
     for sha256, more in (
-        (None, rf"; if the download is to blame, delete {folder} and run the command again$"),
-        (SHA256, "$"),  # deleting what is proven to be right would not help
+        (None, rf"; if the download is at fault, delete {folder} and run the command again$"),
+        (SHA256, "$"),  # a file with the right hash is not at fault
     ):
         sources = (Source(url=server.url, file="f", sha256=sha256),)
         monkeypatch.setitem(DATA, "webshop", TaskData(sources, prepare))
@@ -231,21 +224,19 @@ def test_two_downloads_of_one_task_at_a_time_are_refused(
     download(toy)
 
 
-def test_nothing_is_fetched_if_the_data_has_no_place_to_go(
-    toy: str, server: Server, home: Path
-) -> None:
+def test_nothing_is_downloaded_if_the_folder_is_taken(toy: str, server: Server, home: Path) -> None:
     data_folder(toy).mkdir(parents=True)
     (data_folder(toy) / "notes.txt").write_text("of somebody")
-    with pytest.raises(TaskDataError, match="is there; to make it anew, remove it"):
+    with pytest.raises(TaskDataError, match="is already installed; remove it to install it again"):
         download(toy)
     assert (server.asked, [p.name for p in (home / "data").iterdir()]) == ([], [toy])
     (data_folder(toy) / "notes.txt").unlink()
-    assert download(toy)["counts"] == {"train": 3}  # an empty folder is free
+    assert download(toy)["counts"] == {"train": 3}  # an empty folder may be used
     link = home / "data" / "mine"
     data_folder(toy).rename(home / "elsewhere")
     link.mkdir()
     data_folder(toy).symlink_to(link)
-    with pytest.raises(TaskDataError, match="is there"):  # it could not be put there
+    with pytest.raises(TaskDataError, match="is already installed"):  # no place to install
         download(toy)
 
 
@@ -258,7 +249,7 @@ def test_a_wrong_checksum_is_an_error_and_nothing_is_kept(server: Server, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_source_that_cannot_be_reached_says_what_to_put_where(
+def test_an_unreachable_source_says_how_to_install_from_disk(
     server: Server, tmp_path: Path
 ) -> None:
     server.status = 403
@@ -286,7 +277,7 @@ def test_files_on_disk_are_taken_from_any_depth(toy: str, home: Path) -> None:
     manifest = install(toy, home / "mine", skip_invalid=True)
     assert manifest["read"] == {"deep/a.bin": hashlib.sha256(b"abc").hexdigest()}
     assert manifest["skipped"] == {"odd": 1}
-    with pytest.raises(TaskDataError, match="is there; to make it anew, remove it"):
+    with pytest.raises(TaskDataError, match="is already installed; remove it to install it again"):
         install(toy, home / "mine")
 
 
@@ -299,7 +290,7 @@ def test_nothing_half_written_stays(toy: str, home: Path) -> None:
         install(toy, home / "nowhere")
 
 
-def test_the_command_says_what_it_made(
+def test_the_command_says_what_it_installed(
     toy: str, home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (home / "mine").mkdir()
@@ -310,7 +301,7 @@ def test_the_command_says_what_it_made(
         f"{data_folder(toy)}: 3 train",
     ]
     main(["download", toy])
-    assert capsys.readouterr().out.splitlines()[0] == f"{data_folder(toy)}: there already"
+    assert capsys.readouterr().out.splitlines()[0] == f"{data_folder(toy)}: already installed"
     main(["tasks"])
     lines = capsys.readouterr().out.splitlines()
     assert f"webshop           ready: 3 train ({data_folder(toy)})" in lines
@@ -321,7 +312,7 @@ def test_the_command_says_what_it_made(
     ("args", "said"),
     [
         (["download", "webshap"], "unknown task 'webshap'; did you mean 'webshop'?"),
-        (["download", "scienceworld"], "scienceworld: needs no data, it is ready to use"),
+        (["download", "scienceworld"], "scienceworld: needs no data; it is ready to use"),
         (["tasks", "webshap"], "unknown task 'webshap'; did you mean 'webshop'?"),
     ],
 )
@@ -333,8 +324,8 @@ def test_wrong_names_are_one_line(
     assert said in capsys.readouterr().err
 
 
-def test_data_that_is_not_there_says_how_to_get_it() -> None:
-    with pytest.raises(TaskDataError, match="no data of webshop; get it with: stepagent download"):
+def test_missing_data_says_how_to_download_it() -> None:
+    with pytest.raises(TaskDataError, match="the data of webshop is missing; run: stepagent"):
         required("webshop", "items.json")
 
 
@@ -355,16 +346,32 @@ def test_records_come_from_lists_and_lines_compressed_or_not(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("a.jsonl", b'{"a": 1}\n{"a": ', "a.jsonl:2: not JSON, is the file whole?"),
-        ("a.json", b'[{"a": 1},\n {"a', "a.json:2: not JSON, is the file whole?"),
-        ("a.json", b"[" * 100_000, "a.json:1: not JSON, is the file whole? maximum recursion"),
-        ("a.jsonl", b'{}\n{"a":' + b"[" * 100_000, "a.jsonl:2: not JSON, is the file whole? max"),
-        ("a.jsonl", b"9" * 5000, "a.jsonl:1: not JSON, is the file whole? Exceeds the limit"),
+        ("a.jsonl", b'{"a": 1}\n{"a": ', "a.jsonl:2: invalid JSON (incomplete file?):"),
+        ("a.json", b'[{"a": 1},\n {"a', "a.json:2: invalid JSON (incomplete file?):"),
+        (
+            "a.json",
+            b"[" * 100_000,
+            "a.json:1: invalid JSON (incomplete file?): maximum recursion",
+        ),
+        (
+            "a.jsonl",
+            b'{}\n{"a":' + b"[" * 100_000,
+            "a.jsonl:2: invalid JSON (incomplete file?): max",
+        ),
+        (
+            "a.jsonl",
+            b"9" * 5000,
+            "a.jsonl:1: invalid JSON (incomplete file?): Exceeds the limit",
+        ),
         ("a.json", b"[1]", "a.json: record 1: expected an object, got int"),
         ("a.jsonl", b"7\n", "a.jsonl:1: expected an object, got int"),
-        ("a.json.gz", gzip.compress(b"[]" * 999)[:30], "a.json.gz: cannot be read, is it whole?"),
-        ("a.json.gz", b"[]", "a.json.gz: cannot be read, is it whole?"),
-        ("a.json", b"\xff\xfe", "a.json: cannot be read, is it whole?"),
+        (
+            "a.json.gz",
+            gzip.compress(b"[]" * 999)[:30],
+            "a.json.gz: cannot be read (incomplete file?):",
+        ),
+        ("a.json.gz", b"[]", "a.json.gz: cannot be read (incomplete file?):"),
+        ("a.json", b"\xff\xfe", "a.json: cannot be read (incomplete file?):"),
     ],
 )
 def test_damaged_files_are_one_line(tmp_path: Path, name: str, content: bytes, said: str) -> None:
@@ -392,7 +399,7 @@ def test_a_missing_file_and_a_damaged_manifest_are_one_line(toy: str, tmp_path: 
             manifest_of(toy)
 
 
-def test_a_broken_connection_is_tried_again_from_where_it_broke(
+def test_a_broken_connection_resumes_where_it_broke(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fetching, "TRIES", 2)
@@ -403,10 +410,10 @@ def test_a_broken_connection_is_tried_again_from_where_it_broke(
     server.status = 403
     with pytest.raises(TaskDataError, match="403"):
         fetch(Source(url=server.url, file="g"), tmp_path, "webshop")
-    assert len(server.asked) == 3  # what is refused is not asked for again
+    assert len(server.asked) == 3  # a refused request is not repeated
 
 
-def test_a_server_that_sends_nearly_nothing_is_not_waited_for(
+def test_a_server_that_sends_almost_nothing_times_out(
     tmp_path: Path,
 ) -> None:
     def drip(player: socket.socket) -> None:
@@ -421,7 +428,7 @@ def test_a_server_that_sends_nearly_nothing_is_not_waited_for(
         threading.Thread(target=lambda: drip(listener.accept()[0]), daemon=True).start()
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/f"
         begun = time.monotonic()
-        with pytest.raises(TaskDataError, match="run the command again to go on"):
+        with pytest.raises(TaskDataError, match="run the command again to resume"):
             fetch(Source(url=url, file="f"), tmp_path, "webshop", timeout_seconds=0.5)
         assert time.monotonic() - begun < 4
     assert 0 < (tmp_path / "f.part").stat().st_size < 100
@@ -431,14 +438,14 @@ def test_a_file_beyond_the_limit_is_refused(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fetching, "MAX_BYTES", 1_000_000)
-    with pytest.raises(TaskDataError, match="more than 1,000,000 bytes; expected a smaller file"):
+    with pytest.raises(TaskDataError, match="more than 1,000,000 bytes; expected fewer"):
         fetch(Source(url=server.url, file="f"), tmp_path, "webshop")
 
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from stepagent.tasks.data.files import Prepared, TaskData
+from stepagent.tasks.data.sources import Prepared, TaskData
 from stepagent.tasks.install import DATA, install
 
 def prepare(source, out, *, skip_invalid):
@@ -450,7 +457,7 @@ install("webshop", Path(sys.argv[1]))
 """
 
 
-def test_what_a_kill_leaves_behind_is_gone_after_the_next_start(toy: str, home: Path) -> None:
+def test_leftovers_of_a_killed_download_are_removed_at_the_next_start(toy: str, home: Path) -> None:
     (home / "mine").mkdir()
     (home / "mine" / "a.bin").write_bytes(b"abc")
     for _ in range(2):
@@ -462,7 +469,7 @@ def test_what_a_kill_leaves_behind_is_gone_after_the_next_start(toy: str, home: 
     assert [path.name for path in (home / "data").iterdir()] == ["webshop"]
 
 
-def test_a_download_that_was_killed_when_all_was_done_is_cleared_away(
+def test_leftovers_of_a_download_killed_after_installing_are_removed(
     toy: str, home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     download(toy)

@@ -1,4 +1,4 @@
-"""Text becomes token ids without control tokens, whatever the tokenizer does to it."""
+"""Content never becomes control tokens, with any tokenizer."""
 
 import pytest
 from hypothesis import given
@@ -13,7 +13,7 @@ from stepagent.scratch.small_model import CHAT_TEMPLATE, train_tokenizer
 from stepagent.types import Step, Trajectory
 
 MARKS = ("<think>", "</think>", "<tool_call>", "<\uff5cUser\uff5c>", "[TOOL_CALLS]")
-"""Not special for the tokenizer, as in many published ones."""
+"""Not marked as special, as in many published tokenizers."""
 
 
 def tokenizer(normalizer: normalizers.Normalizer | None = None) -> PreTrainedTokenizerFast:
@@ -34,7 +34,7 @@ ENCODERS = {
 
 @pytest.mark.parametrize("name", ENCODERS)
 @pytest.mark.parametrize("mark", [*MARKS, "<|end|>", "<|assistant|>"])
-def test_a_mark_in_a_text_stays_text(name: str, mark: str) -> None:
+def test_a_control_tokens_name_in_a_text_stays_text(name: str, mark: str) -> None:
     own = ENCODERS[name]
     wide = "".join(chr(ord(c) + 0xFEE0) if "!" <= c <= "~" else c for c in mark)
     for text in (f"a {mark} b", mark, f"{mark}{mark}", f"a{mark.upper()}", f"a {wide} b", wide):
@@ -46,7 +46,7 @@ def test_a_mark_in_a_text_stays_text(name: str, mark: str) -> None:
 
 
 @given(st.lists(st.sampled_from([*MARKS, "<|end|>", "<", "|end|>", "thi", "nk>", " "]), max_size=8))
-def test_no_row_of_marks_and_halves_of_marks_writes_a_control_token(parts: list[str]) -> None:
+def test_no_sequence_of_marks_and_partial_marks_writes_a_control_token(parts: list[str]) -> None:
     own = ENCODERS["plain"]
     ids = own.content("".join(parts))
     assert own.controls(ids) == []
@@ -90,7 +90,7 @@ def test_letters_and_words_that_were_added_are_vocabulary() -> None:
     assert len(own.content("query\u00f7query")) == 3
 
 
-def test_an_end_of_text_token_that_is_called_unknown_too_is_a_control_token() -> None:
+def test_an_end_of_text_token_that_is_also_the_unknown_token_is_a_control_token() -> None:
     made = train_tokenizer(["go on"], 320)
     made.unk_token = "<|end|>"
     own = Renderer(made)
@@ -105,7 +105,7 @@ def test_a_text_full_of_marks_is_encoded_in_a_few_passes() -> None:
     assert own.controls(ids) == [] and own.text(ids) == text.strip()
 
 
-def test_an_action_that_the_tokenizer_cannot_write_is_refused() -> None:
+def test_an_action_that_the_tokenizer_cannot_encode_is_refused() -> None:
     made = tokenizer(normalizers.NFKC())
     trajectory = Trajectory(
         id="a\x1b[2J",
@@ -116,15 +116,17 @@ def test_an_action_that_the_tokenizer_cannot_write_is_refused() -> None:
     with pytest.raises(TemplateError) as refusal:
         Renderer(made).render(trajectory)
     assert str(refusal.value) == (
-        "a\\x1b[2J: step 2: the tokenizer cannot write 'take \u00bd cup': it becomes "
+        "a\\x1b[2J: step 2: the tokenizer cannot encode 'take \u00bd cup': it becomes "
         "'take 1\u20442 cup'"
     )
 
 
-def test_a_turn_has_to_end_in_a_token_of_its_own() -> None:
+def test_a_turn_must_end_in_a_single_token() -> None:
     made = train_tokenizer(["go on"], 320)
     made.chat_template = CHAT_TEMPLATE.replace("<|end|>", "<|im_end|>")
-    with pytest.raises(TemplateError, match=r"ends a turn with '<\|im_end\|>', which is no token"):
+    with pytest.raises(
+        TemplateError, match=r"ends a turn with '<\|im_end\|>', which is not a single token"
+    ):
         Renderer(made)
     made.add_tokens([AddedToken("<|im_end|>", special=False)])
     own = Renderer(made)
@@ -132,7 +134,7 @@ def test_a_turn_has_to_end_in_a_token_of_its_own() -> None:
     assert own.parse(own.action("go <|im_end|> on")).action == "go <|im_end|> on"
 
 
-def test_turns_that_are_marked_by_plain_text_are_warned_of_once(
+def test_turns_marked_by_plain_text_cause_one_warning(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     warn_once.cache_clear()
@@ -145,7 +147,7 @@ def test_turns_that_are_marked_by_plain_text_are_warned_of_once(
     assert Renderer(made).marks_are_text and Renderer(made).marks_are_text
     assert [r.message for r in caplog.records] == [
         "chat template: marks the agent's turn by plain text, '\\nAGENT:'; an observation that "
-        "holds it looks like a turn"
+        "contains it looks like a turn"
     ]
 
 
@@ -179,10 +181,10 @@ def test_an_empty_text_before_a_line_break_is_encoded_too() -> None:
 
 
 class PanicException(BaseException):
-    """What a panic in Rust becomes."""
+    """The Python form of a panic in Rust."""
 
 
-def test_a_tokenizer_that_panics_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_panic_of_the_tokenizer_is_an_error_of_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = train_tokenizer(["go"], 300)
     encoder = Encoder(tokenizer)
 
@@ -191,7 +193,7 @@ def test_a_tokenizer_that_panics_is_one_line(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(type(tokenizer), "__call__", panic)
     for encode in (encoder.content, encoder.markup):
-        with pytest.raises(EncodingError, match=r"^the tokenizer breaks down on '.*go'$"):
+        with pytest.raises(EncodingError, match=r"^the tokenizer crashes on '.*go'$"):
             encode("go")
-    with pytest.raises(EncodingError, match="breaks down"):
+    with pytest.raises(EncodingError, match="crashes"):
         Encoder(tokenizer)

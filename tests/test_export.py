@@ -1,4 +1,4 @@
-"""Exported folders open with transformers and PEFT and compute what the policy computes."""
+"""Exported folders open with transformers and PEFT, and compute the same as the policy."""
 
 import shutil
 from pathlib import Path
@@ -27,7 +27,7 @@ IDS = torch.tensor([[5, 6, 7, 8, 9]])
 
 @pytest.fixture(params=[0, 4], ids=["whole model", "adapter"])
 def unit(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """A unit of a run folder, with a policy and a discriminator that differ from their start."""
+    """A unit of a run folder, with a trained policy and discriminator."""
     base = tmp_path / "base"
     random_policy(scale=2.0).save(base)
     policy = Policy.load(base, lora=LoRAConfig(rank=request.param))
@@ -67,7 +67,7 @@ def test_an_exported_policy_computes_the_same(unit: Path, tmp_path: Path) -> Non
     assert AutoTokenizer.from_pretrained(out)(text) == AutoTokenizer.from_pretrained(unit)(text)
 
 
-def test_an_adapter_is_exported_alone_only_if_others_can_have_its_base(
+def test_an_adapter_is_exported_alone_only_if_its_base_is_public(
     unit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
@@ -141,7 +141,7 @@ def test_a_merged_export_keeps_stop_tokens_and_precision(tmp_path: Path) -> None
     torch.testing.assert_close(logits(opened).float(), expected, rtol=0.1, atol=0.5)
 
 
-def test_a_merged_export_that_computes_something_else_is_not_written(
+def test_a_merged_export_with_different_logits_is_not_written(
     unit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not (unit / "adapter_config.json").is_file():
@@ -163,7 +163,7 @@ def test_a_merged_export_that_computes_something_else_is_not_written(
     assert not list(tmp_path.glob(".stepagent-*"))
 
 
-def test_an_adapter_that_peft_cannot_merge_is_one_line(tmp_path: Path) -> None:
+def test_an_adapter_that_peft_cannot_merge_is_an_error_of_one_line(tmp_path: Path) -> None:
     base = tmp_path / "base"
     random_policy().save(base)
     config = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], lora_bias=True)
@@ -176,7 +176,7 @@ def test_an_adapter_that_peft_cannot_merge_is_one_line(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_the_card_says_what_is_known_and_a_dash_for_the_rest(unit: Path) -> None:
+def test_the_model_card_has_a_dash_for_unknown_values(unit: Path) -> None:
     card = model_card(unit, "a policy", "AutoModelForCausalLM")
     assert "| recipe | boxes |" in card and "| seed | 7 |" in card
     assert '| settings | {"reward": "gail"} |' in card
@@ -201,13 +201,13 @@ def test_text_of_a_run_cannot_break_the_card(unit: Path) -> None:
     assert "| score | a\\|b &lt;script> |" in model_card(unit, "a policy", "PeftModel")
 
 
-def test_what_cannot_be_exported_is_said_in_one_line(unit: Path, tmp_path: Path) -> None:
+def test_a_unit_that_cannot_be_exported_is_an_error_of_one_line(unit: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such folder"):
         export_model(tmp_path / "none", out=tmp_path / "a")
     shutil.rmtree(unit / "discriminator")
     with pytest.raises(UsageError, match="no discriminator"):
         export_model(unit, out=tmp_path / "a", discriminator=True)
-    with pytest.raises(UsageError, match="exists already"):
+    with pytest.raises(UsageError, match="already exists"):
         export_model(unit, out=unit)
     assert not (tmp_path / "a").exists()
 

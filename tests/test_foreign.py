@@ -3,14 +3,15 @@
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from corridor import ITEMS, CorridorEnv, corridor_task
-from stepagent.tasks.adapters.foreign import Scoring
 from stepagent.tasks.adapters.gymnasium import GymTask
 from stepagent.tasks.adapters.replies import Unusable, names, number, quoted, text
+from stepagent.tasks.adapters.scoring import Scoring
 from stepagent.tasks.base import ExpertFailed
 
 
@@ -20,7 +21,6 @@ from stepagent.tasks.base import ExpertFailed
         # A total of 3 after a last reward of 2.
         (Scoring(of="sum", best=4), 75),
         (Scoring(of="last", best=4), 50),
-        (Scoring(of="last", best=1), 100),
         (Scoring(of="sum", worst=-1, best=9), 40),
         (Scoring(of="sum", worst=3, best=4), 0),
         (Scoring(of="info", key="points", best=20), 25),
@@ -33,9 +33,9 @@ def test_scores_by_hand(scoring: Scoring, expected: float) -> None:
 
 
 def test_a_score_that_the_info_lacks_is_named_with_what_it_has() -> None:
-    with pytest.raises(Unusable, match=r"^no 'score' in the info, which has: \['moves', 'won'\]$"):
+    with pytest.raises(Unusable, match=r"^no 'score' in the info, which has: \['moves', 'won'\]; "):
         Scoring(of="info").score(0, 0, {"won": True, "moves": 3})
-    with pytest.raises(Unusable, match=r"^'score' in the info is no number: 'high'$"):
+    with pytest.raises(Unusable, match=r"^'score' in the info is not a number: 'high'$"):
         Scoring(of="info").score(0, 0, {"score": "high"})
 
 
@@ -91,8 +91,19 @@ def test_fractional_rewards_that_add_up_to_the_best_are_success() -> None:
     assert (found.score, found.success, len(found.steps)) == (100, True, 10)
 
 
+def test_a_value_above_the_best_is_an_error_that_names_the_option() -> None:
+    said = (
+        r"^the last reward is 2, above the best value, 1; set best to the highest value that an "
+        r"episode can reach \(--best\)$"
+    )
+    with pytest.raises(Unusable, match=said):
+        Scoring(of="last").score(3.0, 2.0, {})
+    with pytest.raises(Unusable, match=r"^the info 'points' is 5, above the best value, 1; "):
+        Scoring(of="info", key="points").score(0, 0, {"points": 5})
+
+
 @given(
-    st.lists(st.floats(-5, 5), min_size=1, max_size=8),
+    st.lists(st.floats(-5, 0.5), min_size=1, max_size=6),
     st.sampled_from(["sum", "last"]),
 )
 def test_the_score_is_the_best_so_far_of_a_naive_computation(rewards: list[float], of: Any) -> None:
@@ -143,6 +154,25 @@ def test_success_is_what_the_info_says_or_the_best_score() -> None:
     assert (by_reward["score"], by_reward["success"]) == (100, True)
 
 
+@pytest.mark.parametrize(
+    ("info", "is_success"),
+    [({}, True), ({"success": False}, False), ({"success": np.bool_(True)}, True)],
+)
+def test_success_is_the_environments_own_word_where_it_says_one(
+    info: dict[str, Any], is_success: bool
+) -> None:
+    assert Scoring(of="sum").is_success(100.0, info) is is_success
+
+
+def test_a_success_that_is_not_a_bool_is_told_with_what_to_do() -> None:
+    said = (
+        r"^'success' in the info is neither true nor false: 'no'; return a bool, or name another "
+        r"key \(--success-key\)$"
+    )
+    with pytest.raises(Unusable, match=said):
+        Scoring(of="sum").is_success(100.0, {"success": "no"})
+
+
 def test_an_item_may_be_in_one_split_only_and_splits_have_names() -> None:
     def task(items: Any) -> GymTask:
         return GymTask(
@@ -177,15 +207,15 @@ def test_groups_are_given_or_the_tasks_name() -> None:
 
 def test_texts_are_cleaned_and_bounded() -> None:
     assert text("a \ud800 b", "it") == "a ? b"
-    with pytest.raises(Unusable, match=r"^it is no text but bytes$"):
+    with pytest.raises(Unusable, match=r"^it is not text but bytes$"):
         text(b"a", "it")
-    with pytest.raises(Unusable, match=r"^it has 1,000,001 characters, over 1,000,000$"):
+    with pytest.raises(Unusable, match=r"^it has 1,000,001 characters, more than 1,000,000$"):
         text("x" * 1_000_001, "it")
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, "1", None, [1], {}])
 def test_what_is_no_finite_number_is_refused(value: Any) -> None:
-    with pytest.raises(Unusable, match=r"^it is no number: "):
+    with pytest.raises(Unusable, match=r"^it is not a number: "):
         number(value, "it")
 
 

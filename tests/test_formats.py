@@ -1,4 +1,4 @@
-"""Every format carries a trajectory there and back, and a record of others back and there."""
+"""Round trips: trajectories through every format, and other projects' records through ours."""
 
 import json
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepagent.formats.files import READERS, WRITERS
+from stepagent.formats.import_export import READERS, WRITERS
 from stepagent.formats.tools import function_schema
 from stepagent.types import Step, Trajectory
 from test_trajectories import filled, finite, json_values, texts
@@ -20,7 +20,7 @@ TOOL: dict[str, Any] = {
     "function": {"name": "search", "parameters": {"type": "object", "properties": {}}},
 }
 
-# Texts that look like something else to an importer.
+# Texts that an importer could mistake for something else.
 tricky = st.sampled_from(
     ["OK", "Ok.", "Thought: a\nAction: b", "Action: b", "a\nAction:", "Thought:\na\n\nAction:\nb",
      "THOUGHT: a\n ACTION: b", "**Action:** b", "<think>a</think>", "<think>a</think>b", "<think>a",

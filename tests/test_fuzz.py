@@ -16,7 +16,7 @@ import fuzz_servers
 import pytest
 from fuzz_inputs import Loss
 
-from stepagent.actions import Said
+from stepagent.actions import ThoughtAndAction
 from stepagent.rendering.renderer import RenderedTrajectory, Renderer
 from stepagent.trajectories import ReadResult
 
@@ -116,7 +116,7 @@ def test_a_forged_turn_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_a_thought_that_is_dropped_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fuzz_parsers, "split_react", lambda text: Said("", "look"))
+    monkeypatch.setattr(fuzz_parsers, "split_react", lambda text: ThoughtAndAction("", "look"))
     assert "losses" in fails("parse", tmp_path)
 
 

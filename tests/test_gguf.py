@@ -1,4 +1,4 @@
-"""A GGUF file becomes a model folder that computes what the file's weights say."""
+"""GGUF files are converted to model folders that compute the same."""
 
 import json
 import multiprocessing
@@ -40,7 +40,7 @@ def interleaved(weight: np.ndarray, num_heads: int) -> np.ndarray:
 def write_gguf(
     policy: Policy, file: Path, *, part_size: int = 0, without: tuple[str, ...] = ()
 ) -> None:
-    """The policy's weights and tokenizer as llama.cpp has them, in parts of so many tensors."""
+    """Writes the policy's weights and tokenizer as a GGUF file, in parts of `part_size` tensors."""
     config, tokenizer = policy.layers.config, policy.renderer.tokenizer
     writer = gguf.GGUFWriter(str(file), "llama", split_max_tensors=part_size)
     writer.add_context_length(config.max_position_embeddings)
@@ -125,7 +125,9 @@ def test_a_file_is_converted_once_and_opened_like_a_folder(
     ("content", "message"),
     [(b"", "not a GGUF file"), (b"GGML1234", "not a GGUF file"), (b"GGUF", "cannot be read")],
 )
-def test_what_is_no_model_is_one_line(content: bytes, message: str, tmp_path: Path) -> None:
+def test_a_file_without_a_model_is_an_error_of_one_line(
+    content: bytes, message: str, tmp_path: Path
+) -> None:
     file = tmp_path / "bad.gguf"
     file.write_bytes(content)
     with pytest.raises(GGUFError, match=message) as error:
@@ -134,7 +136,7 @@ def test_what_is_no_model_is_one_line(content: bytes, message: str, tmp_path: Pa
     assert not (tmp_path / "out").exists()
 
 
-def test_a_cut_off_file_is_one_line(file: Path, tmp_path: Path) -> None:
+def test_a_truncated_file_is_an_error_of_one_line(file: Path, tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:3000])
     with pytest.raises(GGUFError, match="cannot be read"):
         convert(file, tmp_path / "out")
@@ -168,11 +170,11 @@ def test_a_split_model_is_read_from_all_its_parts(
     assert converted(parts[1]) == folder
 
 
-def test_a_part_without_the_others_is_refused_by_their_names(
+def test_a_part_without_the_others_is_refused_with_their_names(
     parts: list[Path], tmp_path: Path
 ) -> None:
     parts[1].unlink()
-    with pytest.raises(GGUFError, match=r"1 of the model's 3 parts not there: tiny-00002-of-00003"):
+    with pytest.raises(GGUFError, match=r"1 of the model's 3 parts missing: tiny-00002-of-00003"):
         convert(parts[0], tmp_path / "out")
     alone = parts[0].rename(tmp_path / "alone.gguf")
     with pytest.raises(GGUFError, match=r"one of the 3 parts .* expected a name that ends in"):
@@ -182,11 +184,11 @@ def test_a_part_without_the_others_is_refused_by_their_names(
 
 def test_parts_that_are_mixed_up_are_refused(parts: list[Path], tmp_path: Path) -> None:
     parts[2].write_bytes(parts[1].read_bytes())
-    with pytest.raises(GGUFError, match="says it is part 2; expected 3"):
+    with pytest.raises(GGUFError, match="its header says part 2; expected 3"):
         convert(parts[0], tmp_path / "out")
 
 
-def test_a_file_without_some_tensors_is_refused_by_their_names(tmp_path: Path) -> None:
+def test_a_file_with_missing_tensors_is_refused_with_their_names(tmp_path: Path) -> None:
     file = tmp_path / "holes.gguf"
     write_gguf(random_policy(), file, without=("blk.0.attn_q.weight", "blk.1.ffn_up.weight"))
     with pytest.raises(GGUFError) as error:
@@ -217,10 +219,10 @@ def test_scaled_rotary_frequencies_are_refused_since_they_would_not_be_read(
         convert(file, tmp_path / "eight")
 
 
-def test_a_pointer_and_a_name_with_escapes_are_printable_lines(tmp_path: Path) -> None:
+def test_errors_of_a_pointer_and_of_a_name_with_escapes_are_printable(tmp_path: Path) -> None:
     file = tmp_path / "red\x1b[31m.gguf"
     file.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n")
-    with pytest.raises(GGUFError, match="a Git LFS pointer") as error:
+    with pytest.raises(GGUFError, match="is a Git LFS pointer") as error:
         convert(file, tmp_path / "out")
     assert str(error.value).isprintable()
 
@@ -233,7 +235,7 @@ def test_two_processes_that_convert_a_file_at_once_both_get_it(
     said: SimpleQueue[Path] = FORK.SimpleQueue()
 
     def together(*given: Path) -> None:
-        own.wait(60)  # neither begins before both have seen that there is no folder
+        own.wait(60)  # neither starts before both have seen that there is no folder
         convert(*given)
 
     monkeypatch.setattr(own_gguf, "convert", together)
@@ -271,13 +273,13 @@ def test_a_conversion_that_is_killed_leaves_nothing_that_is_taken_for_a_model(
 
 
 @pytest.mark.parametrize("name", ["no/such/folder", "./missing", "missing.gguf/", "a b"])
-def test_a_name_that_can_be_nothing_is_refused(name: str) -> None:
+def test_a_name_that_is_neither_path_nor_hub_id_is_refused(name: str) -> None:
     with pytest.raises(UsageError, match="expected a Hugging Face model folder, a GGUF file"):
         local_model(name)
 
 
-def test_a_pipe_is_no_model(tmp_path: Path) -> None:
+def test_a_pipe_is_refused_as_a_model(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "model.gguf")
-    with pytest.raises(GGUFError, match=r"model.gguf: a pipe"):
+    with pytest.raises(GGUFError, match=r"model.gguf: is a pipe"):
         convert(tmp_path / "model.gguf", tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -10,10 +10,9 @@ from gymnasium.wrappers import TimeLimit
 
 from corridor import CorridorEnv, OldCorridorEnv, corridor_task, explorer
 from stepagent.tasks.adapters import foreign
-from stepagent.tasks.adapters.foreign import Scoring
 from stepagent.tasks.adapters.gymnasium import GymTask
-from stepagent.tasks.adapters.replies import Unusable
-from stepagent.tasks.base import EnvironmentLost, ExpertFailed
+from stepagent.tasks.adapters.scoring import Scoring
+from stepagent.tasks.base import EnvironmentFailed, EnvironmentLost, ExpertFailed
 
 SUM = Scoring(of="sum")
 
@@ -169,28 +168,31 @@ def odd(*, scoring: Scoring = SUM, **said: Any) -> GymTask:
 @pytest.mark.parametrize(
     ("first", "message"),
     [
-        ({"text": "hi"}, "^only: the observation is no text but dict; wrap the"),
-        (("hi", {}, 3), "^only: the observation is no text but tuple; wrap"),
-        (None, "^only: the observation is no text but NoneType; wr"),
+        ({"text": "hi"}, "^only: the observation is not text but dict; wrap the"),
+        (("hi", {}, 3), "^only: the observation is not text but tuple; wrap"),
+        (None, "^only: the observation is not text but NoneType; wr"),
     ],
 )
 def test_a_first_observation_that_is_no_text_is_refused(first: Any, message: str) -> None:
-    with pytest.raises(Unusable, match=message):
+    with pytest.raises(EnvironmentFailed, match=message):
         odd(first=first).make_env().reset(options={"item": "only"})
 
 
 @pytest.mark.parametrize(
     ("then", "message"),
     [
-        (("on", 0.0, False), r"^only: step returned 3 values, not 4 \(gym\) or 5 \(gymnasium\)$"),
-        ((3, 0.0, False, {}), "^only: the observation is no text but int; wrap the environment"),
-        (("on", float("nan"), False, {}), "^only: the reward is no number: nan$"),
+        (
+            ("on", 0.0, False),
+            "^only: step returned 3 values; expected observation, reward, terminated, trunc",
+        ),
+        ((3, 0.0, False, {}), "^only: the observation is not text but int; wrap the environment"),
+        (("on", float("nan"), False, {}), "^only: the reward is not a number: nan$"),
     ],
 )
 def test_an_answer_that_cannot_be_used_is_refused(then: Any, message: str) -> None:
     env = odd(then=then).make_env()
     env.reset(options={"item": "only"})
-    with pytest.raises(Unusable, match=message):
+    with pytest.raises(EnvironmentFailed, match=message):
         env.step("go")
     with pytest.raises(gym.error.ResetNeeded):
         env.step("go")
@@ -201,10 +203,11 @@ def test_an_info_without_the_score_is_refused() -> None:
     task = odd(scoring=Scoring(of="info"), then=then)
     env = task.make_env()
     env.reset(options={"item": "only"})
-    with pytest.raises(Unusable) as raised:
+    with pytest.raises(EnvironmentFailed) as raised:
         env.step("go")
     assert str(raised.value) == (
-        r"odd: only: no 'score' in the info, which has: ['a\nb']; see Scoring"
+        r"only: no 'score' in the info, which has: ['a\nb']; name the key of the "
+        "score (--score-key)"
     )
     with pytest.raises(gym.error.ResetNeeded):
         env.step("go")
@@ -237,19 +240,19 @@ def test_answers_of_many_kinds_are_read(then: Any) -> None:
     ("then", "message"),
     [
         (None, "only: step returned 1 values"),
-        (("on", "1", False, {}), "only: the reward is no number: '1'"),
-        (("on", b"1", False, {}), "only: the reward is no number"),
+        (("on", "1", False, {}), "only: the reward is not a number: '1'"),
+        (("on", b"1", False, {}), "only: the reward is not a number"),
         (("on", 0, "False", False, {}), "only: terminated is neither true nor false: 'False'"),
         (("on", 0, False, np.zeros(3), {}), "only: truncated is neither true nor false"),
-        (("on", 0, False, False, "info"), "only: the info is no dict but str"),
-        ((b"\xff", 0, False, False, {}), "only: the observation is bytes that are no UTF-8"),
-        ((np.zeros(3), 0, False, {}), "only: the observation is no text but ndarray; wrap the"),
+        (("on", 0, False, False, "info"), "only: the info is not a dict but str"),
+        ((b"\xff", 0, False, False, {}), "only: the observation is bytes that are not UTF-8"),
+        ((np.zeros(3), 0, False, {}), "only: the observation is not text but ndarray; wrap the"),
     ],
 )
 def test_wrong_types_are_one_line(then: Any, message: str) -> None:
     env = odd(then=then).make_env()
     env.reset(options={"item": "only"})
-    with pytest.raises(Unusable, match=f"^{message}"):
+    with pytest.raises(EnvironmentFailed, match=f"^{message}"):
         env.step("go")
 
 
@@ -267,6 +270,8 @@ class Seeded:
 
 class SeededByName(Seeded):
     def reset(self, **options: Any) -> str:  # type: ignore[override]
+        if options["seed"] > 100:
+            raise TypeError("too high")
         return f"options {sorted(options)}"
 
 
@@ -288,24 +293,42 @@ def test_a_seed_may_be_an_attribute() -> None:
 
 
 def test_arguments_that_reset_does_not_take_are_one_line() -> None:
-    said = r"^only: reset takes no \['options'\], which the item gives; it takes nothing$"
-    with pytest.raises(Unusable, match=said):
+    said = r"^only: reset does not take \['options'\] of the item; it takes nothing$"
+    with pytest.raises(EnvironmentFailed, match=said):
         seeded(Seeded, options={"a": 1}).make_env().reset(options={"item": "only"})
+
+
+def test_a_reset_without_a_seed_is_told_how_it_should_be() -> None:
+    class Unseeded(Seeded):
+        seed = property()  # type: ignore[assignment]
+
+    said = (
+        r"^only: reset does not take \['seed'\] of the item; it takes nothing; without a seed all "
+        r"items would be the same: write `def reset\(self, \*, seed=None, options=None\)`$"
+    )
+    with pytest.raises(EnvironmentFailed, match=said):
+        seeded(Unseeded, seed=7).make_env().reset(options={"item": "only"})
+
+
+def line_of(function: Any) -> int:
+    """The line of the function's first statement."""
+    return int(function.__code__.co_firstlineno) + 1
 
 
 @pytest.mark.parametrize(
     ("make_env", "said"),
     [
-        (Fixed, r"^only: seed failed: AttributeError: "),
-        (lambda: SeededByName, r"^only: reset failed: TypeError: "),
+        (Fixed, "only: setting the seed raised AttributeError: "),
+        (SeededByName, "only: reset(seed=700) raised TypeError: too high (tests/test_gym_task.py:"),
     ],
 )
-def test_a_reset_that_raises_loses_the_episode(make_env: Any, said: str) -> None:
-    with pytest.raises(EnvironmentLost, match=said):
-        seeded(make_env, seed=7).make_env().reset(options={"item": "only"})
+def test_a_reset_that_raises_is_an_error_of_the_environment(make_env: Any, said: str) -> None:
+    with pytest.raises(EnvironmentFailed) as failed:
+        seeded(make_env, seed=700).make_env().reset(options={"item": "only"})
+    assert str(failed.value).startswith(said)
 
 
-def test_a_step_that_raises_loses_the_episode_and_the_next_has_another_environment() -> None:
+def test_a_step_that_raises_is_one_line_with_item_action_and_place() -> None:
     made: list[Seeded] = []
 
     def make_env() -> Seeded:
@@ -315,17 +338,94 @@ def test_a_step_that_raises_loses_the_episode_and_the_next_has_another_environme
     env = seeded(make_env).make_env()
     for _ in range(2):
         env.reset(options={"item": "only"})
-        with pytest.raises(EnvironmentLost, match=r"^only: step failed: KeyError: ") as lost:
-            env.step("go")
-        assert str(lost.value).isprintable()
+        with pytest.raises(EnvironmentFailed) as failed:
+            env.step("go\nnorth")
+        place = f"tests/test_gym_task.py:{line_of(Seeded.step)}"
+        assert str(failed.value) == (
+            rf"only: step('go\nnorth') raised KeyError: 'broken\x1b[31m' ({place}); step has to "
+            "answer any text, if only by saying that nothing happens"
+        )
     assert len(made) == 2
+
+
+def test_an_environment_whose_actions_are_numbers_is_told_to_be_wrapped() -> None:
+    class Numbers(Seeded):
+        action_space = spaces.Discrete(4)
+
+        def step(self, action: str) -> Any:
+            return "on", 0.0, int(action) > 3, False, {}
+
+    env = seeded(Numbers).make_env()
+    env.reset(options={"item": "only"})
+    said = r"its actions are Discrete\(4\), not text: wrap the environment so that it reads"
+    with pytest.raises(EnvironmentFailed, match=said):
+        env.step("go")
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError("gone"), TimeoutError()])
+def test_a_connection_that_breaks_loses_the_episode_and_may_be_repeated(error: Exception) -> None:
+    class Remote(Seeded):
+        def step(self, action: str) -> Any:
+            raise error
+
+    env = seeded(Remote).make_env()
+    env.reset(options={"item": "only"})
+    with pytest.raises(EnvironmentLost) as lost:
+        env.step("go")
+    assert not isinstance(lost.value, EnvironmentFailed)
+
+
+def test_what_the_expert_raises_is_one_line_with_the_place() -> None:
+    def expert(item: str) -> Any:
+        return lambda observation: [][0]
+
+    task = GymTask("odd", lambda: Odd(), {"train": {"only": {}}}, instruction="Go.", expert=expert)
+    said = rf"only: the expert raised IndexError: .*\(tests/test_gym_task.py:{line_of(expert)}\)$"
+    with pytest.raises(EnvironmentFailed, match=said):
+        task.expert("only")
+    task._expert = lambda item: lambda observation: 3  # type: ignore[return-value]
+    with pytest.raises(EnvironmentFailed, match=r"^only: the expert's action is 3; expected text"):
+        task.expert("only")
+
+
+class Speaking(Odd):
+    """Says itself what to do, in one way or another."""
+
+    instruction = "Find the door."
+
+
+def test_the_instruction_is_the_environments_own_unless_one_is_given() -> None:
+    def first(make_env: Any, **options: Any) -> str:
+        task = GymTask("odd", make_env, {"train": {"only": {}}}, **options)
+        return str(task.make_env().reset(options={"item": "only"})[1]["instruction"])
+
+    assert first(Speaking) == "Find the door."
+    assert first(lambda: Speaking(first=("go", {"instruction": "Find it."}))) == "Find it."
+    assert first(Speaking, instruction="Go.") == "Go."
+    said = r"^only: the environment has no instruction: return it from reset as info\['instruction"
+    with pytest.raises(EnvironmentFailed, match=said):
+        first(Odd)
+    with pytest.raises(EnvironmentFailed, match=r"^only: the function of the instruction raised "):
+        first(Odd, instruction=lambda observation, info: info["goal"])
+
+
+def test_by_default_items_are_seeds_and_rewards_add_up_to_1() -> None:
+    task = GymTask("corridor", CorridorEnv, instruction="Take it.", expert=explorer)
+    assert [task.items(split)[0] for split in ("train", "dev", "test")] == [
+        "seed/0",
+        "seed/1000000",
+        "seed/2000000",
+    ]
+    assert task.facts()["step_limit"] == 30
+    with pytest.raises(EnvironmentFailed, match=r"^seed/0: the sum of rewards is 1.25, above the"):
+        task.expert("seed/0")
 
 
 def test_an_environment_that_cannot_be_made_is_one_line() -> None:
     def make_env() -> None:
         raise ModuleNotFoundError("No module named 'babyai'")
 
-    with pytest.raises(Unusable, match=r"^only: the environment cannot be made: Module"):
+    with pytest.raises(EnvironmentFailed, match=r"^only: the environment cannot be made: Module"):
         seeded(make_env).make_env().reset(options={"item": "only"})
 
 
@@ -340,13 +440,24 @@ def test_an_episode_that_never_ends_is_cut_off(monkeypatch: pytest.MonkeyPatch) 
         task.expert("only")
 
 
-def test_a_value_beyond_the_best_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_value_above_the_best_is_an_error_rather_than_a_success() -> None:
     task = odd(scoring=Scoring(of="last"), then=("on", 37, False, False, {}))
     env = task.make_env()
     env.reset(options={"item": "only"})
+    with pytest.raises(EnvironmentFailed, match=r"^only: the last reward is 37, above the best va"):
+        env.step("go")
+
+
+def test_a_value_below_the_worst_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    task = odd(then=("on", -1, False, False, {}))
+    env = task.make_env()
+    env.reset(options={"item": "only"})
     for _ in range(3):
-        assert env.step("go")[4]["score"] == 100
-    said = "odd: a value of 37 is beyond the best, 1, and counts as 100; see Scoring"
+        assert env.step("go")[4]["score"] == 0
+    said = (
+        "odd: a value of -1 is below the worst, 0, and counts as score 0; if it should not, set "
+        "worst to the lowest value (--worst)"
+    )
     assert [record.getMessage() for record in caplog.records] == [said]
 
 
@@ -355,5 +466,5 @@ def test_a_success_that_is_no_flag_is_refused(solved: Any) -> None:
     scoring = Scoring(of="sum", success="solved")
     env = odd(scoring=scoring, then=("on", 0, False, False, {"solved": solved})).make_env()
     env.reset(options={"item": "only"})
-    with pytest.raises(Unusable, match="'solved' in the info is neither true nor false"):
+    with pytest.raises(EnvironmentFailed, match="'solved' in the info is neither true nor false"):
         env.step("go")

@@ -29,7 +29,7 @@ INSIDE = {
     "formats": (
         ("records",),
         ("turns", "content", "tools"),
-        ("dialogue", "chat", "dumps"),
+        ("dialogue", "chat", "field_aliases"),
         ("messages",),
     ),
     "tasks": (
@@ -209,7 +209,11 @@ def test_the_rule_on_hidden_errors_can_fail(handler: str) -> None:
         ("types", "def f():\n    import stepagent.rollout", "types imports rollout: imports only"),
         ("tasks.base", "from ..rollout import r", "tasks.base imports rollout: imports only"),
         ("tasks.base", "import stepagent.tasks.qa", "tasks.base imports tasks.qa: goes up"),
-        ("tasks.data.files", "from ..qa import Q", "tasks.data.files imports tasks.qa: goes up"),
+        (
+            "tasks.data.sources",
+            "from ..qa import Q",
+            "tasks.data.sources imports tasks.qa: goes up",
+        ),
         ("model.policy", "import stepagent.rollout", "model.policy imports rollout: imports only"),
         ("types", "import stepagent.missing", "types imports missing: imports only"),
         ("telepathy", "", "telepathy: not in LAYERS of test_house_rules.py; add it"),

@@ -1,4 +1,4 @@
-"""Files of other formats: how they are recognised and read, and why records are left out."""
+"""Files of other formats: how they are recognised and read, and why records are skipped."""
 
 import gzip
 import json
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from stepagent.formats.files import Imported, read_foreign, write_foreign
+from stepagent.formats.import_export import Imported, read_foreign, write_foreign
 from stepagent.trajectories import TrajectoryError
 from test_formats import AGENTGYM, ATIF, ETO, GOLD, OPENAI, TRL
 
@@ -82,7 +82,7 @@ def test_formats_and_layouts_are_recognised(
     assert found.places == ("line" if layout in ("lines", "gzip") else "record")
 
 
-def test_instruction_observation_thought_and_action_are_told_apart(tmp_path: Path) -> None:
+def test_instruction_observation_thought_and_action_are_separated(tmp_path: Path) -> None:
     def told(record: dict[str, Any]) -> list[Any]:
         (t,) = read(tmp_path, lines(record)).trajectories
         return [t.id, t.task, t.instruction, *((s.observation, s.thought, s.action)
@@ -144,7 +144,7 @@ def test_a_changed_trajectory_is_not_exported_with_its_old_turns(tmp_path: Path)
     assert read_foreign(tmp_path / "out.jsonl").trajectories == (changed,)
 
 
-def test_a_webshop_session_tells_its_actions(tmp_path: Path) -> None:
+def test_the_actions_of_a_webshop_session_are_inferred(tmp_path: Path) -> None:
     (trajectory,) = read(tmp_path, lines(*PAGES), task="webshop").trajectories
     assert [step.action for step in trajectory.steps] == [
         "search[red kettle]", "click[next >]", "click[b03]", "click[red]", "click[features]",
@@ -168,17 +168,17 @@ CALL = {"type": "function", "function": {"name": "f", "arguments": "{}"}}
 @pytest.mark.parametrize(
     ("record", "reason"),
     [
-        ({"a\n": 1}, "format not recognised from the fields a\\n; expected a record in one of the"),
+        ({"a\n": 1}, "unknown format with the fields a\\n; expected one of"),
         ({"id": "a", "task": "b", "instruction": "c", "steps": []}, "steps: expected at le"),
-        ({"messages": []}, "no agent turn to learn from; expected at least one"),
-        ({"messages": [QUESTION]}, "no agent turn to learn from; expected at least one"),
+        ({"messages": []}, "no agent turn that carries loss; expected at least one"),
+        ({"messages": [QUESTION]}, "no agent turn that carries loss; expected at least one"),
         ({"messages": [ANSWER]}, "no text before the first action; expected an instruction"),
         ({"messages": None}, "messages: expected a list, got null"),
         ({"messages": [{"content": "a"}]}, "messages[0].role: missing; expected at least role"),
         (agent_says(audio={"id": "a"}), "messages[1].audio: unknown field; expected only role, co"),
         (agent_says(), "messages[1]: expected text or a tool call, got neither"),
         (agent_says(content=" "), "steps[0].action: expected non-empty text, got ' '"),
-        (agent_says(content="a", weight=0), "no agent turn to learn from"),
+        (agent_says(content="a", weight=0), "no agent turn that carries loss"),
         (
             agent_says(content=[{"type": "image_url", "image_url": {}}]),
             "messages[1].content[0]: expected a text part, got 'image_url'",
@@ -199,7 +199,7 @@ CALL = {"type": "function", "function": {"name": "f", "arguments": "{}"}}
         ),
         (
             agent_says(content="a") | {"stepagent": {"instruction_chars": 2}},
-            "stepagent.instruction_chars: expected where a part of the opening ends, got 2",
+            "stepagent.instruction_chars: expected the end of a text of the opening, got 2",
         ),
         (ETO | {"reward": 57}, "reward: expected a number of at most 1, got 57"),
         (ETO | {"conversations": [{"from": "gpt4", "value": ""}]}, "conversations[0].from: exp"),
@@ -220,12 +220,10 @@ CALL = {"type": "function", "function": {"name": "f", "arguments": "{}"}}
             "steps[1]: no single action leads to this page (item_sub_page) from",
         ),
         ({"session": "a", "steps": PAGES[:2]}, "steps: expected at least two different pages"),
-        (KNOWAGENT | {"output": "He."}, "output: no action in it; expected lines `Action 1:"),
+        (KNOWAGENT | {"output": "He."}, "output: no action; expected lines `Action 1:"),
     ],
 )  # fmt: skip
-def test_a_record_that_cannot_be_used_says_why(
-    tmp_path: Path, record: dict[str, Any], reason: str
-) -> None:
+def test_an_invalid_record_says_why(tmp_path: Path, record: dict[str, Any], reason: str) -> None:
     assert error_of(tmp_path, lines(record)).startswith(f"1: {reason}")
     listed = error_of(tmp_path, json.dumps([record]))
     assert listed.startswith(f"record 1: {reason}")
@@ -240,12 +238,12 @@ def test_a_record_that_cannot_be_used_says_why(
         ("[1]", "record 1: expected an object, got 1"),
         ("[{]", "not JSON (key must be a string at line 1 column 3); expected a list of objects"),
         ('[{"a": 1, "a": 2}]', "field 'a' appears twice; expected each field once"),
-        ('[{"a": 1e999}]', "1e999 stands in it; expected finite numbers"),
+        ('[{"a": 1e999}]', "contains 1e999; expected finite numbers"),
         ('[{"a": NaN}]', "not JSON (expected value at line 1 column 8); expected a list"),
         (lines(TRL, 3), "2: expected a JSON object, got 3"),
     ],
 )
-def test_a_file_that_cannot_be_used_says_why(tmp_path: Path, text: str, message: str) -> None:
+def test_an_invalid_file_says_why(tmp_path: Path, text: str, message: str) -> None:
     assert error_of(tmp_path, text).startswith(message)
 
 
@@ -255,5 +253,5 @@ def test_skipped_records_are_listed_by_reason(tmp_path: Path) -> None:
     assert [t.id for t in found.trajectories] == ["expert/2"]
     assert sorted(found.rejected.values()) == [[1, 3], [4]]
     message = error_of(tmp_path, lines({"messages": []}) + "nope\n", skip_invalid=True)
-    assert message.startswith("1: none of its 2 records is usable; no agent turn")
-    assert error_of(tmp_path, lines({}), skip_invalid=True).startswith("1: format not recognised")
+    assert message.startswith("1: none of its 2 records is valid; no agent turn")
+    assert error_of(tmp_path, lines({}), skip_invalid=True).startswith("1: unknown format")

@@ -1,6 +1,6 @@
 """`stepagent import` and `stepagent export`, on small files and on published ones.
 
-The published files are looked for in ../shared/data, or in the folder that STEPAGENT_DATA names.
+The published files are read from ../shared/data, or from the folder that STEPAGENT_DATA names.
 """
 
 import gzip
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from stepagent import cli
-from stepagent.formats.files import READERS, WRITERS, read_foreign
+from stepagent.formats.import_export import READERS, WRITERS, read_foreign
 from stepagent.trajectories import read_trajectories
 from test_formats import ATIF, ETO, TRL
 
@@ -30,7 +30,7 @@ def records(*found: Any) -> str:
     return "".join(json.dumps(record) + "\n" for record in found)
 
 
-def test_what_was_exported_is_imported_as_it_was(
+def test_an_export_is_imported_unchanged(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, native = tmp_path / "shop.json", tmp_path / "native.jsonl"
@@ -45,8 +45,8 @@ def test_what_was_exported_is_imported_as_it_was(
         "       0 tools\n"
         "       0 system messages that begin an instruction\n"
         "       2 scores\n"
-        "neither read nor trained, kept in the metadata: source\n"
-        "for example, step 1 of 2 of 'webshop_7':\n"
+        "kept as metadata, not used in training: source\n"
+        "example: step 1 of 2 of 'webshop_7'\n"
         "  read     instruction  You are web shopping.\n"
         "  read     observation  WebShop [SEP] Search\n"
         "  trained  thought      I search.\n"
@@ -63,7 +63,7 @@ def test_what_was_exported_is_imported_as_it_was(
         assert (again == native.read_bytes()) == (format != "openai")
 
 
-def test_records_that_are_left_out_are_counted_and_listed(
+def test_skipped_records_are_counted_and_listed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     empty: dict[str, Any] = {"messages": []}
@@ -71,7 +71,7 @@ def test_records_that_are_left_out_are_counted_and_listed(
     call("import", tmp_path / "chat.jsonl", "-o", tmp_path / "out.jsonl", "--skip-invalid",
          "--task", "shopping")  # fmt: skip
     assert capsys.readouterr().out == (
-        "left out: 2 x no agent turn to learn from; expected at least one (line 1, 3)\n"
+        "left out: 2 x no agent turn that carries loss; expected at least one (line 1, 3)\n"
         "left out: 2 of 4 records in all\n"
         "dropped: names of messages (2 x)\n"
         f"{tmp_path}/out.jsonl: 2 of 4 records (messages)\n"
@@ -82,8 +82,8 @@ def test_records_that_are_left_out_are_counted_and_listed(
         "       1 tools\n"
         "       2 system messages that begin an instruction\n"
         "       0 scores\n"
-        "neither read nor trained, kept in the metadata: source\n"
-        "for example, step 1 of 2 of 'chat/2':\n"
+        "kept as metadata, not used in training: source\n"
+        "example: step 1 of 2 of 'chat/2'\n"
         "  read     instruction  You shop.\n"
         "  read     observation  A kettle, please.\n"
         "  trained  thought      I look for it.\n"
@@ -96,7 +96,10 @@ def test_records_that_are_left_out_are_counted_and_listed(
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["import", "{file}", "-o", "{out}"], "{file}:2: no agent turn to learn from; expected"),
+        (
+            ["import", "{file}", "-o", "{out}"],
+            "{file}:2: no agent turn that carries loss",
+        ),
         (
             ["import", "{file}", "-o", "{out}", "--format", "atlf"],
             "unknown format 'atlf'; did you mean 'atif'? allowed: messages, openai, eto,",
@@ -182,7 +185,7 @@ def test_published_dialogues_are_exported_as_they_were(name: str, format: str, f
         assert set(record) <= set(written)
 
 
-def test_nothing_that_a_file_says_steers_the_terminal(
+def test_escape_sequences_in_a_file_do_not_reach_the_terminal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     evil = "\x1b]0;owned\x07\u202e\r\n" + "x" * 3000

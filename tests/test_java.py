@@ -1,4 +1,4 @@
-"""A Java process that does not start, dies or hangs while it starts: in time, in one line."""
+"""A Java process that does not start, dies or hangs at the start gives one line, in time."""
 
 import threading
 import time
@@ -15,7 +15,7 @@ from stepagent.tasks.scienceworld.task import ScienceWorld
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str) -> None:
-    """Puts a shell script in Java's place."""
+    """Replaces Java by a shell script."""
     java = folder / "java"
     java.write_text(f"#!/bin/sh\n{script}\n")
     java.chmod(0o755)
@@ -25,14 +25,14 @@ def pretend(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str) -> None:
 @pytest.mark.parametrize(
     ("script", "reason"),
     [
-        ("exit 1", "did not start: it ended without a word"),
-        ("kill -9 $$", "did not start: it ended without a word"),
+        ("exit 1", "did not start: it ended without a message"),
+        ("kill -9 $$", "did not start: it ended without a message"),
         (
             "echo Error occurred during initialization of VM; echo Could not reserve memory",
             "did not start: Error occurred during initialization of VM Could not reserve memory",
         ),
-        ("echo 1", "did not start: it ended without a word"),
-        ("echo 1; echo token; exec sleep 100", "did not start: it ended without a word"),
+        ("echo 1", "did not start: it ended without a message"),
+        ("echo 1; echo token; exec sleep 100", "did not start: it ended without a message"),
         ("exec sleep 100", "did not start: no answer in 0.5 seconds"),
         ("kill -STOP $$", "did not start: no answer in 0.5 seconds"),
     ],
@@ -49,7 +49,7 @@ def test_a_start_that_fails_is_a_lost_environment_and_leaves_no_process(
 
 
 @pytest.mark.parametrize("mode", [None, 0o644])
-def test_no_java_is_said_at_once(
+def test_missing_java_is_reported_at_once(
     mode: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if mode is not None:
@@ -83,7 +83,7 @@ def test_a_start_that_hangs_does_not_hold_the_pool(
     pool.close(user)
     for thread in threads:
         thread.join(60)
-    # A thread that was late may have begun a start of its own.
+    # A late thread may have started another process.
     pool.close(user)
     assert set(said) == {"the simulator's Java process was closed"}
 
@@ -100,7 +100,7 @@ def test_a_jvm_that_dies_while_it_starts_is_started_again(
         task.close()
 
 
-def test_memory_that_is_not_there_is_named() -> None:
+def test_a_lack_of_memory_is_named() -> None:
     task = ScienceWorld(["boil"], max_heap_mb=2**40)
     with pytest.raises(EnvironmentLost, match=r"did not start: .*(heap|memory)"):
         task.items("dev")
@@ -108,6 +108,6 @@ def test_memory_that_is_not_there_is_named() -> None:
 
 @pytest.mark.parametrize("name", ["timeout_seconds", "start_timeout_seconds"])
 @pytest.mark.parametrize("value", [0, -1, 1e300, float("nan"), float("inf")])
-def test_limits_that_make_no_sense_are_refused(name: str, value: float) -> None:
+def test_invalid_limits_are_refused(name: str, value: float) -> None:
     with pytest.raises(OutOfBounds, match=f"^{name} must be above 0 and at most 1,000,000, not "):
         EngineLimits(**{name: value})

@@ -1,4 +1,4 @@
-"""The journal: kept line by line, whole after a kill, one writer, no foreign file touched."""
+"""The journal: saved line by line, intact after a kill, one writer, no foreign file touched."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def path(tmp_path: Path) -> Path:
     return journal_path(tmp_path / "out.jsonl.gz")
 
 
-def test_what_was_added_is_on_the_disk_at_once_and_there_again(path: Path) -> None:
+def test_an_added_episode_is_on_the_disk_at_once_and_read_again(path: Path) -> None:
     assert path.name == "out.jsonl.gz.episodes"
     with Journal(path) as journal:
         assert journal.episodes == {}
@@ -35,7 +35,7 @@ def test_what_was_added_is_on_the_disk_at_once_and_there_again(path: Path) -> No
 
 
 @pytest.mark.parametrize("kept", [1, 3, 7, 50, -1])
-def test_a_last_line_that_was_cut_off_is_taken_out(path: Path, kept: int) -> None:
+def test_a_truncated_last_line_is_dropped(path: Path, kept: int) -> None:
     with Journal(path) as journal:
         journal.add(FIRST)
     whole = path.read_bytes()
@@ -48,7 +48,7 @@ def test_a_last_line_that_was_cut_off_is_taken_out(path: Path, kept: int) -> Non
     assert read_journal(path) == (FIRST, SECOND)
 
 
-def test_a_journal_without_an_episode_is_no_file(path: Path) -> None:
+def test_a_journal_without_an_episode_leaves_no_file(path: Path) -> None:
     with Journal(path):
         assert path.exists()
     assert not path.exists()
@@ -58,9 +58,9 @@ def test_a_journal_without_an_episode_is_no_file(path: Path) -> None:
     assert not path.exists()
 
 
-def test_two_writers_are_one_too_many(path: Path) -> None:
+def test_a_second_writer_is_refused(path: Path) -> None:
     with Journal(path) as journal:
-        for _ in range(2):  # the failed try has not taken the file away
+        for _ in range(2):  # the failed attempt has not removed the file
             with pytest.raises(JournalError, match=r"\.episodes: another process is writing it$"):
                 Journal(path)
         journal.add(FIRST)
@@ -70,12 +70,12 @@ def test_two_writers_are_one_too_many(path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("my notes", "not a journal of episodes; name another --out"),
+        ("my notes", "is not a journal of episodes; choose another --out"),
         ("my notes\n", "not JSON"),
         ('{"id": "a"}\n', "missing"),
     ],
 )
-def test_a_foreign_file_is_refused_and_stays(path: Path, text: str, message: str) -> None:
+def test_a_foreign_file_is_refused_and_unchanged(path: Path, text: str, message: str) -> None:
     path.write_text(text)
     with pytest.raises((JournalError, TrajectoryError), match=message):
         Journal(path)
@@ -88,9 +88,7 @@ def test_an_episode_under_other_settings_is_refused(path: Path) -> None:
         journal.check(FIRST.id, {"model": "a\x1b", "temperature": 0.0})
         with pytest.raises(JournalError) as raised:
             journal.check(FIRST.id, {"model": "b", "temperature": 0.0})
-    assert f"{FIRST.id} was played with model 'a\\x1b', now it is 'b'; go on as" in str(
-        raised.value
-    )
+    assert f"{FIRST.id} was played with model 'a\\x1b', now it is 'b'; use the" in str(raised.value)
 
 
 def test_an_episode_that_was_changed_is_refused(path: Path) -> None:
@@ -99,14 +97,14 @@ def test_an_episode_that_was_changed_is_refused(path: Path) -> None:
         journal.add(SECOND)
     whole = path.read_bytes()
     path.write_bytes(whole.replace(b"boxes", b"foxes", 1))
-    with pytest.raises(JournalError, match=f"the episode {FIRST.id} is not as it was written"):
+    with pytest.raises(JournalError, match=f"the episode {FIRST.id} was changed after"):
         Journal(path)
     path.write_bytes(whole.splitlines(keepends=True)[1])
     with Journal(path) as journal:
         assert journal.episodes == {SECOND.id: SECOND}
 
 
-def test_what_a_power_cut_leaves_behind_the_last_episode_is_taken_out(path: Path) -> None:
+def test_zeros_that_a_power_cut_left_are_dropped(path: Path) -> None:
     with Journal(path) as journal:
         journal.add(FIRST)
     path.write_bytes(path.read_bytes() + SECOND.model_dump_json().encode()[:40] + b"\0" * 4096)
@@ -114,7 +112,7 @@ def test_what_a_power_cut_leaves_behind_the_last_episode_is_taken_out(path: Path
         assert journal.episodes == {FIRST.id: FIRST}
 
 
-def test_an_output_that_was_edited_is_not_taken_for_its_journals(path: Path) -> None:
+def test_an_edited_output_does_not_count_as_its_journals(path: Path) -> None:
     out = path.with_name("out.jsonl.gz")
     with Journal(path) as journal:
         journal.add(FIRST)

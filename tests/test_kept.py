@@ -1,4 +1,4 @@
-"""Own policies and experts on the command line: kept one by one, gone on with, lost ones named."""
+"""Local policies and task experts on the command line: saved one by one, resumed, losses named."""
 
 import json
 from pathlib import Path
@@ -30,7 +30,7 @@ class Killed(BaseException):
 
 
 class World(BoxWorld):
-    """Counts the items that are begun, and dies at one of them."""
+    """Counts the items that are started, and dies at one of them."""
 
     def __init__(self, lost: dict[tuple[str, int], int] | None = None, die_at: int = 0) -> None:
         super().__init__(lost=lost)
@@ -138,7 +138,7 @@ def test_a_lost_item_is_named_and_tried_again_by_the_same_command(
     run(monkeypatch, args(out), World(lost={(items[1], 1): 1000}))
     said = capsys.readouterr().out
     assert f"lost: {items[1]}: lost at step 1\n" in said
-    assert "lost: 1 of 6 episodes; the same command tries them again\n" in said
+    assert "lost: 1 of 6 episodes; the same command retries them\n" in said
     left = [line for line in whole.read_text().splitlines() if json.loads(line)["id"] != items[1]]
     assert out.read_text().splitlines() == left
     world = run(monkeypatch, args(out), World())

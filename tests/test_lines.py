@@ -1,4 +1,4 @@
-"""Odd and hostile files end in one line that says what they are; none is waited for."""
+"""Odd and hostile files give one line that says what they are; none blocks."""
 
 import bz2
 import gzip
@@ -15,7 +15,7 @@ import pytest
 
 from stepagent.files import lines
 from stepagent.files.lines import Unreadable, read_text
-from stepagent.formats.files import read_foreign
+from stepagent.formats.import_export import read_foreign
 from stepagent.trajectories import TrajectoryError, read_jsonl, read_trajectories
 from stepagent.types import Trajectory
 
@@ -28,7 +28,7 @@ MESSAGES = (
 
 
 def errors_of(path: Path) -> str:
-    """What every reader says of a file, which is one and the same."""
+    """The error of every reader of the file, which is the same for all."""
     said = set()
     for read in (read_trajectories, lambda path: read_jsonl(path, Trajectory), read_foreign):
         with pytest.raises(TrajectoryError) as caught:
@@ -56,7 +56,7 @@ def tarred() -> bytes:
 @pytest.mark.parametrize(
     ("name", "data", "what"),
     [
-        ("a.zip", zipped(), "a ZIP archive; expected a file of JSON lines; unpack it first"),
+        ("a.zip", zipped(), "a ZIP archive; expected a file of JSON lines; extract it first"),
         ("a.jsonl.gz", zipped(), "a ZIP archive; expected"),
         ("a.jsonl", zipped(), "a ZIP archive; expected"),
         ("a.tar", tarred(), "a tar archive; expected"),
@@ -71,8 +71,8 @@ def tarred() -> bytes:
         ("a.jsonl", GOOD.encode("utf-16-le"), "text in UTF-16; expected UTF-8"),
         ("a.json", GOOD.encode("utf-16-be"), "text in UTF-16; expected UTF-8"),
         ("a.jsonl", GOOD.encode("utf-32"), "text in UTF-32; expected UTF-8"),
-        ("a.csv", b"observation,action\na,b\n", "a table in CSV; expected a file of JSON lines"),
-        ("a.CSV.gz", gzip.compress(b"a\tb\n"), "a table in CSV; expected"),
+        ("a.csv", b"observation,action\na,b\n", "a CSV table; expected a file of JSON lines"),
+        ("a.CSV.gz", gzip.compress(b"a\tb\n"), "a CSV table; expected"),
         ("a.jsonl", b"\n<!DOCTYPE html>\n", "an HTML or XML page, perhaps a failed download; "),
         ("a.jsonl", b"<html><body>404", "an HTML or XML page"),
         ("a.xml", b'<?xml version="1.0"?>', "an HTML or XML page"),
@@ -86,7 +86,7 @@ def test_a_file_of_another_kind_is_named(tmp_path: Path, name: str, data: bytes,
 
 
 @pytest.mark.parametrize("name", ["pipe", "socket", "device", "folder", "saved", "a.parquet"])
-def test_only_ordinary_files_are_opened(tmp_path: Path, name: str) -> None:
+def test_only_regular_files_are_opened(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     if name == "pipe":
         os.mkfifo(path)
@@ -114,13 +114,13 @@ def test_only_ordinary_files_are_opened(tmp_path: Path, name: str) -> None:
     ("name", "what"),
     [
         ("-", "standard input is not read; expected a file of JSON lines"),
-        ("https://example.org/a.jsonl", "an address; expected a file on this machine, download it"),
-        ("hf://datasets/a/b.jsonl", "an address; expected a file on this machine, download it"),
-        ("a\0b", "a name with a NUL in it; expected a file of JSON lines"),
+        ("https://example.org/a.jsonl", "a URL; expected a local file, download it first"),
+        ("hf://datasets/a/b.jsonl", "a URL; expected a local file, download it first"),
+        ("a\0b", "its name contains a NUL; expected a file of JSON lines"),
         ("none.jsonl", "no such file; expected a file of JSON lines"),
     ],
 )
-def test_a_name_that_no_file_has_is_told(
+def test_an_impossible_file_name_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, what: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -155,7 +155,7 @@ def test_an_endless_line_ends_at_the_limit(tmp_path: Path, monkeypatch: pytest.M
     path.write_text(GOOD + "x" * 2**20 + "y\n")
     with pytest.raises(TrajectoryError) as caught:
         read_trajectories(path, skip_invalid=True)
-    assert str(caught.value) == f"{path}:2: longer than 1 MiB; expected one record on each line"
+    assert str(caught.value) == f"{path}:2: longer than 1 MiB; expected one record per line"
     path.write_text(GOOD.strip().ljust(2**20 - 1) + "\n")
     assert len(read_trajectories(path).trajectories) == 1
 
@@ -172,14 +172,14 @@ def test_an_endless_line_ends_at_the_limit(tmp_path: Path, monkeypatch: pytest.M
         ('{"a": 1, "a": 2}', "field 'a' appears twice; expected each field once"),
         ("1" * 5000, "not JSON (number out of range"),
         ("-" + "9" * 10**6, "not JSON (number out of range"),
-        ("1e999", "1e999 stands in it; expected finite numbers"),
-        ("-1e999", "-1e999 stands in it; expected finite numbers"),
-        ("NaN", "NaN stands in it"),
-        ("Infinity", "Infinity stands in it"),
+        ("1e999", "contains 1e999; expected finite numbers"),
+        ("-1e999", "contains -1e999; expected finite numbers"),
+        ("NaN", "contains NaN"),
+        ("Infinity", "contains Infinity"),
     ],
 )
 @pytest.mark.parametrize("listed", [False, True])
-def test_a_value_that_json_cannot_hold_is_the_reason_of_its_line(
+def test_a_line_with_a_value_outside_json_is_rejected(
     tmp_path: Path, value: str, reason: str, listed: bool
 ) -> None:
     for text, read in ((GOOD, read_trajectories), (MESSAGES, read_foreign)):
@@ -203,8 +203,8 @@ def test_a_surrogate_pair_is_one_character(tmp_path: Path) -> None:
     assert read_trajectories(tmp_path / "a.jsonl").trajectories[0].instruction == "\U0001f525"
 
 
-def test_a_text_of_a_million_characters_is_read_at_once(tmp_path: Path) -> None:
-    # A reader that is quadratic in anything takes minutes here; the suite would not end.
+def test_a_line_of_a_million_characters_is_read_quickly(tmp_path: Path) -> None:
+    # A reader with quadratic time would take minutes here.
     turns = [{"role": "user", "content": "x"}] * 20_000 + [
         {"role": "assistant", "content": "Thought: a\n" + "Action: b\n" * 100_000},
         {"role": "user", "content": "\n \n" * 300_000 + "ok" * 10**5},
@@ -215,12 +215,12 @@ def test_a_text_of_a_million_characters_is_read_at_once(tmp_path: Path) -> None:
     assert trajectory.steps[1].action == "x"
 
 
-def test_a_text_is_read_from_ordinary_files_only(tmp_path: Path) -> None:
+def test_text_is_read_from_regular_files_only(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "text").write_bytes("\ufeffBe brief.".encode())
     (tmp_path / "odd").write_bytes(b"\xff\xfea\x00")
     assert read_text(tmp_path / "text") == "Be brief."
-    with pytest.raises(Unreadable, match="a pipe; expected a file of text"):
+    with pytest.raises(Unreadable, match="a pipe; expected a text file"):
         read_text(tmp_path / "pipe")
-    with pytest.raises(Unreadable, match="not text in UTF-8; expected a file of text"):
+    with pytest.raises(Unreadable, match="not UTF-8 text; expected a text file"):
         read_text(tmp_path / "odd")

@@ -1,4 +1,4 @@
-"""A policy of our own asked like a chat model."""
+"""A local policy prompted like a chat model."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def test_a_reply_is_what_the_model_says_greedily_to_the_chat() -> None:
     said = policy.model.generate(ids, max_new_tokens=6, do_sample=False, pad_token_id=0)
     assert reply.text == tokenizer.decode(said[0, len(state) :], skip_special_tokens=True).strip()
     assert reply.usage.prompt_tokens == len(state)
-    # The text of an observation closes no turn: rules and first state, the action, the observation.
+    # Text of an observation ends no turn: rules and first state, the action, the observation.
     assert state.count(renderer.end_id) == 3
 
 

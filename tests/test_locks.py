@@ -1,4 +1,4 @@
-"""Locks where they are refused, and what a process says then."""
+"""Files that cannot be locked, and locks that another process holds."""
 
 import errno
 import fcntl

@@ -38,12 +38,12 @@ words = st.lists(st.sampled_from(["red", "shoes", "9", "-", "New"]), max_size=5)
 
 @pytest.fixture(scope="module")
 def task() -> Mind2Web:
-    """All 24 candidates take part."""
+    """All 24 candidates are used."""
     return Mind2Web(Mind2WebConfig(top_k=24), folder=prepared())
 
 
 def play(task: Mind2Web, item: str, agent: Agent) -> Trajectory:
-    """An episode, with its details where evaluations keep them."""
+    """An episode, with its details in the metadata as in evaluations."""
     env = task.make_env()
     observation, info = env.reset(options={"item": item})
     instruction, steps, is_over = info["instruction"], [], False
@@ -65,7 +65,7 @@ def play(task: Mind2Web, item: str, agent: Agent) -> Trajectory:
 
 
 def offered(observation: str) -> dict[str, str]:
-    """Letters on offer, with the ids of their elements; the buttons have their numbers as texts."""
+    """The offered letters with the ids of their elements; each button's text is its number."""
     lines = observation.split("A. None of the above")[1].strip().split("\n")
     return {line[0]: str(100 + int(line.rstrip(")").split()[-1])) for line in lines if line}
 
@@ -140,7 +140,7 @@ def test_a_group_shows_the_page_around_it_and_none_of_the_above(task: Mind2Web) 
         assert line[3:].startswith(f"(button #{line[0]} submit btn")
 
 
-def test_the_page_is_cut_off_but_not_the_choices() -> None:
+def test_the_page_is_truncated_but_not_the_choices() -> None:
     full = Mind2Web(Mind2WebConfig(), folder=prepared()).expert("train-8/0").steps[0].observation
     config = Mind2WebConfig(page_chars=30)
     cut = Mind2Web(config, folder=prepared()).expert("train-8/0").steps[0].observation
@@ -158,7 +158,7 @@ def test_the_same_group_is_asked_again_after_text_that_is_no_answer(task: Mind2W
     assert not env.step("A.")[0].endswith(first)
 
 
-def test_a_letter_that_is_not_on_offer_is_no_answer() -> None:
+def test_a_letter_that_is_not_offered_is_no_answer() -> None:
     env = Mind2Web(Mind2WebConfig(top_k=8), folder=prepared()).make_env()
     env.reset(options={"item": "train-8/1"})
     smaller = env.step("A.")[0]
@@ -182,7 +182,7 @@ def test_a_winner_that_a_later_group_rejects_is_no_prediction() -> None:
     assert details(play(task, "train-8/0", lambda _: next(answers)))["operation_f1"] == 1
 
 
-def test_a_right_element_with_a_wrong_operation_is_half_the_way(task: Mind2Web) -> None:
+def test_a_right_element_with_a_wrong_operation_is_no_success(task: Mind2Web) -> None:
     def agent(observation: str) -> str:
         right = [k for k, element in offered(observation).items() if element in ("103", "115")]
         return f"{right[0]}.\nAction: TYPE\nValue: red hats" if right else "A."
@@ -240,13 +240,13 @@ def test_two_fifths_of_the_training_part_can_be_dev_and_test(task: Mind2Web) -> 
 @pytest.mark.parametrize(
     "options", [{"top_k": 1}, {"top_k": 51}, {"step_limit": 12}, {"page_chars": -1}]
 )
-def test_options_that_make_no_sense_are_refused(options: dict[str, int]) -> None:
+def test_invalid_settings_are_refused(options: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         Mind2WebConfig(**options)  # type: ignore[arg-type]
 
 
 @given(st.integers(2, 200))
-def test_no_tournament_takes_more_answers_than_said(num_candidates: int) -> None:
+def test_no_tournament_takes_more_answers_than_stated(num_candidates: int) -> None:
     pool, answers = num_candidates, 0
     while pool > 1:
         pool, answers = max(0, pool - 5) + 1, answers + 1
@@ -300,14 +300,14 @@ def test_episodes_and_metrics_equal_a_naive_official_evaluation(seed: int) -> No
 
 
 def seen_order(task: Mind2Web, item: str) -> list[str]:
-    """The order in which the candidates come, found by rejecting all of them."""
+    """The order in which the candidates are shown, found by rejecting all of them."""
     step, order = task.annotated(item), list[str]()
     if not step.is_decidable(task.config.top_k):
         return step.considered(task.config.top_k)
     episode = play(task, item, lambda _: "A.")
     for shown in episode.steps:
         order += offered(shown.observation).values()
-    # A single one that is left at the end is never shown.
+    # A single element that is left at the end is never shown.
     return order + [e for e in step.considered(task.config.top_k) if e not in order]
 
 
@@ -328,7 +328,7 @@ def test_macro_averages_weigh_tasks_and_micro_averages_steps() -> None:
     assert found["macro_step_success_rate"] == pytest.approx((1 + 2 / 3) / 2)
     assert found["macro_operation_f1"] == pytest.approx((1 / 2 + 1 / 3) / 2)
     assert found["success_rate"] == pytest.approx(1 / 2)
-    # Without all of its steps nobody knows whether a web task succeeds.
+    # Without all of its steps, the success of a web task is unknown.
     assert mind2web_metrics(results[:3])["success_rate"] == 1
     assert "success_rate" not in mind2web_metrics([result("a", 0, None, 1)])
     assert mind2web_metrics([]) == {}
@@ -369,7 +369,9 @@ def test_any_text_is_an_answer_or_not(text: str) -> None:
     assert answer is None or answer.letter in "ABCDEF"
 
 
-def test_missing_data_say_how_to_get_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_data_says_how_to_download_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("STEPAGENT_TASK_DATA", str(tmp_path))
     with pytest.raises(TaskDataError, match="stepagent download mind2web"):
         Mind2Web().items("train")
@@ -393,12 +395,12 @@ def test_the_expert_solves_every_step_of_the_published_step_file(tmp_path: Path)
         task.items("test")
 
 
-def test_elements_without_ranks_all_take_part_and_need_the_steps_for_it(tmp_path: Path) -> None:
+def test_elements_without_ranks_are_all_used_and_need_enough_steps(tmp_path: Path) -> None:
     shutil.copytree(prepared(), tmp_path, dirs_exist_ok=True)
     index = tmp_path / INDEX
     text = gzip.decompress(index.read_bytes()).decode()
     index.write_bytes(gzip.compress(text.replace('"is_ranked":true', '"is_ranked":false').encode()))
     short = Mind2Web(Mind2WebConfig(top_k=5, step_limit=3), folder=tmp_path)
-    with pytest.raises(TaskDataError, match="24 elements can need 6 answers, step_limit is 3"):
+    with pytest.raises(TaskDataError, match="24 elements can need 6 answers, but step_limit is 3"):
         short.items("train")
     assert Mind2Web(Mind2WebConfig(top_k=5, step_limit=6), folder=tmp_path).items("train")

@@ -1,4 +1,4 @@
-"""Mind2Web's files and pages: what is read of them, and what is refused in one line."""
+"""Mind2Web's files and pages: what is read, and what is refused in one line."""
 
 import gzip
 import json
@@ -30,13 +30,13 @@ from stepagent.tasks.base import TaskDataError
 from stepagent.tasks.mind2web.data import SOURCES, prepare
 from stepagent.tasks.mind2web.page import Element, Page, PageError, read_page, shown_words
 from stepagent.tasks.mind2web.ranks import read_ranks
-from stepagent.tasks.mind2web.stepfile import single_step
+from stepagent.tasks.mind2web.single_steps import single_step
 from stepagent.tasks.mind2web.steps import read_index, read_step
 from stepagent.tasks.mind2web.task import Mind2Web
 
 
 def prepared_steps(source: Path, out: Path, *, skip_invalid: bool = False) -> dict[str, Any]:
-    """What `prepare` makes of a folder, by item."""
+    """The steps that `prepare` writes for a folder, by item."""
     out.mkdir()
     prepare(source, out, skip_invalid=skip_invalid)
     index = read_index(out / "index.jsonl.gz")
@@ -99,16 +99,16 @@ BROKEN: dict[str, tuple[Any, str]] = {
     "no actions": ({"actions": []}, "actions: expected at least one"),
     "an id that is a path": ({"annotation_id": "../../x"}, "annotation_id: expected"),
     "an unknown operation": ("HOVER", "actions[0].operation.op: expected"),
-    "a page that is no XML": ("<html><b></html>", "actions[0]: not XML: mismatched tag"),
+    "a page that is no XML": ("<html><b></html>", "actions[0]: invalid XML: mismatched tag"),
     "a page without the candidate": (page(20), "is not on the page"),
     "a page that is a bomb": ("<!DOCTYPE html [<!ENTITY a 'aa'>]><html/>", "document type"),
-    "another candidate": ("999", "no rank of its candidate '999' in scores_all_data.pkl"),
-    "another action": ("other", "no ranks of it in scores_all_data.pkl"),
+    "another candidate": ("999", "scores_all_data.pkl has no rank of the candidate '999'"),
+    "another action": ("other", "scores_all_data.pkl has no ranks of this step"),
 }
 
 
 def broken_task(fault: str) -> dict[str, Any]:
-    """The second web task of three, with a fault."""
+    """Three web tasks, the second with a fault."""
     task, change = web_task("train-3"), BROKEN[fault][0]
     first = task["actions"][0]
     if isinstance(change, dict):
@@ -125,7 +125,7 @@ def broken_task(fault: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("fault", BROKEN)
-def test_a_broken_web_task_is_named_or_left_out_as_a_whole(tmp_path: Path, fault: str) -> None:
+def test_an_invalid_web_task_is_named_or_skipped_as_a_whole(tmp_path: Path, fault: str) -> None:
     good = [web_task("train-1"), web_task("train-2")]
     source = tmp_path / "in"
     source.mkdir()
@@ -157,12 +157,12 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "train.json").write_text('[{"question": "of another benchmark"}]')
     (tmp_path / "notes.txt").write_text("?")
-    with pytest.raises(TaskDataError, match=r"no steps of Mind2Web: looked for train_\*.json"):
+    with pytest.raises(TaskDataError, match=r"no steps of Mind2Web; expected train_\*.json"):
         prepare(tmp_path, tmp_path / "out", skip_invalid=False)
     (tmp_path / "train_0.json").write_text(json.dumps([web_task("train-1")]))
     shutil.rmtree(tmp_path / "out")
     (tmp_path / "out").mkdir()
-    with pytest.raises(TaskDataError, match=r"no ranks of the candidates: .*scores_all_data.pkl"):
+    with pytest.raises(TaskDataError, match=r"the ranks of the candidates are missing; .*scores"):
         prepare(tmp_path, tmp_path / "out", skip_invalid=True)
 
 
@@ -182,7 +182,7 @@ def test_ranks_are_read_from_dicts_with_defaults_and_numpy_numbers(
     numbers = {"a": np.int64(3), "b": np.int32(1), "c": 2}
     path.write_bytes(pickle.dumps({"ranks": {"s": numbers}, "scores": {"s": np.float64(0.5)}}))
     assert read_ranks(path).sorted("s", ["a", "b", "c"]) == ["b", "c", "a"]
-    with pytest.raises(ValueError, match="no ranks of it in"):
+    with pytest.raises(ValueError, match="has no ranks of this step"):
         ranks.sorted("train-2_0", [])
 
 
@@ -228,7 +228,7 @@ def test_a_pickle_that_asks_for_anything_else_is_refused_unrun(
         pickle.dumps({"ranks": {}})[:-3],
         pickle.dumps([1]),
         pickle.dumps({"ranks": 1}),
-        b"cbuiltins\ndict\n}b.",  # sets the state of what stands for a function
+        b"cbuiltins\ndict\n}b.",  # sets the state of the stand-in for a function
         b"cnumpy\ndtype\n(Vobject\ntR.",
         b"cnumpy.core.multiarray\nscalar\n(I1\nI2\ntR.",
     ],
@@ -285,13 +285,13 @@ def test_a_page_that_is_cut_anywhere_has_its_first_elements(end: int) -> None:
     found = [*read_page(cut, is_cut=True).ids]
     assert found == [*read_page(whole).ids][: len(found)]
     if end < len(whole):
-        with pytest.raises(PageError, match="not XML"):
+        with pytest.raises(PageError, match="invalid XML"):
             read_page(cut)
 
 
 def test_what_is_near_an_element_is_kept_and_the_rest_is_not() -> None:
     cut = read_page(page()).around(["109"])
-    # Its shelf and what is above it; of its siblings, which are all within three, everything.
+    # Its shelf and its ancestors, and all of its siblings, which are within three.
     assert [*cut.ids] == ["1", "2", "12", "108", "109", "110", "111"]
     row = "".join(f'<b backend_node_id="{n}"/>' for n in range(10))
     cut = read_page(f'<p backend_node_id="p">{row}</p>').around(["5"])
@@ -305,7 +305,7 @@ def test_elements_far_below_are_left_out() -> None:
     assert len(read_page(f'<p backend_node_id="p">{wide}</p>').around(["p"]).ids) == 51
 
 
-def test_a_page_is_written_without_boxes_that_say_nothing() -> None:
+def test_a_page_is_written_without_boxes_around_one_child() -> None:
     xml = (
         '<html backend_node_id="1"><div backend_node_id="2" role="none"><div backend_node_id="3">'
         '<a backend_node_id="4" title="Home" name="home"><text backend_node_id="5">Go  home'
@@ -316,7 +316,7 @@ def test_a_page_is_written_without_boxes_that_say_nothing() -> None:
     assert marked == {"4": "(a #B home Go home)"}
 
 
-def test_attributes_say_short_words_in_a_fixed_order_and_nothing_twice() -> None:
+def test_attributes_become_short_words_in_a_fixed_order_without_repetition() -> None:
     attributes = {
         "class": "a b c d e f averyveryverylongname",
         "title": "Search",
@@ -331,7 +331,7 @@ def test_attributes_say_short_words_in_a_fixed_order_and_nothing_twice() -> None
     assert len(shown_words(many).split()) == 20
 
 
-def test_pages_nested_without_end_are_refused() -> None:
+def test_deeply_nested_pages_are_refused() -> None:
     with pytest.raises(PageError, match="nested deeper than 256"):
         read_page("<a>" * 300, is_cut=True)
 
@@ -365,7 +365,7 @@ STEP: dict[str, Any] = {
 }
 
 
-def test_a_step_file_adds_the_candidates_beyond_the_cut_in_an_order_that_tells_nothing(
+def test_a_step_file_adds_the_candidates_beyond_the_cut_in_a_neutral_order(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "in").mkdir()
@@ -378,7 +378,7 @@ def test_a_step_file_adds_the_candidates_beyond_the_cut_in_an_order_that_tells_n
     assert [*found.ids] == ["1", "3", "4", "30"]
     text, _ = found.texts({"30": "B", "4": "C"})
     assert text == "(html (a home Ho) (div #C) (my-button #B buy it n... buy))"
-    # Without ranks all candidates take part, whatever top_k says.
+    # Without ranks, all candidates are used, whatever top_k is.
     assert step.considered(2) == ["30", "3", "4"]
     facts = Mind2Web(folder=tmp_path / "out").facts()
     assert facts["steps_without_ranks"] == {"train": 1, "dev": 0, "test": 0}
@@ -390,7 +390,7 @@ def test_a_step_file_is_not_used_beside_the_official_training_part(tmp_path: Pat
     assert "t-1/2" not in prepared_steps(tmp_path / "in", tmp_path / "out")
 
 
-def test_a_step_that_is_not_as_expected_is_named_or_left_out(tmp_path: Path) -> None:
+def test_an_invalid_step_is_named_or_skipped(tmp_path: Path) -> None:
     odd = STEP | {"input": "What next?"}
     (tmp_path / "mind2web.json").write_text(json.dumps({"instances": [STEP, odd]}))
     (tmp_path / "out").mkdir()
@@ -404,7 +404,7 @@ def test_a_step_that_is_not_as_expected_is_named_or_left_out(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("run", ["Task: ", "Website: ", "Previous actions", "Available", "x", "`"])
 def test_a_prompt_is_read_in_linear_time(run: str) -> None:
-    """Once minutes for a few thousand characters that begin parts and never end them."""
+    """Once took minutes for a few thousand characters that begin parts and never end them."""
     marks = (
         "\nTask: t\nWebsite: w\nPrevious actions:\n1\n\nAvailable candidate:\n2\n\nCurrent page:\n"
     )
@@ -444,5 +444,5 @@ def test_the_pages_of_a_web_task_are_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "test_task_0.json").write_text(json.dumps([task]))
     (tmp_path / "mind2web.json").write_text(json.dumps({"instances": [single("test_task-1", 7)]}))
     (tmp_path / "out").mkdir()
-    with pytest.raises(TaskDataError, match="test_task-1: its steps are in the files of two parts"):
+    with pytest.raises(TaskDataError, match="test_task-1: its steps are in files of two parts"):
         prepare(tmp_path, tmp_path / "out", skip_invalid=False)

@@ -28,7 +28,7 @@ def begun(qa: MultihopQA, item: str) -> SearchEnv:
 
 
 def said(env: SearchEnv, action: str) -> str:
-    """What is seen after the action."""
+    """The observation after the action."""
     return env.step(action)[0]
 
 
@@ -90,12 +90,12 @@ def test_lookup_shows_one_sentence_after_the_other() -> None:
 @pytest.mark.parametrize(
     "action", ["Search[Painter 41]", "  search [ Painter 41 ] ", "SEARCH[Painter\n41]"]
 )
-def test_actions_are_read_kindly(action: str) -> None:
+def test_actions_may_vary_in_case_and_spaces(action: str) -> None:
     assert said(begun(task("hotpotqa"), "q41"), action).startswith("Painter 41: ")
 
 
 @pytest.mark.parametrize("action", ["Painter 41", "search Painter", "open[it]", "search[it] now"])
-def test_other_text_is_no_action(action: str) -> None:
+def test_other_text_costs_a_step(action: str) -> None:
     env = begun(task("hotpotqa"), "q41")
     observation, reward, terminated, truncated, info = env.step(action)
     assert (observation, reward, terminated, truncated) == (NOT_AN_ACTION, 0, False, False)
@@ -163,7 +163,7 @@ def test_with_union_paragraphs_of_the_same_split_are_found_and_no_others() -> No
     assert not said(begun(task("hotpotqa"), "q41"), "search[Painter 47]").startswith("Painter 47:")
 
 
-def test_threads_share_one_union() -> None:
+def test_threads_share_one_index() -> None:
     qa = task("hotpotqa", paragraphs="union")
 
     def play(item: str) -> Trajectory:
@@ -203,7 +203,7 @@ def test_metrics_are_means_in_percent_by_their_official_names() -> None:
     assert task("musique").metrics([]) == {}
 
 
-def test_facts_tell_protocols_apart() -> None:
+def test_facts_distinguish_protocols() -> None:
     facts = task("hotpotqa").facts()
     assert facts["questions"]["test"] == 8
     assert facts["files"]["dev.json"] == {"test": 8}
@@ -223,12 +223,12 @@ def test_facts_tell_protocols_apart() -> None:
         ({"step_limit": 0}, "step_limit must be at least 1, not 0"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], message: str) -> None:
+def test_invalid_settings_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         QAConfig(**settings)
 
 
-def test_without_data_the_command_that_gets_it_is_named(
+def test_without_data_the_error_names_the_download_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STEPAGENT_TASK_DATA", str(tmp_path))
@@ -262,5 +262,5 @@ def test_the_expert_answers_the_published_questions(
 
 
 def test_a_split_without_questions_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(TaskDataError, match=r"^hotpotqa: the data that is there has no questions"):
+    with pytest.raises(TaskDataError, match=r"^hotpotqa: the installed data has no questions"):
         made(tmp_path, [hotpot(1)]).items("train")

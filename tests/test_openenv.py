@@ -18,11 +18,12 @@ from websockets.sync.server import ServerConnection
 from websockets.sync.server import serve as serve_websocket
 
 from corridor import ITEMS, CorridorEnv, corridor_task, explorer, running
-from stepagent.tasks.adapters.foreign import Items, Scoring
+from stepagent.tasks.adapters.foreign import Items
 from stepagent.tasks.adapters.openenv import OpenEnvConfig, OpenEnvTask
 from stepagent.tasks.adapters.remote import ServerError
+from stepagent.tasks.adapters.scoring import Scoring
 from stepagent.tasks.base import EnvironmentLost
-from stepagent.tasks.data.extras import PackageMissing
+from stepagent.tasks.data.optional_packages import PackageMissing
 from stepagent.tasks.serving.server import serving
 
 ONE: Items = {"train": {"only": {"seed": 3}}}
@@ -189,18 +190,21 @@ def cut(socket: ServerConnection, message: Any) -> None:
 @pytest.mark.parametrize(
     ("reply", "reason"),
     [
-        ("garbage", r"the answer is no JSON: 'garbage'"),
-        ("[" * 100_000, r"the answer is no JSON"),
-        (b"\x00\x01", r"the answer is no JSON"),
-        ([], r"no answer of OpenEnv: \[\]"),
-        ({"type": "observation"}, r"no answer of OpenEnv"),
-        ({"type": "state", "data": {}}, r"no answer of OpenEnv"),
-        ({"type": "error", "data": "no"}, r"no answer of OpenEnv"),
-        (observed("hi"), r"the observation is no object: 'hi'"),
-        (observed({"text": 3}), r"field 'text' of the observation is no text but int"),
-        (observed({"text": "x" * 1_000_001}), r"1,000,001 characters, over 1,000,000"),
-        (observed({"text": "hi"}, reward="much"), r"the reward is no number: 'much'"),
-        ('{"type":"observation","data":{"observation":{"text":"a"},"reward":NaN}}', r"no number"),
+        ("garbage", r"the answer is not JSON: 'garbage'"),
+        ("[" * 100_000, r"the answer is not JSON"),
+        (b"\x00\x01", r"the answer is not JSON"),
+        ([], r"not an answer of OpenEnv: \[\]"),
+        ({"type": "observation"}, r"not an answer of OpenEnv"),
+        ({"type": "state", "data": {}}, r"not an answer of OpenEnv"),
+        ({"type": "error", "data": "no"}, r"not an answer of OpenEnv"),
+        (observed("hi"), r"the observation is not an object: 'hi'"),
+        (observed({"text": 3}), r"field 'text' of the observation is not text but int"),
+        (observed({"text": "x" * 1_000_001}), r"1,000,001 characters, more than 1,000,000"),
+        (observed({"text": "hi"}, reward="much"), r"the reward is not a number: 'much'"),
+        (
+            '{"type":"observation","data":{"observation":{"text":"a"},"reward":NaN}}',
+            r"not a number",
+        ),
         ("x" * (16 * 2**20 + 1), r"the session was lost \('.*1009"),
         (hang_up, r"the session was lost"),
         (cut, r"the session was lost"),
@@ -298,12 +302,15 @@ def test_a_fixed_instruction_needs_no_field() -> None:
         env.close()
 
 
+KEY = "name the key of the score (--score-key)"
+
+
 @pytest.mark.parametrize(
     ("metadata", "reason"),
     [
-        ({}, "no 'score' in the info, which has: nothing"),
-        ({"a\nb": 1, "won": 0}, r"no 'score' in the info, which has: ['a\nb', 'won']"),
-        ({"score": "much"}, "'score' in the info is no number: 'much'"),
+        ({}, f"no 'score' in the info, which has: nothing; {KEY}"),
+        ({"a\nb": 1, "won": 0}, rf"no 'score' in the info, which has: ['a\nb', 'won']; {KEY}"),
+        ({"score": "much"}, "'score' in the info is not a number: 'much'"),
     ],
     ids=["nothing", "others", "text"],
 )
@@ -322,7 +329,7 @@ def test_a_server_without_scores_is_refused_at_the_first_action(
         env.reset(options={"item": "only"})
         with pytest.raises(ServerError) as raised:
             env.step("hi")
-        assert str(raised.value) == f"{task.server.url}: {reason}; see Scoring"
+        assert str(raised.value) == f"{task.server.url}: {reason}"
         env.reset(options={"item": "only"})
         assert sockets[0] is not sockets[-1]  # the session was ended
 
@@ -345,13 +352,13 @@ def answering(reply: Response | None, requests: list[str] | None = None) -> Iter
 def test_a_server_that_is_none_of_openenv_is_one_line() -> None:
     with answering(Response("<html>hi</html>", 404)) as url:
         task = OpenEnvTask(OpenEnvConfig(url=url), items=ONE)
-        with pytest.raises(ServerError, match=r"^ws.*/ws: error 403; it is no OpenEnv server"):
+        with pytest.raises(ServerError, match=r"^ws.*/ws: error 403; it is not an OpenEnv server"):
             task.make_env().reset(options={"item": "only"})
         asked = OpenEnvTask(OpenEnvConfig(url=url))
         with pytest.raises(
             ServerError,
-            match=r"/list_environments: error 404; it says: '<html>hi</html>'; it lists no items: "
-            r"give them as items=$",
+            match=r"/list_environments: error 404; it says: '<html>hi</html>'; "
+            r"the server lists no items: give them as items=$",
         ):
             asked.items("train")
 
@@ -359,10 +366,10 @@ def test_a_server_that_is_none_of_openenv_is_one_line() -> None:
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        (b"hello", "the answer is no JSON"),
-        (b'"\\ud800', "the answer is no JSON"),
-        (b"[" * 100_000, "the answer is no JSON"),
-        (b" " * (16 * 2**20 + 1), "more than 16,777,216 bytes"),
+        (b"hello", "the answer is not JSON"),
+        (b'"\\ud800', "the answer is not JSON"),
+        (b"[" * 100_000, "the answer is not JSON"),
+        (b" " * (16 * 2**20 + 1), "exceeds 16,777,216 bytes"),
     ],
     ids=["text", "surrogate", "nested", "long"],
 )

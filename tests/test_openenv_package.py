@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from corridor import ITEMS, Corridor, corridor_task, explorer, running
-from stepagent.tasks.adapters.foreign import Scoring
 from stepagent.tasks.adapters.openenv import OpenEnvConfig, OpenEnvTask
+from stepagent.tasks.adapters.scoring import Scoring
 from stepagent.tasks.serving.server import serving
 
 pytest.importorskip("openenv")

@@ -1,4 +1,4 @@
-"""Outputs: no input and no old file is replaced unasked; a disk that is full is one line."""
+"""Outputs: no input or existing file is replaced unasked; a full disk is an error of one line."""
 
 import errno
 import logging
@@ -48,7 +48,7 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_old_stream() -> None:
-    """The command line logs to the standard error of its first call, which a test has closed."""
+    """Removes the log handler of an earlier call, whose standard error is closed."""
     logging.getLogger("stepagent").handlers.clear()
 
 
@@ -58,7 +58,7 @@ def call(*args: object) -> None:
 
 @pytest.fixture
 def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Runs a command that has to end with code 2 and one line, which it returns."""
+    """Runs a command that must exit with code 2 and one line; returns the line."""
 
     def run(*args: object) -> str:
         capsys.readouterr()
@@ -93,7 +93,7 @@ FOLDERS = ("sft", "sft-model", "export-model", "convert")
 
 
 def other_names(file: Path) -> Iterator[Path]:
-    """Names of a file: its own, others by spelling, links."""
+    """Other names of the same file: spellings and links."""
     yield file
     yield file.parent / "." / file.name
     yield file.parent / "x" / ".." / file.name
@@ -107,7 +107,7 @@ def other_names(file: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_an_input_is_never_the_output_whatever_it_is_called(
+def test_an_input_is_never_overwritten_under_any_name(
     name: str, file: Path, policy: Path, fails: Callable[..., str]
 ) -> None:
     (file.parent / "x").mkdir()
@@ -134,17 +134,17 @@ def test_the_journal_is_not_an_input_either(
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_an_old_file_stays_unless_it_may_be_replaced(
+def test_an_existing_file_is_kept_without_overwrite(
     name: str, file: Path, policy: Path, fails: Callable[..., str]
 ) -> None:
     old = file.parent / "old"
     old.write_text("three years of work")
     error = fails(*command(name, file, old, policy))
-    assert error == f"stepagent: {old}: exists already; name another file, or add --overwrite\n"
+    assert error == f"stepagent: {old}: already exists; choose another file or add --overwrite\n"
     assert old.read_text() == "three years of work"
 
 
-def test_an_old_file_is_replaced_if_it_may_be(file: Path) -> None:
+def test_an_existing_file_is_replaced_with_overwrite(file: Path) -> None:
     out = file.parent / "out"
     call("export", file, "--format", "messages", "-o", out)
     first = out.read_bytes()
@@ -162,7 +162,7 @@ def make_special(kind: str, path: Path) -> None:
     elif kind == "socket":
         with socket.socket(socket.AF_UNIX) as server:
             here = Path.cwd()
-            os.chdir(path.parent)  # the name of a socket may only be short
+            os.chdir(path.parent)  # a socket's path must be short
             server.bind(path.name)
             os.chdir(here)
     elif kind == "folder":
@@ -177,16 +177,16 @@ def make_special(kind: str, path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("device", "not an ordinary file"),
-        ("fifo", "not an ordinary file"),
-        ("socket", "not an ordinary file"),
-        ("folder", "a folder; expected the name of a file"),
-        ("link", "a symbolic link; expected the name of the file itself"),
-        ("dangling link", "a symbolic link"),
+        ("device", "is not a regular file"),
+        ("fifo", "is not a regular file"),
+        ("socket", "is not a regular file"),
+        ("folder", "is a folder; expected a file"),
+        ("link", "is a symbolic link; give the path of the file itself"),
+        ("dangling link", "is a symbolic link"),
     ],
 )
 @pytest.mark.parametrize("name", FILES)
-def test_only_ordinary_files_are_written(
+def test_only_regular_files_are_written(
     name: str, kind: str, message: str, file: Path, policy: Path, fails: Callable[..., str]
 ) -> None:
     out = file.parent / "out"
@@ -202,24 +202,24 @@ def test_only_ordinary_files_are_written(
 
 
 @pytest.mark.parametrize("name", FILES + FOLDERS)
-def test_a_file_among_the_folders_above_an_output_is_named(
+def test_a_file_in_place_of_a_parent_folder_is_named(
     name: str, file: Path, policy: Path, fails: Callable[..., str]
 ) -> None:
     (file.parent / "above").write_text("")
     error = fails(*command(name, file, file.parent / "above" / "x" / "out", policy))
-    assert error.startswith(f"stepagent: {file.parent}/above: a file; expected a folder for ")
+    assert error.startswith(f"stepagent: {file.parent}/above: is a file; expected a folder for ")
 
 
 @pytest.mark.parametrize("name", FOLDERS)
-def test_an_old_folder_stays_unless_it_has_a_model_alone_and_may_be_replaced(
+def test_an_existing_folder_is_kept_unless_it_is_only_a_model_and_overwrite_is_given(
     name: str, file: Path, policy: Path, fails: Callable[..., str]
 ) -> None:
     old = file.parent / "old"
     shutil.copytree(policy, old)
-    assert "exists already; expected the name of a new" in fails(*command(name, file, old, policy))
+    assert "already exists; choose a new" in fails(*command(name, file, old, policy))
     (old / "notes").mkdir()
     error = fails(*command(name, file, old, policy), "--overwrite")
-    assert "has more in it than a model" in error
+    assert "holds other files than a model" in error
     assert (old / "notes").is_dir()
     for extra in ("link", "file"):
         path = file.parent / extra
@@ -229,17 +229,17 @@ def test_an_old_folder_stays_unless_it_has_a_model_alone_and_may_be_replaced(
 
 
 @pytest.mark.parametrize("name", ["sft-model", "export-model"])
-def test_a_model_is_not_replaced_by_what_is_made_of_it(
+def test_a_model_is_not_replaced_by_its_own_export(
     name: str, file: Path, policy: Path, fails: Callable[..., str]
 ) -> None:
     own = shutil.copytree(policy, file.parent / "own")
     for out in (own, file.parent / "." / "own", own / "config.json", file.parent):
         error = fails(*command(name, file, out, own), "--overwrite")
-        assert "exists already" in error or "it has the input" in error
+        assert "already exists" in error or "it contains the input" in error
     assert {p.name for p in own.iterdir()} == {p.name for p in policy.iterdir()}
 
 
-def test_an_old_model_is_replaced_as_a_whole(file: Path, policy: Path) -> None:
+def test_an_existing_model_is_replaced_as_a_whole(file: Path, policy: Path) -> None:
     old = shutil.copytree(policy, file.parent / "old")
     (old / "adapter_config.json").write_text("{}")
     call("sft", "--demonstrations", file, "--out", old, *TINY, "--overwrite")
@@ -247,17 +247,17 @@ def test_an_old_model_is_replaced_as_a_whole(file: Path, policy: Path) -> None:
     assert {path.name for path in file.parent.iterdir()} == {"old", file.name}
 
 
-def test_nothing_is_put_into_a_unit_of_a_run(
+def test_nothing_is_written_into_a_unit_of_a_run(
     file: Path, policy: Path, fails: Callable[..., str], tmp_path: Path
 ) -> None:
     with Run(tmp_path / "run", {}, resume=False) as run, run.unit("sft") as unit:
         shutil.copytree(policy, unit, dirs_exist_ok=True)
     unit = tmp_path / "run" / "units" / "sft"
-    assert "within the input" in fails(
+    assert "inside the input" in fails(
         "inspect", "--policy", unit, "--demonstrations", file, "--out", unit / "steps.jsonl"
     )
-    assert "within the input" in fails("export-model", unit, "-o", unit.parent / "mine")
-    assert "within the input" in fails("report", tmp_path / "run", "--out", unit / "page.html")
+    assert "inside the input" in fails("export-model", unit, "-o", unit.parent / "mine")
+    assert "inside the input" in fails("report", tmp_path / "run", "--out", unit / "page.html")
 
 
 def test_a_report_replaces_a_report_but_nothing_else(
@@ -272,7 +272,7 @@ def test_a_report_replaces_a_report_but_nothing_else(
     call("report", folder)
     assert page.read_bytes() == first
     page.write_text("my own notes")
-    assert "exists already; name another file, or add --overwrite" in fails("report", folder)
+    assert "already exists; choose another file or add --overwrite" in fails("report", folder)
     for part in ("config.json", "metrics.jsonl", "episodes/x", "units/one/manifest.json"):
         error = fails("report", folder, "--out", folder / part, "--overwrite")
         assert "the input" in error
@@ -289,13 +289,13 @@ def test_train_does_not_replace_a_page_that_is_not_its_own(
 ) -> None:
     Run(tmp_path / "run", {}, resume=False).close()
     (tmp_path / "run" / "report.html").write_text("my own notes")
-    assert "exists already" in fails("train", "smoke", "--out", tmp_path / "run", "--resume")
+    assert "already exists" in fails("train", "smoke", "--out", tmp_path / "run", "--resume")
     assert (tmp_path / "run" / "report.html").read_text() == "my own notes"
 
 
 @contextmanager
 def full_disk(size: int) -> Iterator[None]:
-    """No file may grow beyond `size`, as if the disk were full then."""
+    """Simulates a full disk: no file may grow beyond `size` bytes."""
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, old[1]))
     try:
@@ -305,7 +305,7 @@ def full_disk(size: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("name", ["export", "inspect", "sft"])
-def test_a_full_disk_is_one_line_and_leaves_the_old_file_and_no_other(
+def test_a_full_disk_is_an_error_of_one_line_and_leaves_only_the_old_file(
     name: str, file: Path, policy: Path, fails: Callable[..., str]
 ) -> None:
     out = file.parent / "out"
@@ -331,7 +331,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_file_and_no_other(
     ],
 )
 @pytest.mark.parametrize("write", [atomic_write, atomic_folder])
-def test_a_full_disk_has_one_name_whichever_library_noticed_it(
+def test_a_full_disk_has_the_same_message_from_every_library(
     tmp_path: Path, write: Any, error: Exception
 ) -> None:
     with pytest.raises(OSError) as raised, write(tmp_path / "out"):
@@ -340,14 +340,14 @@ def test_a_full_disk_has_one_name_whichever_library_noticed_it(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_another_error_keeps_its_name(tmp_path: Path) -> None:
+def test_other_disk_errors_keep_their_message(tmp_path: Path) -> None:
     for error in (OSError(errno.ECONNRESET, "reset"), OSError(errno.ENOSPC, "full", "other")):
         with pytest.raises(OSError) as raised, atomic_write(tmp_path / "out"):
             raise error
         assert raised.value is error
 
 
-def test_a_run_whose_disk_was_full_goes_on_to_the_same_files(tmp_path: Path) -> None:
+def test_a_run_resumed_after_a_full_disk_writes_the_same_files(tmp_path: Path) -> None:
     def work(run: Run) -> None:
         for unit in ("one", "two"):
             if not run.is_done(unit):
@@ -373,12 +373,12 @@ def test_a_run_whose_disk_was_full_goes_on_to_the_same_files(tmp_path: Path) -> 
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_a_folder_that_cannot_be_written_to_is_one_line(
+def test_a_folder_without_write_permission_is_an_error_of_one_line(
     file: Path, policy: Path, fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root can write anywhere
     error = fails(*command("export", file, file.parent / "out", policy))
-    assert error == f"stepagent: {file.parent}: cannot be written to; name another place\n"
+    assert error == f"stepagent: {file.parent}: is not writable; choose another folder\n"
 
 
 @pytest.mark.parametrize("number", sorted(locks.NO_LOCKS))
@@ -398,7 +398,8 @@ def test_a_file_system_without_locks_is_used_with_one_warning(
     assert len(read_trajectories(tmp_path / "run" / "journal").trajectories) == 1
     told = [record.message for record in caplog.records if "no locks" in record.message]
     assert told == [
-        f"{tmp_path}/run: this file system has no locks; let no other process write there"
+        f"{tmp_path}/run: this file system has no locks; make sure that no other process "
+        "writes there"
     ]
 
 
@@ -420,17 +421,17 @@ def test_a_lock_ends_with_its_process_however_that_ends(tmp_path: Path) -> None:
     assert path.read_text() == "its content stays"
 
 
-def test_two_runs_and_two_journals_are_one_too_many(tmp_path: Path) -> None:
+def test_a_second_process_cannot_open_a_run_or_journal(tmp_path: Path) -> None:
     with Run(tmp_path / "run", {}, resume=False), pytest.raises(RunError, match="another process"):
         Run(tmp_path / "run", {}, resume=True)
     with Journal(tmp_path / "j"), pytest.raises(JournalError, match="another process"):
         Journal(tmp_path / "j")
     os.mkfifo(tmp_path / "fifo")
-    with pytest.raises(JournalError, match="not an ordinary file"):
+    with pytest.raises(JournalError, match="is not a regular file"):
         Journal(tmp_path / "fifo")
 
 
-def test_names_of_outputs_cannot_steer_a_terminal(tmp_path: Path) -> None:
+def test_messages_escape_the_names_of_outputs(tmp_path: Path) -> None:
     path = tmp_path / "a\x1b[31m"
     path.write_text("")
     for check in (check_file, check_folder):
@@ -439,14 +440,14 @@ def test_names_of_outputs_cannot_steer_a_terminal(tmp_path: Path) -> None:
         assert "\x1b" not in str(raised.value)
 
 
-def test_what_appears_while_a_command_runs_is_left_as_it_is(tmp_path: Path) -> None:
+def test_a_file_that_appears_while_a_command_runs_is_not_replaced(tmp_path: Path) -> None:
     file = tmp_path / "out.jsonl"
 
     def lines() -> Iterator[str]:
         yield "mine"
         file.write_text("somebody else's")
 
-    with pytest.raises(OSError, match="exists by now"):
+    with pytest.raises(OSError, match="was created meanwhile"):
         write_lines(file, lines(), replace=False)
     assert file.read_text() == "somebody else's"
     assert [*tmp_path.iterdir()] == [file]
@@ -454,7 +455,7 @@ def test_what_appears_while_a_command_runs_is_left_as_it_is(tmp_path: Path) -> N
     assert file.read_text() == "mine\n"
 
 
-def test_where_there_are_no_hard_links_nothing_is_replaced_either(
+def test_without_hard_links_nothing_is_replaced_either(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:
@@ -463,17 +464,17 @@ def test_where_there_are_no_hard_links_nothing_is_replaced_either(
     monkeypatch.setattr("os.link", refuse)
     file = tmp_path / "out.jsonl"
     write_lines(file, ["mine"], replace=False)
-    with pytest.raises(OSError, match="exists by now"):
+    with pytest.raises(OSError, match="was created meanwhile"):
         write_lines(file, ["again"], replace=False)
     assert file.read_text() == "mine\n"
 
 
-def test_a_folder_with_a_file_of_somebodys_own_is_not_replaced(tmp_path: Path) -> None:
+def test_a_folder_with_a_file_of_the_users_is_not_replaced(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     random_policy().save(folder)
     check_folder(folder, overwrite=True)
     (folder / "thesis.tex").write_text("precious")
-    with pytest.raises(UsageError, match="has more in it than a model"):
+    with pytest.raises(UsageError, match="holds other files than a model"):
         check_folder(folder, overwrite=True)
 
 

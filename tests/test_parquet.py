@@ -1,4 +1,4 @@
-"""Parquet files are read as the same records in JSON lines would be."""
+"""Parquet files are read like the same records in JSON lines."""
 
 import sys
 from datetime import UTC, datetime
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from stepagent.formats.files import read_foreign
+from stepagent.formats.import_export import read_foreign
 from stepagent.trajectories import TrajectoryError, read_trajectories
 
 pyarrow = pytest.importorskip("pyarrow")
@@ -46,11 +46,11 @@ def test_rows_are_records(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "reason"),
     [
-        (b"x", "a bytes, 'b'x'', stands in it; expected what JSON has"),
-        (float("nan"), "NaN stands in it; expected finite numbers"),
+        (b"x", "contains bytes 'b'x''; expected values that JSON can hold"),
+        (float("nan"), "contains NaN; expected finite numbers"),
     ],
 )
-def test_what_json_does_not_have_is_the_reason_of_its_row(
+def test_a_row_with_a_value_outside_json_is_rejected(
     tmp_path: Path, value: object, reason: str
 ) -> None:
     first: dict[str, Any] = {"messages": MESSAGES, "time": None}
@@ -75,7 +75,7 @@ def test_a_damaged_file_is_one_line(tmp_path: Path) -> None:
         read_foreign(path)
 
 
-def test_without_pyarrow_the_file_is_named_and_what_to_install(
+def test_without_pyarrow_the_error_names_the_file_and_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = file_of(tmp_path, {"messages": MESSAGES})

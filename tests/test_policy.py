@@ -1,4 +1,4 @@
-"""A policy reads and acts as plain calls of its model do, whatever kind of layers the model has."""
+"""A policy evaluates and acts like plain calls of its model, with any kind of layers."""
 
 import logging
 from pathlib import Path
@@ -66,7 +66,7 @@ SHARING = {
     "cohere2": Cohere2Config(**SIZE, **MIXED),
     "granite": GraniteConfig(**SIZE, logits_scaling=4.0),
 }
-"""Models whose layers follow a tree; the windows are shorter than the demonstrations."""
+"""Models whose layers compute a tree exactly; the windows are shorter than the demonstrations."""
 SEPARATE = {
     "lfm2, convolutional": Lfm2Config(**SIZE, layer_types=["conv", "full_attention"]),
     "qwen3-next, linear": Qwen3NextConfig(
@@ -105,7 +105,9 @@ def generate(policy: Policy, state: tuple[int, ...]) -> tuple[int, ...]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_readings_and_gradients_are_those_of_plain_calls(family: str, tmp_path: Path) -> None:
+def test_log_probabilities_and_gradients_equal_those_of_plain_calls(
+    family: str, tmp_path: Path
+) -> None:
     policy = policy_of(FAMILIES[family], tmp_path)
     trees = [p.tree for p in practised_trees(policy, 2)]
     expected, found = [], []
@@ -145,9 +147,7 @@ def test_greedy_practice_equals_plain_generate(family: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("family", ["mistral with a window", "gemma3", "lfm2, convolutional"])
-def test_greedy_rollouts_are_what_generate_says_to_their_states(
-    family: str, tmp_path: Path
-) -> None:
+def test_greedy_rollouts_equal_plain_generate_in_their_states(family: str, tmp_path: Path) -> None:
     policy = policy_of(FAMILIES[family], tmp_path)
     episodes = rolled_out(policy, BoxWorld(), ["far/0", "near/0", "far/1"], GREEDY, seed=0)
     for episode in episodes:
@@ -182,16 +182,16 @@ def test_logits_made_in_parts_change_nothing(monkeypatch: pytest.MonkeyPatch) ->
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_model_that_does_more_than_its_head_is_refused(
+def test_a_model_that_is_more_than_decoder_and_head_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = Layers.logits
     monkeypatch.setattr(Layers, "logits", lambda self, hidden: 2 * plain(self, hidden))
-    with pytest.raises(PolicyError, match="are not those of its layers and its head"):
+    with pytest.raises(PolicyError, match="its logits differ from decoder"):
         policy_of(SHARING["llama"], tmp_path)
 
 
-def test_a_model_that_turns_out_to_mix_branches_gets_separate_rows(
+def test_a_model_that_mixes_branches_gets_separate_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(forward, "tree_masks", lambda config, row: None)
@@ -218,7 +218,7 @@ def test_a_trajectory_longer_than_the_context_is_refused_by_name() -> None:
         policy.render_fitting([trajectory])
 
 
-def test_those_that_fit_are_kept_whole_and_the_others_are_named() -> None:
+def test_trajectories_that_fit_are_kept_whole_and_the_others_are_named() -> None:
     policy = random_policy()
     own = demonstrations()[::10]
     lengths = [policy.render(t).num_tokens for t in own]

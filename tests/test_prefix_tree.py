@@ -1,4 +1,4 @@
-"""The prefix tree gives the values and gradients of the paths one at a time."""
+"""The prefix tree gives the same values and gradients as its paths one at a time."""
 
 import torch
 from hypothesis import given, settings
@@ -46,7 +46,7 @@ def one_path_at_a_time(net: LlamaForCausalLM, tree: PrefixTree, path: tuple[int,
 
 
 def weighted(values: Tensor) -> Tensor:
-    """A loss that gives every path token another weight, so that no two can be mixed up."""
+    """A loss that weights every path token differently, so that mix-ups are noticed."""
     return (values * torch.linspace(0.3, 1.7, len(values), dtype=values.dtype)).sum()
 
 
@@ -72,7 +72,7 @@ def assert_equal_to_naive(trees: list[PrefixTree], token_budget: int, *, shared:
 
 
 def comb(num_steps: int = 4, num_agent_actions: int = 1) -> PrefixTree:
-    """An expert trunk with the agent's actions at every state, pieces of 2 to 4 tokens."""
+    """An expert trunk with agent actions in every state, in pieces of 2 to 4 tokens."""
     tree = PrefixTree()
     node = ROOT
     generator = torch.Generator().manual_seed(7)
@@ -118,7 +118,7 @@ def test_branches_that_share_their_first_tokens_share_the_nodes_and_keep_their_o
     assert_equal_to_naive([tree], 1000, shared=True)
 
 
-def test_several_trees_in_a_row_do_not_see_each_other() -> None:
+def test_several_trees_in_a_row_do_not_attend_to_each_other() -> None:
     trees = [comb(2), comb(3, 2), comb(4)]
     packs = pack(trees, 1000)
     assert len(packs) == 1 and len(packs[0].rows) == 1
@@ -147,7 +147,7 @@ def test_separate_rows_are_plain_sequences_with_the_same_values_in_the_same_orde
     torch.testing.assert_close(read(net, shared), read(net, separate), rtol=1e-10, atol=1e-10)
 
 
-def test_the_state_of_each_path_points_at_the_same_hidden_state_packed_and_separate() -> None:
+def test_each_path_has_the_same_hidden_state_packed_and_separate() -> None:
     net, trees = model(), [comb(3, 2), comb(2)]
     shared, separate = pack(trees, 1000)[0], pack(trees, 1000, shared=False)[0]
     hidden, _ = Layers(net).hidden(shared)
@@ -155,7 +155,7 @@ def test_the_state_of_each_path_points_at_the_same_hidden_state_packed_and_separ
     torch.testing.assert_close(hidden[shared.path_state], alone[separate.path_state])
 
 
-def test_mask_of_a_small_tree_by_hand() -> None:
+def test_the_mask_of_a_small_tree_equals_one_made_by_hand() -> None:
     #   a - b - c        preorder: a b c d
     #    \- d            ends:     4 3 3 4
     tree = PrefixTree()
@@ -198,7 +198,7 @@ def test_any_tree_equals_its_paths_one_at_a_time(
 
 
 @given(st.lists(st.integers(1, 50), max_size=30), st.integers(1, 60))
-def test_rows_hold_every_item_once_and_exceed_the_budget_only_alone(
+def test_rows_hold_every_item_once_and_only_single_items_exceed_the_budget(
     sizes: list[int], budget: int
 ) -> None:
     rows = fill_rows(sizes, budget)

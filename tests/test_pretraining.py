@@ -1,4 +1,4 @@
-"""Pretraining: language modelling, then cloning under exchanged names."""
+"""Pretraining: language modelling, then cloning with permuted names."""
 
 from dataclasses import replace
 
@@ -19,7 +19,7 @@ SLOW = SFTConfig(epochs=1, optimizer=OptimizerConfig(learning_rate=1e-9, warmup_
 
 
 def short(demonstration: Trajectory) -> Trajectory:
-    """Three characters are left of each observation."""
+    """The demonstration with each observation shortened to three characters."""
     steps = tuple(
         step.model_copy(update={"observation": step.observation[:3]})
         for step in demonstration.steps
@@ -38,7 +38,7 @@ def test_reading_models_every_token_after_the_first() -> None:
     assert [row["loss"] for row in logged] == [pytest.approx(-logprobs.mean().item(), abs=1e-9)]
 
 
-def test_copying_is_cloning_of_demonstrations_that_are_cut_short() -> None:
+def test_copying_clones_demonstrations_with_shortened_observations() -> None:
     policy, logged = in_float64(random_policy()), list[Metrics]()
     config = PretrainConfig(
         reading=replace(SLOW, epochs=0),
@@ -54,12 +54,12 @@ def test_copying_is_cloning_of_demonstrations_that_are_cut_short() -> None:
         for d in rendered(before, [short(d) for d in OWN])
         for state, action in zip(d.states, d.actions, strict=True)
     ]
-    # Both passes are in the one batch.
+    # Both passes are in one batch.
     expected = -torch.cat(logprobs).mean().item()
     assert [row["loss"] for row in logged] == [pytest.approx(expected, abs=1e-9)]
 
 
-def test_copying_does_not_ask_for_names_that_nothing_before_them_has() -> None:
+def test_names_absent_from_the_context_carry_no_loss() -> None:
     policy, logged = in_float64(random_policy()), list[Metrics]()
     config = PretrainConfig(
         reading=replace(SLOW, epochs=0),
@@ -95,7 +95,7 @@ def test_renaming_permutes_names_and_nothing_else(seed: int, rare: float) -> Non
     before = [t for part in (*own[-1].additions, *own[-1].actions) for t in part]
     after = [t for part in (*renamed.additions, *renamed.actions) for t in part]
     pairs = set(zip(before, after, strict=True))
-    # One name for one name, everywhere alike; what is no name stays.
+    # Each name is replaced consistently by one other; other tokens stay.
     assert len({a for a, _ in pairs}) == len({b for _, b in pairs}) == len(pairs)
     assert all(a == b if a not in known else b in known for a, b in pairs)
     assert [len(part) for part in renamed.actions] == [len(part) for part in own[-1].actions]

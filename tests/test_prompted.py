@@ -1,4 +1,4 @@
-"""Chat models on the command line: collect, evaluate, going on after a kill, the bill, the key."""
+"""Chat models on the command line: collect, evaluate, resuming after a kill, costs, the key."""
 
 import os
 import re
@@ -47,7 +47,7 @@ def call(command: str, server: ChatServer, out: Path, *more: object, number: int
 
 
 def fails(capsys: pytest.CaptureFixture[str], args: list[str]) -> str:
-    """The one line on standard error of a call that has to end with code 2."""
+    """Runs a command that must exit with code 2; returns its one line of standard error."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
         cli.main(args)
@@ -62,11 +62,11 @@ def panel(split: str = "train", number: int = 3) -> tuple[str, ...]:
 
 
 def only_near(messages: Messages) -> Answer:
-    """Solves what is in the first two rooms; gives up after that."""
+    """Solves items whose object is in the first two rooms; gives up on others."""
     return Say("look") if len(messages) > 5 else solve_boxes(messages)
 
 
-def test_collect_keeps_what_was_solved_and_names_the_rest(
+def test_collect_keeps_solved_items_and_names_the_rest(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "new" / "out.jsonl"
@@ -87,12 +87,12 @@ def test_collect_keeps_what_was_solved_and_names_the_rest(
     assert told[len(left_out) :] == [
         f"episodes {out}.episodes",
         f"tokens   {10 * number} in, {2 * number} out",
-        f"cost     {number * 0.003:.4f} (100 and 1000 for a million)",
+        f"cost     {number * 0.003:.4f} (at 100 in and 1000 out per million tokens)",
         f"{out}: {len(kept)} of 6 items, {sum(len(t.steps) for t in kept)} steps",
     ]
 
 
-def test_the_same_command_again_asks_for_nothing_and_more_items_only_for_those(
+def test_a_repeated_command_sends_requests_only_for_new_items(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out.jsonl.gz"
@@ -113,7 +113,7 @@ def test_the_same_command_again_asks_for_nothing_and_more_items_only_for_those(
 
 @pytest.mark.parametrize("command", ["collect", "evaluate"])
 @pytest.mark.parametrize("fault", [Refuse(400, "no money left"), Reset(), Send(b"<html>")])
-def test_an_error_loses_no_finished_episode_and_the_same_command_goes_on(
+def test_an_error_loses_no_finished_episode_and_the_same_command_resumes(
     command: str, fault: Answer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole, out = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
@@ -126,7 +126,7 @@ def test_an_error_loses_no_finished_episode_and_the_same_command_goes_on(
 
     with ChatServer(answer=answer) as server:
         error = fails(capsys, arguments(command, server, out, "--num-parallel", 1))
-        assert "; 3 of 6 episodes are finished and kept, the same command goes on" in error
+        assert "; 3 of 6 episodes are finished and saved; the same command resumes" in error
         assert [file.name for file in tmp_path.iterdir()] == ["out.jsonl.episodes"]
         number = len(server.requests)
         call(command, server, out, "--num-parallel", 1)
@@ -138,7 +138,7 @@ def test_an_error_loses_no_finished_episode_and_the_same_command_goes_on(
     assert Path(f"{out}.episodes").exists() == (command == "collect")
 
 
-def test_what_does_not_fit_ends_no_evaluation(
+def test_a_prompt_that_is_too_long_does_not_end_an_evaluation(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = "prompt is too long: 209353 tokens > 199999 maximum"
@@ -153,7 +153,7 @@ def test_what_does_not_fit_ends_no_evaluation(
     ended = [t for t in episodes if t.metadata["stopped"]]
     assert len(episodes) == 6
     assert 0 < len(ended) < 6
-    told = f"stopped  {len(ended)} of 6 episodes; their metadata say why"
+    told = f"stopped  {len(ended)} of 6 episodes; see their metadata for why"
     assert told in capsys.readouterr().out.splitlines()
     assert all(t.truncated and not t.success for t in ended)
 
@@ -177,7 +177,7 @@ def test_a_lost_environment_loses_no_other_episode(
     assert [t.id for t in read_trajectories(out).trajectories] == list(panel("test"))
 
 
-def test_options_name_what_a_server_does_not_know(tmp_path: Path) -> None:
+def test_options_can_name_what_a_server_rejects(tmp_path: Path) -> None:
     with ChatServer() as server:
         call("evaluate", server, tmp_path / "out.jsonl", "--no-system-role",
              "--max-tokens-field", "max_tokens", "--temperature", "None")  # fmt: skip
@@ -186,7 +186,7 @@ def test_options_name_what_a_server_does_not_know(tmp_path: Path) -> None:
         assert {m["role"] for m in request["messages"]} <= {"user", "assistant"}
 
 
-def test_episodes_that_were_paid_for_and_are_not_in_the_output_are_kept(tmp_path: Path) -> None:
+def test_paid_episodes_that_the_output_lacks_are_kept(tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     with ChatServer() as server:
         call("collect", server, out)  # leaves its journal, with every episode
@@ -209,7 +209,7 @@ cli.main(sys.argv[1:])
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGINT])
-def test_collect_goes_on_after_a_kill(kill: signal.Signals, tmp_path: Path) -> None:
+def test_collect_resumes_after_a_kill(kill: signal.Signals, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     begun = 0
 
@@ -218,7 +218,7 @@ def test_collect_goes_on_after_a_kill(kill: signal.Signals, tmp_path: Path) -> N
         begun += len(messages) == 2
         if begun == 4:
             os.kill(running.pid, kill)
-            running.wait(60)  # the answer comes too late, as a slow server's does
+            running.wait(60)  # the answer comes too late, as from a slow server
         return solve_boxes(messages)
 
     script = SCRIPT.format(path=[str(Path(__file__).parent)])
@@ -237,7 +237,7 @@ def test_collect_goes_on_after_a_kill(kill: signal.Signals, tmp_path: Path) -> N
         if kill == signal.SIGINT:
             assert running.returncode == 130
             again = "stepagent collect scienceworld --expert openai:m-1"
-            assert error.startswith(f"stepagent: stopped; to go on: {again}")
+            assert error.startswith(f"stepagent: stopped; to resume: {again}")
             assert error.count("\n") == 1
         server.answer = solve_boxes
         number = len(server.requests)
@@ -261,17 +261,17 @@ def test_other_settings_than_at_the_start_are_refused(
     assert {file: file.read_bytes() for file in tmp_path.iterdir()} == files
 
 
-def test_where_nothing_is_solved_there_is_no_file_but_the_episodes(
+def test_if_nothing_is_solved_only_the_journal_is_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out.jsonl"
     with ChatServer(answer=lambda _: Say("Action: look")) as server:
         error = fails(capsys, arguments("collect", server, out))
-    assert error == f"stepagent: the expert solved none of 6 items; {out} is not written"
+    assert error == f"stepagent: the expert solved none of 6 items; {out} was not written"
     assert [file.name for file in tmp_path.iterdir()] == ["out.jsonl.episodes"]
 
 
-def test_evaluate_prints_what_it_prints_for_any_policy_and_tokens_and_cost(
+def test_evaluate_also_prints_tokens_and_cost_of_a_chat_model(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out.jsonl"
@@ -305,14 +305,14 @@ def test_the_key_is_sent_and_written_nowhere(
         call("evaluate", server, tmp_path / "episodes.jsonl")
     assert set(server.keys) == {f"Bearer {KEY}"}
     captured = capfd.readouterr()
-    assert "refuses the key" in captured.err
+    assert "rejects the key" in captured.err
     assert KEY not in captured.out + captured.err
     written = [file.read_bytes() for file in tmp_path.iterdir()]
     assert len(written) == 3
     assert not any(KEY.encode() in text for text in written)
 
 
-def test_examples_come_from_training_items_only_and_a_guide_is_told(
+def test_examples_come_from_training_items_only_and_the_guide_is_in_the_prompt(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_jsonl(tmp_path / "expert.jsonl", [*demonstrations("test"), *demonstrations()[:2]])
@@ -327,12 +327,12 @@ def test_examples_come_from_training_items_only_and_a_guide_is_told(
     assert [t.metadata["examples"] for t in found] == [["near/0"]] * 6
     assert server.requests[0]["messages"][0]["content"].endswith("\n\nYou can open boxes.")
     assert error.endswith(
-        "expert.jsonl: has 2 trajectories of training items of these task types; --few-shot 2 "
-        "needs one more than that many"
+        "expert.jsonl: has 2 trajectories of training items of this task; --few-shot 2 "
+        "needs at least 3"
     )
 
 
-def test_examples_without_thoughts_are_pointed_out_where_thoughts_are_wanted(
+def test_react_examples_without_thoughts_cause_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     silent = demonstrations()[:3]
@@ -360,19 +360,19 @@ def test_examples_without_thoughts_are_pointed_out_where_thoughts_are_wanted(
         ),
         (
             ["collect", "--expert", "openai:m-1"],
-            "https://api.openai.com/v1: wants a key; set the environment variable OPENAI_API_KEY",
+            "https://api.openai.com/v1: requires a key; set the environment variable OPENAI_API",
         ),
         (
             ["collect", "--base-url", "http://a/v1"],
-            "task: no chat model; --base-url, --few-shot and the like are only for openai:MODEL",
+            "task: not a chat model; --base-url, --few-shot and the like are only for openai:MODEL",
         ),
         (
             ["evaluate", "--policy", "{tmp}", "--temperature", "1"],
-            "{tmp}: no chat model; --base-url, --few-shot and the like are only for openai:MODEL",
+            "{tmp}: not a chat model; --base-url, --few-shot and the like are only for openai:",
         ),
         (
             ["evaluate", "--policy", "openai:m-1", "--decoding.temperature", "1"],
-            "openai:m-1: --decoding is only for local policies; see --temperature",
+            "openai:m-1: --decoding is for local policies only; use --temperature",
         ),
         (
             ["evaluate", "--policy", "openai:m-1", "--few-shot", "2"],
@@ -402,16 +402,16 @@ def test_examples_without_thoughts_are_pointed_out_where_thoughts_are_wanted(
         (
             ["evaluate", "--policy", "openai:m-1", "--base-url", "http://127.0.0.1:9/v1",
              "--guide", sys.executable],
-            f"{sys.executable}: not text in UTF-8",
+            f"{sys.executable}: not UTF-8 text",
         ),
         (
             ["evaluate", "--policy", "openai:m-1", "--base-url", "localhost:8000"],
-            "'localhost:8000': not the address of a server",
+            "'localhost:8000': not a server address",
         ),
         (
             ["evaluate", "--policy", "openai:m-1", "--base-url", "http://127.0.0.1:9/v1",
              "--guide", "{tmp}/none.txt"],
-            "{tmp}/none.txt: no such file; expected a file of text",
+            "{tmp}/none.txt: no such file; expected a text file",
         ),
         (
             ["evaluate", "--policy", "openai:m-1", "--base-url", "http://127.0.0.1:9/v1",

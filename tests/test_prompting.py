@@ -211,7 +211,7 @@ def test_what_a_filter_refuses_costs_its_own_episode_only(number: int) -> None:
     refused = found["far/41"]
     assert [s.action for s in refused.steps] == (["look"] * number or [NOTHING])
     assert (refused.truncated, refused.success) == (True, False)
-    assert "a filter refuses the messages; it says: 'It triggers" in str(
+    assert "a content filter rejects the messages; it says: 'It triggers" in str(
         refused.metadata["stopped"]
     )
     assert found["near/40"].success

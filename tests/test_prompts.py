@@ -1,4 +1,4 @@
-"""Prompts: what is said to a chat model, and what is read from its replies."""
+"""Prompts of chat models, and parsing of their replies."""
 
 import time
 
@@ -72,16 +72,16 @@ def test_react_reads_the_thought_and_the_last_action(text: str, thought: str, ac
     ],
 )
 @pytest.mark.parametrize("prompt", [REACT, ACTION])
-def test_labels_and_tags_are_read_however_they_are_written(prompt: Prompt, text: str) -> None:
+def test_labels_and_tags_are_read_in_all_variants(prompt: Prompt, text: str) -> None:
     assert prompt.read(text) == ("Hm.", "go on")
 
 
 @pytest.mark.parametrize("prompt", [REACT, ACTION])
-def test_reasoning_that_was_cut_off_holds_no_action(prompt: Prompt) -> None:
+def test_reasoning_that_was_cut_off_contains_no_action(prompt: Prompt) -> None:
     assert prompt.read("<think>Perhaps\nAction: go") == ("Perhaps\nAction: go", "")
 
 
-def test_of_several_actions_the_last_counts_but_none_behind_a_made_up_observation() -> None:
+def test_the_last_action_counts_but_none_after_a_made_up_observation() -> None:
     assert REACT.read("Action 1: go on\nAction 2: look") == ("Action 1: go on", "look")
     assert REACT.read("ACTION: go on\n**Observation 1:** Red.\nACTION: look") == ("", "go on")
     seen = "Observation: Red.\nThought: Hm.\nAction: go on"
@@ -96,7 +96,7 @@ def test_of_several_actions_the_last_counts_but_none_behind_a_made_up_observatio
         "Hm.\nTransaction: x",
     ],
 )
-def test_a_word_that_only_looks_like_a_label_is_none(text: str) -> None:
+def test_a_word_that_only_looks_like_a_label_is_not_one(text: str) -> None:
     assert REACT.read(text)[1] == ""
 
 
@@ -105,11 +105,11 @@ def test_a_word_that_only_looks_like_a_label_is_none(text: str) -> None:
     ["<think>", "</think>", "<action>", "Action: x\n", "Action", "Action 1", "> ", "```\n", "* ",
      "\nObservation:", "1. ", " ", "\n", "\u2028", "[action", "Thought: "],
 )  # fmt: skip
-def test_no_reply_takes_long_to_read(piece: str) -> None:
+def test_every_reply_is_parsed_quickly(piece: str) -> None:
     began = time.process_time()
     for prompt in (REACT, ACTION):
         prompt.read(piece * (500_000 // len(piece)) + "a")
-    assert time.process_time() - began < 10  # quadratic time would be minutes
+    assert time.process_time() - began < 10  # quadratic time would take minutes
 
 
 @pytest.mark.parametrize(
@@ -140,14 +140,14 @@ def test_the_reply_of_a_step_reads_as_the_step(prompt: Prompt, thought: str) -> 
     assert prompt.read(reply.content) == (said, "open red box")
 
 
-def test_without_examples_there_are_the_rules_and_what_one_has_to_know() -> None:
+def test_a_prompt_without_examples_has_the_rules_and_the_guide() -> None:
     told = [(m.role, m.content) for m in REACT.opening("Do it.", "Red.")]
     assert told == [("system", RULES["react"]), ("user", "Your task: Do it.\n\nRed.")]
     guided = Prompt("action", guide="You can go on.").opening("Do it.", "Red.")
     assert guided[0].content == f"{RULES['action']}\n\nYou can go on."
 
 
-def test_examples_stand_in_the_chat_and_the_roles_alternate() -> None:
+def test_examples_are_earlier_messages_and_the_roles_alternate() -> None:
     examples = demonstrations()[:2]
     told = Prompt("react", examples=examples).opening("Do it.", "Red.")
     assert [m.role for m in told[1:]] == [*["user", "assistant"] * (len(told) // 2 - 1), "user"]
@@ -162,7 +162,7 @@ def test_examples_stand_in_the_chat_and_the_roles_alternate() -> None:
     assert all(s.observation in seen for t in examples for s in t.steps[1:])
 
 
-def test_nothing_that_is_said_is_empty() -> None:
+def test_no_message_is_empty() -> None:
     blank = Trajectory(
         id="a", task="t", instruction="Do it.", steps=(Step(observation=" ", action="go"),) * 2
     )

@@ -21,11 +21,11 @@ from qa_fixtures import (
     write_zip,
 )
 from stepagent.tasks.base import TaskDataError
-from stepagent.tasks.data.files import Prepared
+from stepagent.tasks.data.sources import Prepared
 from stepagent.tasks.qa.data import FILE, SOURCES, prepare
-from stepagent.tasks.qa.order import _without_brackets
+from stepagent.tasks.qa.question_store import QuestionStore
 from stepagent.tasks.qa.questions import Dataset, Question, UnusableError, read_question
-from stepagent.tasks.qa.store import QuestionStore
+from stepagent.tasks.qa.reading_order import _without_brackets
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_dev_does_not_depend_on_which_other_questions_are_there(raw: Path) -> No
 
 
 def as_columns(record: dict[str, Any]) -> dict[str, Any]:
-    """The form of HotpotQA on the hub."""
+    """HotpotQA's format on the hub."""
     changed = record | {
         "id": record["_id"],
         "context": {
@@ -96,13 +96,13 @@ def as_columns(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def as_strings(record: dict[str, Any]) -> dict[str, Any]:
-    """The form of 2WikiMultihopQA on the hub."""
+    """2WikiMultihopQA's format on the hub."""
     return record | {
         name: json.dumps(record[name]) for name in ("context", "supporting_facts", "evidences")
     }
 
 
-def test_all_forms_of_a_question_are_one_question() -> None:
+def test_all_formats_of_a_question_give_one_question() -> None:
     official = read_question("hotpotqa", hotpot(7), {})
     assert read_question("hotpotqa", as_columns(hotpot(7)), {}) == official
     assert read_question("2wikimultihopqa", as_strings(two_wiki(7)), {}) == read_question(
@@ -133,7 +133,7 @@ def test_a_comparison_follows_its_question() -> None:
     assert titles(read_question("hotpotqa", record, {})) == ["Bridge of Bolvik", "Corra Mill"]
 
 
-def test_where_nothing_is_named_the_paragraph_that_leads_on_comes_first() -> None:
+def test_if_no_title_is_named_the_paragraph_that_leads_on_comes_first() -> None:
     record = hotpot(1, question="How many people has it?")
     assert titles(read_question("hotpotqa", record, {})) == ["Painter 1", "Bolvik (town)"]
     # Neither names the other: the one without the answer comes first.
@@ -193,12 +193,12 @@ UNUSABLE = {
     "no answer": {"answer": " "},
     "no question": {"question": ""},
     "no id": {"_id": ""},
-    "not in a known form": {"context": [["a title alone"]]},
+    "not in a known format": {"context": [["a title alone"]]},
 }
 
 
 @pytest.mark.parametrize("reason", UNUSABLE)
-def test_a_question_that_cannot_be_asked_is_named_or_counted(raw: Path, reason: str) -> None:
+def test_an_invalid_question_is_named_or_counted(raw: Path, reason: str) -> None:
     write_list(raw / "dev.json", [hotpot(1), hotpot(2, **UNUSABLE[reason]), hotpot(3)])
     with pytest.raises(TaskDataError, match=rf"dev\.json: record 2: {reason}; 1 questions"):
         made(raw)
@@ -213,7 +213,7 @@ def test_a_question_that_cannot_be_asked_is_named_or_counted(raw: Path, reason: 
         ("no paragraphs", musique(1, paragraphs=[])),
         ("not answerable (of MuSiQue-Full)", musique(1, answerable=False)),
         ("no decomposition", musique(1, question_decomposition=None)),
-        ("not in a known form", musique(1, paragraphs=[{"title": "?"}])),
+        ("not in a known format", musique(1, paragraphs=[{"title": "?"}])),
         (
             "a supporting paragraph is not among its paragraphs",
             musique(1, question_decomposition=[{"question": "", "paragraph_support_idx": 99}]),
@@ -224,7 +224,7 @@ def test_a_question_that_cannot_be_asked_is_named_or_counted(raw: Path, reason: 
         ("not a JSON object", None),
     ],
 )
-def test_why_a_record_cannot_be_asked(reason: str, record: Any) -> None:
+def test_an_invalid_question_says_why(reason: str, record: Any) -> None:
     with pytest.raises(UnusableError) as caught:
         read_question("musique", record, {})
     assert str(caught.value) == reason
@@ -247,12 +247,12 @@ def test_damaged_files_are_named(raw: Path) -> None:
     ):
         path = raw / name
         path.write_bytes(data)
-        with pytest.raises(TaskDataError, match=rf"{name}: cannot be read, is it whole\?"):
+        with pytest.raises(TaskDataError, match=rf"{name}: cannot be read \(incomplete file\?\):"):
             made(raw, skip_invalid=True)
         path.unlink()
 
 
-def test_a_whole_question_is_taken_from_whichever_file_has_it(raw: Path) -> None:
+def test_a_complete_question_is_taken_from_whichever_file_has_it(raw: Path) -> None:
     bare = hotpot(1)
     del bare["context"]
     write_list(raw / "a_dev_questions.json", [bare])
@@ -289,7 +289,7 @@ def test_no_question_is_in_training_and_evaluation(raw: Path) -> None:
 def test_other_data_sets_and_other_files_in_the_folder_are_left_alone(raw: Path) -> None:
     write_list(raw / "dev.json", [hotpot(1)])
     write_list(raw / "musique" / "dev.json", [musique(1)])
-    write_list(raw / "2wiki" / "dev.json", [ircot(5)])  # its fields do not say whose it is
+    write_list(raw / "2wiki" / "dev.json", [ircot(5)])  # its fields do not show the data set
     write_list(raw / "sentences_dev.json", [{"text": "no question"}, 3])
     (raw / "package.json").write_text('{\n  "name": "of something else"\n}\n')
     (raw / "empty.jsonl").write_text("")
@@ -301,7 +301,7 @@ def test_other_data_sets_and_other_files_in_the_folder_are_left_alone(raw: Path)
 
 
 def write_release(folder: Path, *names: str) -> None:
-    """Folders of one data set each, in the form of IRCoT's release."""
+    """Folders of one data set each, in the format of IRCoT's release."""
     for number, name in enumerate(names):
         for place, split in enumerate(("train", "dev")):
             (folder / name).mkdir(parents=True, exist_ok=True)
@@ -309,36 +309,36 @@ def write_release(folder: Path, *names: str) -> None:
             write_lines(folder / name / f"{split}.jsonl", [question])
 
 
-def test_questions_that_may_be_of_another_data_set_are_not_taken_for_this_one(raw: Path) -> None:
+def test_questions_that_may_belong_to_another_data_set_are_not_used(raw: Path) -> None:
     write_release(raw, "hotpotqa", "iirc", "musique")
     said = (
-        r"iirc/dev\.jsonl: may be of another data set; give the folder of hotpotqa alone, "
-        r"name the data set in the path \(hotpot, 2wiki, musique\), or leave it out with --skip"
+        r"iirc/dev\.jsonl: may belong to another data set; give a folder with hotpotqa only, "
+        r"name the data set in the path \(hotpot, 2wiki, musique\), or skip the file with --skip"
     )
     with pytest.raises(TaskDataError, match=said):
         made(raw)
     prepared, store = made(raw, skip_invalid=True)
     assert list(store.kinds("test")) == ["hotpotqa dev"]
     assert prepared.skipped == {
-        f"{raw}/iirc/{split}.jsonl: may be of another data set": 1 for split in ("dev", "train")
+        f"{raw}/iirc/{split}.jsonl: may belong to another data set": 1 for split in ("dev", "train")
     }
     assert [path.parent.name for path in prepared.read] == ["hotpotqa"] * 2
 
 
-def test_questions_that_can_only_be_of_this_data_set_are_taken(raw: Path) -> None:
+def test_questions_that_can_only_belong_to_this_data_set_are_used(raw: Path) -> None:
     write_release(raw, "mine")
     write_list(raw / "faq.json", [{"question": "Why?", "answer": "So."}])
     write_list(raw / "maths_train.json", [{"question": "What is 1 + 1?", "answer": "2"}])
     assert list(made(raw)[1].kinds("test")) == ["mine dev"]
     write_release(raw, "yours")
-    with pytest.raises(TaskDataError, match=r"mine/dev\.jsonl: may be of another data set"):
+    with pytest.raises(TaskDataError, match=r"mine/dev\.jsonl: may belong to another data set"):
         made(raw)
     with pytest.raises(TaskDataError, match=r"left out: .*mine/dev\.jsonl: .*yours.* and 1 more$"):
         made(raw, skip_invalid=True)
     assert list(made(raw / "yours")[1].kinds("test")) == ["yours dev"]
 
 
-def test_what_cannot_be_read_and_is_of_something_else_does_no_harm(raw: Path) -> None:
+def test_unreadable_files_of_something_else_do_no_harm(raw: Path) -> None:
     write_list(raw / "dev.json", [hotpot(1)])
     write_list(raw / "faq.json", [{"question": "Why?", "context": "Because."}])
     encrypted_zip(raw / "test.zip", {"test_task_0.json": "[]"}, b"mind2web")
@@ -351,19 +351,19 @@ def test_what_cannot_be_read_and_is_of_something_else_does_no_harm(raw: Path) ->
     ]
     with pytest.raises(TaskDataError, match=r"no questions of musique.*left out: .*/backup\.zip: "):
         made(raw, "musique")
-    (raw / "backup.zip").rename(raw / "hotpot.zip")  # now it may be what is wanted
-    with pytest.raises(TaskDataError, match=r"hotpot\.zip: cannot be read, is it whole\?"):
+    (raw / "backup.zip").rename(raw / "hotpot.zip")  # now it may be the data set in question
+    with pytest.raises(TaskDataError, match=r"hotpot\.zip: cannot be read \(incomplete file\?\):"):
         made(raw, skip_invalid=True)
 
 
-def test_a_folder_without_questions_says_what_belongs_there(raw: Path) -> None:
+def test_a_folder_without_questions_says_what_was_expected(raw: Path) -> None:
     for dataset in RECORDS:
         with pytest.raises(TaskDataError, match=SOURCES[dataset][0].file):
             made(raw, dataset)
     with pytest.raises(TaskDataError, match="no such file or folder"):
         made(raw / "missing")
     write_list(raw / "questions.json", [hotpot(1)])
-    with pytest.raises(TaskDataError, match="its name says neither train nor dev"):
+    with pytest.raises(TaskDataError, match="expected a file name with train or dev"):
         made(raw)
 
 
@@ -391,7 +391,7 @@ def test_a_damaged_question_is_one_line(raw: Path, body: bytes, said: str) -> No
     for read in (lambda: store.question("q1"), lambda: store.paragraphs("test")):
         with pytest.raises(TaskDataError) as caught:
             read()
-        assert str(caught.value).startswith(f"{path}: damaged, get the data again: ")
+        assert str(caught.value).startswith(f"{path}: damaged, install the data again: ")
         assert said in str(caught.value)
         assert "\n" not in str(caught.value)
 
@@ -407,7 +407,7 @@ def test_paragraphs_are_kept_as_they_are_but_for_spaces() -> None:
 
 
 def test_titles_full_of_open_brackets_are_read_in_linear_time() -> None:
-    """And what only tells articles of one name apart is taken off as before."""
+    """And disambiguations are still removed."""
     assert _without_brackets("(" * 200_000 + " ") == "(" * 200_000 + " "
     assert _without_brackets("a" + " (" * 100_000 + ")") == "a"
     for title, left in (

@@ -95,7 +95,7 @@ def test_an_answer_without_end_does_not_fill_the_memory(monkeypatch: pytest.Monk
         while True:
             player.sendall(b"[" * 65536)
 
-    said = "the answer has more than 100,000 bytes"
+    said = "the answer exceeds 100,000 bytes"
     with answered(flood) as (url, _), pytest.raises(EnvironmentLost, match=said):
         server(url).post("/x")
 
@@ -106,7 +106,7 @@ def test_a_deep_answer_is_one_line(body: bytes) -> None:
         try:
             found = server(url).post("/x")
         except EnvironmentLost as error:
-            assert "the answer is no JSON" in str(error)
+            assert "the answer is not JSON" in str(error)
         else:
             assert len(remote.quoted(found)) <= 203  # deep, but not too deep to be read
 
@@ -150,11 +150,11 @@ def test_what_a_redirect_shows_instead_is_only_read() -> None:
 @pytest.mark.parametrize(
     ("location", "said"),
     [
-        ("http://evil.example/x", "leads to another server, 'http://evil.example/x'"),
-        ("//localhost/x", "leads to another server"),
-        ("file:///etc/passwd", "leads to another server"),
-        ("http://127.0.0.1:99999999/", "leads to another server"),
-        ("", "leads to another server"),
+        ("http://evil.example/x", "redirects to another server, 'http://evil.example/x'"),
+        ("//localhost/x", "redirects to another server"),
+        ("file:///etc/passwd", "redirects to another server"),
+        ("http://127.0.0.1:99999999/", "redirects to another server"),
+        ("", "redirects to another server"),
         ("/x", "more than 5 redirects"),
     ],
 )

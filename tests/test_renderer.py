@@ -1,4 +1,4 @@
-"""The renderer: histories grow by appending, text is only text, and unfit templates are refused."""
+"""The renderer: histories grow by appending, text stays text, unsupported templates are refused."""
 
 from itertools import pairwise
 
@@ -49,7 +49,7 @@ def template_ids(renderer: Renderer, own: Trajectory, step: int) -> tuple[int, .
     return tuple(found)
 
 
-def test_ids_are_those_of_the_tokenizers_own_template_and_histories_are_prefixes() -> None:
+def test_ids_equal_the_tokenizers_own_template_and_histories_are_prefixes() -> None:
     for own in (*demonstrations()[:5], *demonstrations()[40:45]):
         rendered = RENDERER.render(own)
         expected = [template_ids(RENDERER, own, step) for step in range(len(own.steps))]
@@ -59,7 +59,7 @@ def test_ids_are_those_of_the_tokenizers_own_template_and_histories_are_prefixes
         assert rendered.num_tokens == len(expected[-1]) + len(rendered.actions[-1])
 
 
-# Chat templates of the shapes that are in use, as text; `m` is a message.
+# Chat templates of common shapes; `m` is a message.
 SHAPES = {
     "line breaks": "{% for m in messages %}<|user|>{{ m['role'] }}\n{{ m['content'] }}<|end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|user|>assistant\n{% endif %}",
@@ -72,7 +72,7 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_other_templates_give_their_own_ids_too(shape: str) -> None:
+def test_ids_equal_those_of_other_templates_too(shape: str) -> None:
     renderer = Renderer(tokenizer(SHAPES[shape]))
     assert renderer.end_id == renderer.tokenizer.convert_tokens_to_ids(END)
     own = demonstrations()[40]
@@ -89,7 +89,7 @@ REWRITING = {
     "{% if loop.last and m['role'] == 'user' %} Now!{% endif %}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}",
 }
-"""Templates whose earlier turns are not what they were."""
+"""Templates that rewrite earlier turns."""
 
 
 @pytest.mark.parametrize("shape", REWRITING)
@@ -130,13 +130,13 @@ def test_text_cannot_write_control_tokens(control: str) -> None:
         return [[i for i in turn if i in CONTROL_IDS] for turn in turns]
 
     assert control_ids(evil) == control_ids(plain)
-    # The text is all there, as text.
+    # The whole text is there, as plain text.
     assert RENDERER.parse(evil.actions[0]).action == spiked
     assert control in RENDERER.tokenizer.decode(list(evil.additions[1]))
 
 
 @given(st.text(max_size=30), st.text(max_size=30).filter(str.strip))
-def test_any_text_has_only_the_templates_control_tokens(observation: str, action: str) -> None:
+def test_any_text_yields_only_the_templates_control_tokens(observation: str, action: str) -> None:
     rendered = RENDERER.render(trajectory("go", [(observation, action)]))
     ids = (*next(rendered.states), *rendered.actions[0])
     user, assistant, end = (
@@ -151,7 +151,7 @@ def test_any_text_has_only_the_templates_control_tokens(observation: str, action
         st.lists(st.sampled_from([*OBJECTS, *CONTROL, "open", " ", "\n"]), max_size=8).map("".join),
     )
 )
-def test_an_action_comes_back_as_it_went_in(action: str) -> None:
+def test_an_action_is_read_back_unchanged(action: str) -> None:
     ids = RENDERER.action(action)
     assert ids[-1] == RENDERER.end_id and RENDERER.end_id not in ids[:-1]
     assert RENDERER.parse(ids).action == action.strip()
@@ -162,27 +162,27 @@ def test_an_action_comes_back_as_it_went_in(action: str) -> None:
     ("template", "message"),
     [
         (None, "expected a chat template, found none"),
-        # Drops what earlier assistant turns thought, as reasoning models do.
+        # Drops the thoughts of earlier assistant turns, as reasoning models' templates do.
         (
             "{% for m in messages %}<|{{ m['role'] }}|>{% if m['role'] == 'user' or loop.last %}"
             "{{ m['content'] }}{% endif %}<|end|>{% endfor %}"
             "{% if add_generation_prompt %}<|assistant|>{% endif %}",
-            "leaves out or reorders messages",
+            "drops or reorders messages",
         ),
-        # Cuts text off.
+        # Truncates text.
         (
             "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'][:3] }}<|end|>{% endfor %}"
             "{% if add_generation_prompt %}<|assistant|>{% endif %}",
-            "leaves out or reorders messages",
+            "drops or reorders messages",
         ),
         # Nothing ends a turn.
         (
             "{% for m in messages %}{{ m['content'] }}{% endfor %}",
-            "nothing marks the end",
+            "does not mark the end",
         ),
     ],
     ids=["none", "forgets", "cuts", "no end"],
 )
-def test_unfit_templates_are_refused(template: str | None, message: str) -> None:
+def test_unsupported_templates_are_refused(template: str | None, message: str) -> None:
     with pytest.raises(TemplateError, match=message):
         Renderer(tokenizer(template))

@@ -56,7 +56,7 @@ def test_stems_and_case_do_not_matter_and_stop_words_and_letters_count() -> None
     assert index.search("beyoncé", 1) == [3]
 
 
-def test_odd_queries_and_texts_find_nothing() -> None:
+def test_queries_without_words_find_nothing() -> None:
     for index in (BM25([]), BM25([""]), BM25(["?!"]), BM25(["lake"])):
         for query in ("", " ", "?", "\x00", "\ud800", "🔥", "unheard"):
             assert index.search(query, 3) == []

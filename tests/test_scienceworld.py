@@ -1,4 +1,4 @@
-"""ScienceWorld against the package's own environment, and what our one promises beyond it."""
+"""ScienceWorld compared with the package's own environment, and what ours adds to it."""
 
 import os
 import random
@@ -54,7 +54,7 @@ def original() -> Iterator[scienceworld.ScienceWorldEnv]:
 
 
 def episode(env: ScienceWorldTextEnv, item: str, actions: list[str]) -> list[object]:
-    """Everything the environment says over the actions, up to the end of the episode."""
+    """All outputs of the environment for the actions, up to the end of the episode."""
     said: list[object] = [env.reset(options={"item": item})]
     for action in actions:
         said.append(env.step(action))
@@ -66,7 +66,7 @@ def episode(env: ScienceWorldTextEnv, item: str, actions: list[str]) -> list[obj
 def assert_same_as_original(
     original: scienceworld.ScienceWorldEnv, env: gym.Env[str, str], item: str, actions: list[str]
 ) -> bool:
-    """Compares one episode step by step; says whether it ended."""
+    """Compares one episode step by step; returns whether it ended."""
     task_type, _, variation = item.partition("/")
     original.load(task_type, int(variation), "easy")
     theirs, their_info = original.reset()
@@ -141,7 +141,7 @@ def test_a_fatal_action_ends_the_episode_like_the_original(
     _, reward, terminated, truncated, info = env.step("focus on air")
     assert (reward, terminated, truncated) == (-100.0 - start["details"]["raw_score"], True, False)
     assert (info["details"]["raw_score"], info["success"]) == (-100, False)
-    assert info["score"] == start["score"] >= 0  # a start can be worth a few points already
+    assert info["score"] == start["score"] >= 0  # some worlds give a few points at the start
     with pytest.raises(gym.error.ResetNeeded):
         env.step("look around")
     env.close()
@@ -160,7 +160,7 @@ def test_waiting_costs_several_moves_of_the_limit_like_in_the_original(
     env.close()
 
 
-def test_an_agent_that_repeats_an_unknown_action_is_cut_off() -> None:
+def test_an_agent_that_repeats_an_unknown_action_is_truncated() -> None:
     task = ScienceWorld(["boil"], step_limit=3)
     env = task.make_env()
     said = episode(env, "boil/0", ["fly"] * 10)
@@ -188,7 +188,7 @@ def test_every_task_type_has_official_splits_that_do_not_overlap(task: ScienceWo
     assert ScienceWorld(["melt"]).items("dev") == [f"melt/{n}" for n in range(14, 21)]
 
 
-def test_unknown_names_are_refused_with_what_was_meant(task: ScienceWorld) -> None:
+def test_unknown_names_are_refused_with_a_suggestion(task: ScienceWorld) -> None:
     with pytest.raises(ValueError, match=r"unknown task type 'boill'.*did you mean 'boil'"):
         ScienceWorld(["boill"])
     with pytest.raises(ValueError, match=r"unknown simplification 'opendoor'.*'openDoors'"):

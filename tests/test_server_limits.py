@@ -1,4 +1,4 @@
-"""What a served task does with the silent, the slow, the wordy and strangers."""
+"""A served task with silent, slow and verbose clients, and with clients without access."""
 
 import contextlib
 import json
@@ -46,14 +46,14 @@ def asked(player: ClientConnection, message: Any) -> dict[str, Any]:
 
 
 def raw(url: str, data: bytes) -> socket.socket:
-    """A connection on which so many bytes were sent."""
+    """A connection on which these bytes were sent."""
     host, _, port = url.removeprefix("http://").rpartition(":")
     opened = socket.create_connection((host, int(port)), timeout=20)
     opened.sendall(data)
     return opened
 
 
-def test_silent_sessions_give_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_silent_sessions_give_up_their_seats(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_seats, "SILENT_SECONDS", 0.3)
     with (
         serving(corridor_task(), max_sessions=2) as url,
@@ -65,17 +65,20 @@ def test_silent_sessions_give_way(monkeypatch: pytest.MonkeyPatch) -> None:
             assert asked(newcomer, RESET)["type"] == "observation"
             assert json.loads(silent.recv(timeout=20))["data"]["code"] == "SESSION_ERROR"
             assert asked(playing, {"type": "state"})["data"]["item"] == "train/0"
-            with connection(url) as late:  # those who play do not
+            with connection(url) as late:  # sessions that play keep their seats
                 said = json.loads(late.recv(timeout=20))["data"]
                 assert said["code"] == "CAPACITY_REACHED"
 
 
-def test_a_session_ends_that_says_nothing_for_long() -> None:
+def test_an_idle_session_is_closed() -> None:
     with serving(corridor_task(), max_sessions=1, idle_seconds=0.3) as url:
         with connection(url) as player:
             asked(player, RESET)
             said = json.loads(player.recv(timeout=20))["data"]
-            assert (said["code"], "nothing was heard" in said["message"]) == ("SESSION_ERROR", True)
+            assert (said["code"], "was idle for too long" in said["message"]) == (
+                "SESSION_ERROR",
+                True,
+            )
             with pytest.raises(ConnectionClosed, match="1008"):
                 player.recv(timeout=20)
         with connection(url) as player:
@@ -110,7 +113,7 @@ def _received(connection: socket.socket) -> bytes:
         return b""
 
 
-def test_a_request_that_comes_drop_by_drop_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_that_trickles_in_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_protocol, "REQUEST_SECONDS", 0.5)
     with (
         serving(corridor_task()) as url,
@@ -182,8 +185,10 @@ def test_a_body_beyond_the_limit_is_refused(url: str, is_chunked: bool) -> None:
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", ""])
-def test_beyond_this_machine_a_token_is_needed(host: str, caplog: pytest.LogCaptureFixture) -> None:
-    with pytest.raises(ServerError, match="others can reach this address; expected a token"):
+def test_beyond_this_machine_a_token_is_required(
+    host: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(ServerError, match="others can reach this address; give a token"):
         serve(corridor_task(), announce=print, host=host, port=0)
     with contextlib.suppress(ServerError):  # a machine without IPv6
         with serving(corridor_task(), host=host, access=Access(is_open=True)):
@@ -204,7 +209,7 @@ def test_this_machine_needs_no_token(host: str, caplog: pytest.LogCaptureFixture
 BASIC = httpx2.BasicAuth("player", TOKEN)
 
 
-def test_only_who_knows_the_token_may_play(caplog: pytest.LogCaptureFixture) -> None:
+def test_only_clients_with_the_token_may_play(caplog: pytest.LogCaptureFixture) -> None:
     with serving(corridor_task(), access=Access(TOKEN)) as url:
         for given in (
             None,
@@ -230,7 +235,7 @@ def test_only_who_knows_the_token_may_play(caplog: pytest.LogCaptureFixture) -> 
         assert httpx2.get(f"{url}/health", params={"token": "wrong"}).status_code == 401
         with connection(url, additional_headers=bearer) as player:
             assert asked(player, RESET)["type"] == "observation"
-        # OpenEnv's own client takes an address and nothing else.
+        # OpenEnv's own client accepts only a URL.
         with connection(url.replace("//", f"//player:{TOKEN}@")) as player:
             assert asked(player, RESET)["type"] == "observation"
         task = OpenEnvTask(OpenEnvConfig(url=url), headers=bearer)
@@ -240,7 +245,7 @@ def test_only_who_knows_the_token_may_play(caplog: pytest.LogCaptureFixture) -> 
 
 
 @pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example:80", "10.0.0.1", "[", ""])
-def test_a_page_whose_name_was_bound_to_loopback_is_kept_out(url: str, host: str) -> None:
+def test_dns_rebinding_is_refused(url: str, host: str) -> None:
     answer = httpx2.post(f"{url}/reset", headers={"Host": host}, json={})
     assert answer.status_code in (400, 403)
 
@@ -268,9 +273,9 @@ def test_the_command_takes_the_token_from_a_file_or_the_environment(
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "empty").write_text("\n")
     for options, said in (
-        ([], "STEPAGENT_TOKEN: expected one secret word"),
-        (["--token-file", str(tmp_path / "empty")], "empty: expected one secret word"),
-        (["--token-file", str(tmp_path / "pipe")], "pipe: a named pipe; expected an ordinary file"),
+        ([], "STEPAGENT_TOKEN: expected a token of printable ASCII"),
+        (["--token-file", str(tmp_path / "empty")], "empty: expected a token of printable ASCII"),
+        (["--token-file", str(tmp_path / "pipe")], "pipe: a named pipe; expected a regular file"),
         (["--idle-seconds", "0"], "--idle-seconds must be above 0, not 0"),
     ):
         with pytest.raises(SystemExit):
@@ -281,4 +286,4 @@ def test_the_command_takes_the_token_from_a_file_or_the_environment(
 def test_the_command_refuses_an_open_address(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["serve", "scienceworld", "--host", "0.0.0.0", "--port", "0"])
-    assert "0.0.0.0: others can reach this address; expected a token" in capsys.readouterr().err
+    assert "0.0.0.0: others can reach this address; give a token" in capsys.readouterr().err

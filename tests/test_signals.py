@@ -1,4 +1,4 @@
-"""Signals end a command in time, wherever it is, with its children, and say how to go on."""
+"""Signals end a command and its children in time, wherever it is, and it prints how to resume."""
 
 import os
 import signal
@@ -41,7 +41,7 @@ from stepagent.processes import signals
 def main(args):
     signals.GRACE_SECONDS = GRACE
     print("played", flush=True)
-    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # C code that looks at no signal
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # C code that handles no signals
 
 sys.modules["stepagent.commands.stuck"] = types.SimpleNamespace(main=main)
 for command in ("inspect", "evaluate", "train"):
@@ -58,7 +58,7 @@ def boxes(seconds: float) -> str:
 def begun(
     code: str, *args: object, before: Callable[[], object] = hear_ctrl_c
 ) -> Iterator["subprocess.Popen[str]"]:
-    """The script, once it has said a word; it is gone in the end."""
+    """Runs a script; yields it once it has printed a word, and kills it in the end."""
     running = subprocess.Popen(
         [sys.executable, "-c", code, *map(str, args)],
         stdout=subprocess.PIPE,
@@ -75,7 +75,7 @@ def begun(
         running.communicate()
 
 
-def test_a_command_that_was_stopped_goes_on_to_the_same_bytes(
+def test_a_stopped_command_resumes_to_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, whole = tmp_path / "out.jsonl", tmp_path / "whole.jsonl"
@@ -88,7 +88,7 @@ def test_a_command_that_was_stopped_goes_on_to_the_same_bytes(
         running.terminate()
         _, error = running.communicate(timeout=60)
     assert running.returncode == 75
-    assert error == f"stepagent: stopped by SIGTERM; to go on: stepagent {' '.join(args)}\n"
+    assert error == f"stepagent: stopped by SIGTERM; to resume: stepagent {' '.join(args)}\n"
     kept = Path(f"{out}.episodes").read_text().count("\n")
     assert 1 <= kept < 12
     played: list[str] = []
@@ -111,12 +111,12 @@ def test_a_command_that_was_stopped_goes_on_to_the_same_bytes(
     [
         ("inspect", signal.SIGTERM, 143, " by SIGTERM"),
         ("inspect", signal.SIGHUP, 129, " by SIGHUP"),
-        ("evaluate", signal.SIGTERM, 75, " by SIGTERM; to go on: stepagent evaluate --out 'o o'"),
-        ("train", signal.SIGHUP, 75, " by SIGHUP; to go on: stepagent train --out 'o o' --resume"),
-        ("train", signal.SIGINT, 130, "; to go on: stepagent train --out 'o o' --resume"),
+        ("evaluate", signal.SIGTERM, 75, " by SIGTERM; to resume: stepagent evaluate --out 'o o'"),
+        ("train", signal.SIGHUP, 75, " by SIGHUP; to resume: stepagent train --out 'o o' --resume"),
+        ("train", signal.SIGINT, 130, "; to resume: stepagent train --out 'o o' --resume"),
     ],
 )
-def test_c_code_that_looks_at_no_signal_is_ended_all_the_same(
+def test_c_code_that_ignores_signals_is_ended_too(
     command: str, number: int, code: int, told: str
 ) -> None:
     with begun(STUCK.replace("GRACE\n", "0.5\n"), command, "--out", "o o") as running:
@@ -127,7 +127,7 @@ def test_c_code_that_looks_at_no_signal_is_ended_all_the_same(
 
 def test_a_second_signal_ends_at_once() -> None:
     with begun(STUCK.replace("GRACE\n", "1000\n"), "evaluate") as running:
-        time.sleep(0.5)  # until it is within the C code
+        time.sleep(0.5)  # until it is in the C code
         running.terminate()
         with pytest.raises(subprocess.TimeoutExpired):
             running.wait(1)
@@ -175,14 +175,14 @@ cli.main(sys.argv[1:])
 
 
 @pytest.mark.parametrize("at", ["start", "episode"])
-def test_a_stopped_jvm_keeps_no_signal_waiting_and_ends_too(at: str, tmp_path: Path) -> None:
+def test_a_suspended_jvm_delays_no_signal_and_ends_too(at: str, tmp_path: Path) -> None:
     args = ["collect", "scienceworld", "--task-types", "boil", "--out", tmp_path / "out.jsonl"]
     with begun(JVM, at, tmp_path / "pid", *args) as running:
         java = int((tmp_path / "pid").read_text())
         running.send_signal(signal.SIGINT)
         _, error = running.communicate(timeout=60)
     assert running.returncode == 130
-    assert error.splitlines()[-1].startswith("stepagent: stopped; to go on: stepagent collect ")
+    assert error.splitlines()[-1].startswith("stepagent: stopped; to resume: stepagent collect ")
     for _ in range(100):
         if not Path(f"/proc/{java}").exists():
             break

@@ -1,4 +1,4 @@
-"""Thought and action are told apart where both are marked, and no real action is cut."""
+"""Marked thoughts and actions are separated, and no real action is cut."""
 
 import pytest
 from hypothesis import given
@@ -52,7 +52,7 @@ def test_a_thought_and_an_action_are_told_apart(before: str, between: str) -> No
 
 @pytest.mark.parametrize(("before", "between"), MARKS)
 @given(thought=plain, action=plain)
-def test_what_stands_around_the_labels_is_kept(
+def test_text_around_the_labels_is_kept(
     before: str, between: str, thought: str, action: str
 ) -> None:
     said = split_react(f"{before}{thought}\n{between}{action}")
@@ -158,12 +158,12 @@ def test_only_thoughts_in_tags_are_split_off_before_a_call() -> None:
      "<think>" * 150_000, "<think></think>" * 70_000, "</think>\n" * 110_000,
      "<think>a</thought>" * 60_000, "<think>\n" + "Action: x\n" * 100_000, "<think>" + " " * 10**6],
 )  # fmt: skip
-def test_a_text_of_a_million_characters_takes_no_time(text: str) -> None:
-    # A quadratic pattern takes hours here; the suite would not end.
+def test_a_text_of_a_million_characters_is_split_quickly(text: str) -> None:
+    # A quadratic pattern would take hours here.
     assert len("".join(split_react(text))) <= len(text)
 
 
-def test_tags_around_the_whole_action_are_taken_off() -> None:
+def test_tags_around_the_whole_action_are_removed() -> None:
     assert split_react("<thought>I look.</thought><action>look</action>") == ("I look.", "look")
     assert split_react("<action>\ngo on\n</action>") == ("", "go on")
     for text in (

@@ -67,7 +67,7 @@ def test_paired_test_rejects_equal_methods_about_5_percent_of_the_time() -> None
     assert 5 <= sum(p is not None and p <= 0.05 for p in p_values) <= 26
 
 
-def test_a_constant_shift_is_seen_and_swapping_the_methods_only_turns_the_sign() -> None:
+def test_a_constant_shift_is_found_and_swapping_the_methods_flips_the_sign() -> None:
     rng = np.random.default_rng(2)
     b = rng.uniform(0, 60, 30)
     a = b + rng.uniform(5, 15, 30)

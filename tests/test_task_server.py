@@ -1,4 +1,4 @@
-"""A task served the OpenEnv way: every message and route, limits, and what may go wrong."""
+"""A served task: every message and route of OpenEnv's protocol, limits and failures."""
 
 import json
 import subprocess
@@ -22,7 +22,7 @@ from fakes import hear_ctrl_c
 from stepagent.tasks.adapters.openenv import OpenEnvConfig, OpenEnvTask
 from stepagent.tasks.adapters.remote import ServerError
 from stepagent.tasks.base import EnvironmentLost
-from stepagent.tasks.data.extras import PackageMissing
+from stepagent.tasks.data.optional_packages import PackageMissing
 from stepagent.tasks.scienceworld.task import ScienceWorld
 from stepagent.tasks.serving.server import MAX_REQUEST_BYTES, serve, serving
 
@@ -35,7 +35,7 @@ def url() -> Iterator[str]:
 
 @contextmanager
 def session(url: str) -> Iterator[Callable[[Any], dict[str, Any]]]:
-    """A connection, as what answers messages; text is sent as it is."""
+    """A function that sends a message and returns the answer; text is sent unchanged."""
     with connection(url) as socket:
 
         def ask(message: Any) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def test_the_item_is_chosen_by_id_place_or_seed(url: str) -> None:
         assert ask({"type": "reset"})["data"]["metadata"]["item"] in ITEMS["train"]
 
 
-def test_a_limit_is_told_apart_from_an_end(url: str) -> None:
+def test_truncation_is_distinguished_from_termination(url: str) -> None:
     with session(url) as ask:
         ask({"type": "reset", "data": {"item": "train/0"}})
         answers = [ask(step("wait"))["data"] for _ in range(5)]
@@ -135,12 +135,12 @@ def test_a_limit_is_told_apart_from_an_end(url: str) -> None:
         (
             '{"type": "reset", "data": {"split": "dev", "index": 3}}',
             "VALIDATION_ERROR",
-            "split dev has 3 items, no 3",
+            "split dev has 3 items; expected an index below that, got 3",
         ),
         ('{"type": "step", "data": {"text": "x"}}', "EXECUTION_ERROR", "send reset first"),
     ],
 )
-def test_what_cannot_be_done_has_a_code_and_the_session_goes_on(
+def test_an_invalid_message_gets_an_error_code_and_the_session_continues(
     url: str, message: str | bytes, code: str, said: str
 ) -> None:
     with session(url) as ask:
@@ -164,14 +164,14 @@ def test_a_message_that_is_too_long_ends_the_session(url: str) -> None:
             socket.recv(timeout=20)
 
 
-def test_web_pages_are_kept_out(url: str) -> None:
+def test_web_pages_have_no_access(url: str) -> None:
     with pytest.raises(InvalidStatus) as refused:
         connection(url, origin="http://evil.example")
     assert refused.value.response.status_code == 403
 
 
 class Watched(CorridorEnv):
-    """Counts itself, and waits or fails where an action says so."""
+    """Counts its instances, and waits or fails if an action says so."""
 
     opened = 0
     closed = 0
@@ -245,13 +245,13 @@ def test_an_environment_is_closed_when_its_player_leaves_in_the_middle(watched: 
         socket.recv(timeout=20)
         socket.send(json.dumps(step("wait")))
         assert Watched.began.wait(20)
-        socket.socket.shutdown(SHUT_RDWR)  # no goodbye
+        socket.socket.shutdown(SHUT_RDWR)  # without a close message
     assert Watched.closed == 0
     Watched.released.set()
     assert eventually(lambda: Watched.closed == 1)
 
 
-def test_a_goodbye_closes_the_environment(watched: str) -> None:
+def test_a_close_message_closes_the_environment(watched: str) -> None:
     with connection(watched) as socket:
         socket.send(json.dumps(RESET))
         socket.recv(timeout=20)
@@ -261,7 +261,7 @@ def test_a_goodbye_closes_the_environment(watched: str) -> None:
     assert eventually(lambda: Watched.closed == 1)
 
 
-def test_failures_of_the_environment_are_told_without_their_secrets(
+def test_failures_of_the_environment_are_reported_without_details(
     watched: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with session(watched) as ask:
@@ -278,7 +278,7 @@ def test_failures_of_the_environment_are_told_without_their_secrets(
         assert ask(step("surrogate"))["data"]["observation"] == {"text": "a ? b"}
 
 
-def test_http_tells_what_there_is(url: str) -> None:
+def test_http_describes_the_environment(url: str) -> None:
     with httpx2.Client(base_url=url) as http:
         assert http.get("/health").json() == {"status": "healthy"}
         assert http.get("/state").json() == {"episode_id": None, "step_count": 0, "item": None}
@@ -286,7 +286,7 @@ def test_http_tells_what_there_is(url: str) -> None:
         assert metadata["name"] == "corridor"
         assert '"step_limit": 5' in metadata["readme_content"]
         schema = http.get("/schema").json()
-        # A player that has only text finds the field for it: the one that is required.
+        # Players with text actions look for the required field.
         assert schema["action"]["required"] == ["text"]
         assert schema["action"]["title"] == "TextAction"
         assert schema["observation"]["required"] == ["text"]
@@ -295,7 +295,7 @@ def test_http_tells_what_there_is(url: str) -> None:
         assert http.post("/mcp", json={}).json()["error"]["code"] == -32601
 
 
-def test_http_begins_episodes_but_cannot_go_on_with_them(url: str) -> None:
+def test_http_resets_but_cannot_step(url: str) -> None:
     with httpx2.Client(base_url=url) as http:
         assert http.post("/reset").json()["done"] is False
         first = http.post("/reset", json={"item": "dev/1"}).json()
@@ -368,15 +368,15 @@ def test_a_benchmark_is_served_as_it_is() -> None:
 def test_a_taken_port_is_one_line() -> None:
     with serving(corridor_task()) as url:
         port = int(url.rpartition(":")[2])
-        with pytest.raises(ServerError, match=rf"^127.0.0.1:{port}: cannot serve there: Address"):
+        with pytest.raises(ServerError, match=rf"^127.0.0.1:{port}: cannot listen there: Address"):
             serve(corridor_task(), announce=print, port=port)
-    with pytest.raises(ServerError, match=r"^127.0.0.1:99999: cannot serve there: "):
+    with pytest.raises(ServerError, match=r"^127.0.0.1:99999: cannot listen there: "):
         serve(corridor_task(), announce=print, port=99999)
 
 
 @pytest.mark.parametrize("package", ["fastapi", "uvicorn", "websockets"])
 def test_a_missing_package_is_one_line(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for loaded in [name for name in sys.modules if name.startswith("stepagent.tasks.server_")]:
+    for loaded in [name for name in sys.modules if name.startswith("stepagent.tasks.serving.")]:
         monkeypatch.delitem(sys.modules, loaded)
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(PackageMissing, match=rf"^this needs the package {package}; "):

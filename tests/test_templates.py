@@ -1,7 +1,7 @@
-"""Dialogues as the chat templates of six model families write them, token by token.
+"""Renders dialogues by the chat templates of six model families, token by token.
 
-The templates are written anew, shorter, to the families' published formats; the tokenizers are
-small ones with the families' special tokens.
+The templates are short versions of the families' published formats; the tokenizers are small ones
+with the families' special tokens.
 """
 
 from dataclasses import dataclass, replace
@@ -36,7 +36,7 @@ REACT = SIMPLE.model_copy(
 
 @dataclass(frozen=True)
 class Family:
-    """A chat format: its template, and what it has to make of the dialogue `SIMPLE`."""
+    """A chat format: its template, and the expected rendering of the dialogue `SIMPLE`."""
 
     template: str
     special: tuple[str, ...]
@@ -45,7 +45,7 @@ class Family:
     end: str
     is_stable: bool = True
     metaspace: bool = False
-    """Words begin with a space of the tokenizer's own, as with SentencePiece."""
+    """Whether the tokenizer adds a space before the first word, like SentencePiece."""
 
 
 CHATML = (
@@ -202,7 +202,7 @@ def text(own: Renderer, ids: list[int]) -> str:
 
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("trajectory", [SIMPLE, REACT], ids=["action only", "react"])
-def test_ids_are_those_of_the_familys_own_template(name: str, trajectory: Trajectory) -> None:
+def test_ids_equal_those_of_the_familys_own_template(name: str, trajectory: Trajectory) -> None:
     own = renderer(FAMILIES[name])
     states = list(own.render(trajectory).states)
     expected = [template_ids(own, trajectory, step) for step in range(3)]
@@ -219,14 +219,14 @@ def test_states_read_as_written_by_hand(name: str) -> None:
     if family.is_stable:
         expected = (expected[0], expected[0] + expected[1])
     shown = [text(own, s) for s in (first, second)]
-    if family.metaspace:  # its decoder leaves out the space that its encoder puts first
+    if family.metaspace:  # its decoder drops the space that its encoder adds
         shown = [s.replace(" ", "") for s in shown]
         expected = tuple(e.replace(" ", "") for e in expected)
     assert tuple(shown) == expected
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_only_the_action_and_its_end_are_learnt(name: str) -> None:
+def test_only_the_action_and_its_end_are_trained(name: str) -> None:
     family = FAMILIES[name]
     own = renderer(family)
     for trajectory in (SIMPLE, REACT):
@@ -240,7 +240,7 @@ def test_only_the_action_and_its_end_are_learnt(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_it_is_known_which_states_are_prefixes(name: str) -> None:
+def test_the_renderer_knows_whether_states_are_prefixes(name: str) -> None:
     family = FAMILIES[name]
     own = renderer(family)
     states = list(own.render(SIMPLE).states)
@@ -248,7 +248,7 @@ def test_it_is_known_which_states_are_prefixes(name: str) -> None:
     assert own.is_stable == are_prefixes == family.is_stable
 
 
-def test_templates_that_ask_for_the_date_are_always_told_the_same() -> None:
+def test_templates_that_ask_for_the_date_always_get_the_same() -> None:
     template = "{{ 'It is ' + strftime_now('%A, %d %B %Y') + '.' }}" + CHATML
     family = replace(FAMILIES["qwen2.5"], template=template)
     state = next(renderer(family).render(SIMPLE).states)

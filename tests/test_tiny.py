@@ -1,4 +1,4 @@
-"""The model made from scratch: it copies before it has learnt anything, and is an ordinary one."""
+"""The model made from scratch: it can copy before training, and is otherwise ordinary."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ VOCAB = 2048
 def fresh(
     seed: int, hidden: int = 192, layers: int = 4, theta: float = ROPE_THETA
 ) -> LlamaForCausalLM:
-    """A Llama of random weights, not copying yet."""
+    """A Llama with random weights, without induction heads."""
     torch.manual_seed(seed)
     return LlamaForCausalLM(
         LlamaConfig(
@@ -37,7 +37,7 @@ def fresh(
 
 @torch.no_grad()
 def share_copied(model: LlamaForCausalLM, length: int, seed: int) -> Tensor:
-    """(8,) probability of what followed a token that stands at the end once more."""
+    """(8,) probability of the token that followed an earlier occurrence of the last token."""
     generator = torch.Generator().manual_seed(seed)
     texts = torch.stack([torch.randperm(VOCAB, generator=generator)[:length] for _ in range(8)])
     rows = torch.arange(8)
@@ -48,16 +48,18 @@ def share_copied(model: LlamaForCausalLM, length: int, seed: int) -> Tensor:
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize(("hidden", "layers"), [(192, 4), (256, 4), (128, 2)])
-def test_a_fresh_model_expects_what_followed_last_time(seed: int, hidden: int, layers: int) -> None:
+def test_a_new_model_predicts_the_token_that_followed_last_time(
+    seed: int, hidden: int, layers: int
+) -> None:
     model = fresh(seed, hidden, layers)
     assert share_copied(model, 30, seed).max() < 0.01
     write_copying(model)
     for length in (10, 100, 1000):
-        # Chance is 0.0005. With more than two layers the pointers add the average of the text.
+        # Chance is 0.0005. With more layers, the last one adds the average of the context.
         assert share_copied(model, length, seed).mean() > 0.15, length
 
 
-def test_without_its_rotary_base_it_could_not_look_far_back() -> None:
+def test_a_smaller_rotary_base_could_not_attend_far_back() -> None:
     shares = []
     for theta in (1e4, ROPE_THETA):
         model = fresh(0, layers=2, theta=theta)
@@ -67,7 +69,7 @@ def test_without_its_rotary_base_it_could_not_look_far_back() -> None:
 
 
 @torch.no_grad()
-def test_pointers_raise_what_is_in_the_text() -> None:
+def test_the_last_layer_raises_tokens_of_the_context() -> None:
     model = fresh(0)
     write_copying(model)
     text = torch.randperm(VOCAB)[:20]
@@ -79,7 +81,7 @@ def test_pointers_raise_what_is_in_the_text() -> None:
     assert lead[0] > lead[1] + 0.5
 
 
-def test_every_weight_of_a_fresh_model_gets_a_gradient() -> None:
+def test_every_weight_of_a_new_model_gets_a_gradient() -> None:
     model = fresh(0)
     write_copying(model)
     ids = torch.randint(VOCAB, (2, 50))
@@ -87,7 +89,7 @@ def test_every_weight_of_a_fresh_model_gets_a_gradient() -> None:
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
 
 
-def test_a_model_without_room_for_the_circuit_stays_as_it_is() -> None:
+def test_a_model_without_room_for_the_circuit_is_unchanged() -> None:
     model = fresh(0, layers=1)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     write_copying(model)
@@ -116,7 +118,7 @@ def test_the_folder_is_an_ordinary_one_and_the_same_for_the_same_seed(tmp_path: 
     assert expected[1] > -1.0  # after 7 8 9 10 11 8 comes 9
 
 
-def test_the_same_random_state_goes_on_after_building(tmp_path: Path) -> None:
+def test_building_a_model_leaves_the_global_random_state_alone(tmp_path: Path) -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)

@@ -1,4 +1,4 @@
-"""Tool calls are rendered as each model's own chat template writes them, and read back."""
+"""Tool calls are rendered in each model's own format, and read back."""
 
 from dataclasses import replace
 
@@ -90,7 +90,7 @@ def template_text(own: Renderer, count: int, *, ask: bool) -> str:
 
 
 @pytest.mark.parametrize("name", WITH_TOOLS)
-def test_states_and_actions_are_those_of_the_template(name: str) -> None:
+def test_states_and_actions_equal_those_of_the_template(name: str) -> None:
     own = renderer(WITH_TOOLS[name])
     rendered = own.render(TRAJECTORY)
     for step, (state, action) in enumerate(zip(rendered.states, rendered.actions, strict=True)):
@@ -123,7 +123,7 @@ R1 = (
     "{{ '<|Assistant|>' + m.content + '<|im_end|>' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|Assistant|>' }}{% endif %}"
 )
-"""Writes calls only where the content is none, and adds their arguments to a string."""
+"""A template that writes calls only if the content is None and needs arguments as a string."""
 XML = HERMES.replace(
     '\'<tool_call>\n{"name": "\' + c.function.name + \'", "arguments": \' }}',
     "'<tool_call><function=' + c.function.name + '>' }}"
@@ -170,7 +170,7 @@ WITHOUT_CALLS = {
 
 
 @pytest.mark.parametrize("name", WITHOUT_CALLS)
-def test_where_a_template_would_lose_a_part_of_a_call_it_is_written_as_text(name: str) -> None:
+def test_a_call_that_the_template_would_truncate_is_written_as_plain_text(name: str) -> None:
     own = WITHOUT_CALLS[name]
     end = own.tokenizer.decode([own.end_id])
     thought = TRAJECTORY.steps[0].thought
@@ -185,24 +185,24 @@ def test_where_a_template_would_lose_a_part_of_a_call_it_is_written_as_text(name
     assert [reader.parse(a) for a in rendered.actions] == [
         (step.thought, step.action) for step in TRAJECTORY.steps
     ]
-    # The schemas and all that was seen stand in the prompt.
+    # The schemas and all observations are in the prompt.
     read = own.tokenizer.decode(list(rendered.states)[-1], skip_special_tokens=False)
     for text in ('"name": "search"', "Find it.", "Go on.", "A hat.", "Two hats.", "The red one."):
         assert text in read
 
 
-def test_the_text_form_is_announced_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_fallback_to_plain_text_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     warn_once.cache_clear()
     own = renderer(FAMILIES["smollm2"])
     more = TRAJECTORY.model_copy(update={"tools": (*TOOLS, *TOOLS)})
     own.render(TRAJECTORY)
     own.render(more)
     assert [r.message for r in caplog.records] == [
-        "chat template: leaves out the tools; tool calls are written as text"
+        "chat template: leaves out the tools; tool calls are written as plain text"
     ]
 
 
-def test_calls_that_are_written_only_beside_no_content_are_written_as_the_template_does() -> None:
+def test_calls_that_need_a_content_of_none_are_written_in_the_templates_format() -> None:
     special = ("<|im_start|>", "<|im_end|>", "<|User|>", "<|Assistant|>", "<|call|>", "<|/call|>")
     own = with_template(R1, (*special, "<|sep|>", "<|out|>", "<|/out|>"))
     silent = TRAJECTORY.model_copy(
@@ -220,7 +220,7 @@ def test_calls_that_are_written_only_beside_no_content_are_written_as_the_templa
 def test_text_of_a_call_cannot_write_control_tokens() -> None:
     own = renderer(WITH_TOOLS["hermes (qwen2.5)"])
     evil = Call(name="search", arguments={"query": "x<|im_end|>y"}).action()
-    with pytest.raises(CallError, match="'search' has a control token"):
+    with pytest.raises(CallError, match="'search' contains a control token"):
         own.for_tools(TOOLS).action(evil)
     steps = (Step(observation="", action=evil),)
     rendered = own.render(TRAJECTORY.model_copy(update={"steps": steps}))
@@ -233,7 +233,7 @@ def test_text_of_a_call_cannot_write_control_tokens() -> None:
 )
 @pytest.mark.parametrize("place", ["name", "description", "property", "thought", "answer"])
 def test_no_part_of_a_trajectory_with_tools_writes_control_tokens(mark: str, place: str) -> None:
-    """Whether the tokenizer calls the mark special or not."""
+    """Whether or not the tokenizer marks the token as special."""
     own = with_template(HERMES, ("<|im_start|>", "<|im_end|>", "<|extra|>"))
     added = ["<tool_call>", "</tool_call>", "</tool_response>", "<\uff5cUser\uff5c>"]
     own.tokenizer.add_tokens(added)
@@ -261,7 +261,7 @@ def test_no_part_of_a_trajectory_with_tools_writes_control_tokens(mark: str, pla
         Trajectory.model_validate_json(trajectory.model_dump_json().replace(mark, "-"))
     )
     if place in ("name", "description", "property", "thought"):
-        # Written as text, so no call has the template's own marks either.
+        # Written as plain text, so calls have no control tokens of the template either.
         plain = own.in_text_form(trajectory.tools, "")._render(plain.trajectory)
 
     def controls(turns: tuple[tuple[int, ...], ...]) -> list[list[int]]:
@@ -281,7 +281,7 @@ def test_calls_with_their_arguments_in_another_order_are_the_same_action() -> No
     assert same_action(" go ", "go") and not same_action("go", "stay")
 
 
-def test_a_call_is_read_however_its_json_is_spaced() -> None:
+def test_a_call_is_read_with_any_json_spacing() -> None:
     call = Call(name="go", arguments={"to": "{room}"})
     for text in (
         call.action(),
@@ -302,7 +302,7 @@ def test_any_text_is_read_without_an_error(text: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*WITH_TOOLS, "smollm2"])
-def test_a_call_that_is_spaced_otherwise_is_rendered_as_the_call_that_it_is(name: str) -> None:
+def test_a_call_with_other_spacing_is_rendered_as_the_same_call(name: str) -> None:
     own = renderer(WITH_TOOLS.get(name) or FAMILIES[name])
     spaced = '{"name": "search", "parameters": {"query": "hat"}}'
     plain = Call(name="search", arguments={"query": "hat"}).action()

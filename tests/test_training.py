@@ -144,7 +144,10 @@ def test_a_value_head_is_read_whole_or_not_at_all(tmp_path: Path) -> None:
     for content, message in (
         (whole[:-5], "cannot be read"),
         (pointer, "a Git LFS pointer"),
-        (len(text).to_bytes(8, "little") + text + whole[8 + size :], "not the weights of this"),
+        (
+            len(text).to_bytes(8, "little") + text + whole[8 + size :],
+            "its weights do not match this",
+        ),
     ):
         file.write_bytes(content)
         with pytest.raises(WeightsError, match=message) as error:

@@ -1,4 +1,4 @@
-"""Files of records come back as they were written, and every fault is told in one exact line."""
+"""Files of records are read back as they were written, and every error is one exact line."""
 
 import gzip
 import json
@@ -17,10 +17,9 @@ from stepagent.trajectories import (
     TrajectoryError,
     read_jsonl,
     read_trajectories,
-    split,
     write_jsonl,
 )
-from stepagent.types import Fragment, Step, Trajectory
+from stepagent.types import Step, Trajectory
 
 GOOD: dict[str, Any] = {
     "id": "boil/1",
@@ -90,29 +89,10 @@ def test_each_record_takes_one_line(written: list[Trajectory]) -> None:
         assert b"\r" not in path.read_bytes()
 
 
-@given(trajectories)
-def test_split_gives_one_fragment_per_action_with_the_history_before_it(
-    trajectory: Trajectory,
-) -> None:
-    fragments = split(trajectory)
-    assert len(fragments) == len(trajectory.steps)
-    for t, fragment in enumerate(fragments):
-        assert fragment.step_index == t
-        assert fragment.trajectory_id == trajectory.id
-        assert fragment.instruction == trajectory.instruction
-        assert fragment.history == trajectory.steps[:t]
-        last = Step(
-            observation=fragment.observation,
-            action=fragment.expert_action,
-            reward=trajectory.steps[t].reward,
-        )
-        assert (*fragment.history, last) == trajectory.steps[: t + 1]
-
-
 def test_any_record_type_can_be_written_and_read(tmp_path: Path) -> None:
-    fragments = split(Trajectory.model_validate_json(line()))
-    write_jsonl(tmp_path / "fragments.jsonl", fragments)
-    assert read_jsonl(tmp_path / "fragments.jsonl", Fragment) == fragments
+    steps = Trajectory.model_validate_json(line()).steps
+    write_jsonl(tmp_path / "steps.jsonl", steps)
+    assert read_jsonl(tmp_path / "steps.jsonl", Step) == steps
 
 
 def test_no_records_make_an_empty_file_that_reads_as_no_records(tmp_path: Path) -> None:
@@ -144,7 +124,7 @@ DEEP = "[" * 100_000
         ),
         (
             line()[:-9],
-            "not JSON (the last line of the file is cut off)" + ONE,
+            "not JSON (the last line of the file is truncated)" + ONE,
         ),
         (
             DEEP + "\n",
@@ -158,10 +138,10 @@ DEEP = "[" * 100_000
         (line(score=-1), "score: expected a number of at least 0, got -1"),
         (line(score=float("nan")), "score: expected a finite number, got nan"),
         (line(score=10**400), "score: expected a finite number, got a huge number"),
-        (line(metadata={"a": float("nan")}), "NaN stands in it; expected finite numbers"),
+        (line(metadata={"a": float("nan")}), "contains NaN; expected finite numbers"),
         (
             line(metadata={"a": 0}).replace("0}", "1e999}"),
-            "1e999 stands in it; expected finite numbers",
+            "contains 1e999; expected finite numbers",
         ),
         (line(steps=[]), "steps: expected at least one entry, got an empty list"),
         (line(steps={"a": 1}), "steps: expected a list, got an object"),
@@ -204,7 +184,7 @@ DEEP = "[" * 100_000
         ),
     ],
 )
-def test_a_bad_line_is_named_with_what_was_expected(
+def test_an_invalid_line_is_named_with_what_was_expected(
     tmp_path: Path, bad: str | bytes, message: str
 ) -> None:
     content = f"{line(id='ok')}\n\n".encode() + (bad if isinstance(bad, bytes) else bad.encode())
@@ -251,7 +231,7 @@ def test_a_file_in_which_every_line_is_rejected_is_an_error(tmp_path: Path) -> N
     path = file_of(tmp_path, "\n1\n2\n")
     with pytest.raises(TrajectoryError) as caught:
         read_trajectories(path, skip_invalid=True)
-    reason = "none of its 2 lines is usable; expected a Trajectory object, got 1"
+    reason = "none of its 2 lines is valid; expected a Trajectory object, got 1"
     assert str(caught.value) == f"{path}:2: {reason}"
 
 
@@ -262,7 +242,7 @@ def test_a_missing_file_and_a_folder_are_told_apart(tmp_path: Path) -> None:
     assert error_of(tmp_path / "folder") == "folder: a directory; expected a file of JSON lines"
 
 
-def test_other_reasons_not_to_read_a_file_are_told_too(tmp_path: Path) -> None:
+def test_other_reasons_not_to_read_a_file_are_named(tmp_path: Path) -> None:
     file_of(tmp_path, line(), name="file")
     message = error_of(tmp_path / "file" / "expert.jsonl")
     expected = "cannot be read: Not a directory; expected a file of JSON lines"
@@ -330,7 +310,7 @@ def test_a_write_that_cannot_replace_the_target_leaves_nothing_behind(tmp_path: 
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_a_record_that_no_file_can_hold_is_not_written(tmp_path: Path) -> None:
+def test_a_record_that_cannot_be_encoded_is_not_written(tmp_path: Path) -> None:
     unreadable = Step.model_construct(observation="\ud800", action="x")
     with pytest.raises(ValueError, match="surrogates"):
         write_jsonl(tmp_path / "steps.jsonl", [unreadable])

@@ -4,8 +4,8 @@ from collections.abc import Generator, Sequence
 
 import pytest
 
-from stepagent.tasks.base import MAX_TRIES, EnvironmentLost
-from stepagent.tasks.tries import Lost, play_all, retried
+from stepagent.tasks.base import MAX_TRIES, EnvironmentFailed, EnvironmentLost
+from stepagent.tasks.tries import Failed, Lost, play_all, retried
 
 
 @pytest.mark.parametrize("times", [0, 1, MAX_TRIES - 1, MAX_TRIES])
@@ -41,6 +41,31 @@ def test_who_was_lost_beside_an_item_that_kills_the_engine_is_played_after_it() 
     calls.clear()
     assert list(play_all(play, ["killer", "far"], 1)) == [Lost("killer", "died"), "far"]
     assert len(calls) == 1
+
+
+def test_an_environment_that_fails_by_its_own_fault_is_not_repeated() -> None:
+    count = 0
+
+    def play() -> str:
+        nonlocal count
+        count += 1
+        raise EnvironmentFailed("a/1: step raised KeyError (game.py:3)")
+
+    assert retried("a/1", play) == Failed("a/1", "a/1: step raised KeyError (game.py:3)")
+    assert count == 1
+
+
+@pytest.mark.parametrize("num_parallel", [1, 4])
+def test_the_episodes_of_other_items_come_before_the_error(num_parallel: int) -> None:
+    def play(items: Sequence[str], num_parallel: int) -> Generator[str | Lost, None, None]:
+        for item in items:
+            yield Failed(item, f"{item}: broken") if item in ("a", "c") else item
+
+    found = list[object]()
+    said = r"^a: broken \(and 1 other items failed\)$"
+    with pytest.raises(EnvironmentFailed, match=said):
+        found.extend(play_all(play, ["a", "b", "c", "d"], num_parallel))
+    assert found == ["b", "d"]
 
 
 def test_a_lost_item_is_one_printable_line() -> None:

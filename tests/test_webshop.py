@@ -20,13 +20,13 @@ from hypothesis import strategies as st
 from small_shop import ATTRIBUTES, PRODUCTS, small_shop
 from stepagent.tasks.base import ExpertFailed, TaskDataError
 from stepagent.tasks.webshop import WebShop, WebShopConfig
+from stepagent.tasks.webshop.expert import chosen_values, plan
 from stepagent.tasks.webshop.goals import NO_LIMIT, Goal, price_limit
 from stepagent.tasks.webshop.nouns import nouns_by_rules, tagger
-from stepagent.tasks.webshop.pages import Page, parsed
+from stepagent.tasks.webshop.pages import Page, parse_action
 from stepagent.tasks.webshop.products import Product
 from stepagent.tasks.webshop.reward import matches_option, reward, similar
 from stepagent.tasks.webshop.search import SearchEngine, build_index, words
-from stepagent.tasks.webshop.shopper import chosen_values, plan
 from stepagent.tasks.webshop.task import split_ranges
 from stepagent.types import Step, Trajectory
 
@@ -59,7 +59,7 @@ def goal(of: Product, **fields: object) -> Goal:
 
 
 def seen(task: WebShop, *actions: str, item: str = "synthetic/0") -> str:
-    """What is seen after the actions, without the instruction."""
+    """The observation after the actions, without the instruction."""
     env = task.make_env()
     observation, info = env.reset(options={"item": item})
     for action in actions:
@@ -122,7 +122,7 @@ HEAD = "Instruction: [SEP] TASK [SEP] Back to Search [SEP] < Prev"
         ("sarong", "b000000003", "description", ""),
         ("assam", "b000000009", "Description", " [SEP] All about Assam Tea Tin."),
         ("clip", "b000000005", "features", " [SEP] Bends"),
-        # The original keeps a piece of text that is only blanks, as an empty one.
+        # The original keeps a piece of text with only blanks as an empty one.
         ("lantern", "b000000006", "features", " [SEP]  [SEP] Bright\nlight [SEP] "),
     ],
 )
@@ -136,7 +136,7 @@ def test_text_that_looks_like_markup_is_text(shop: WebShop) -> None:
     assert "Lantern <b>with</b> Handle" in seen(shop, "search[lantern]")
 
 
-def test_lines_of_white_space_are_no_piece_of_text() -> None:
+def test_blank_lines_are_not_text() -> None:
     page = Page(kind="tab", tab="description", product=product(description=" \n "))
     assert page.text("TASK") == HEAD
     page = Page(kind="tab", tab="description", product=product(description="  "))
@@ -168,7 +168,7 @@ def test_the_last_page(shop: WebShop) -> None:
         "first\nsearch[lamp]",
     ],
 )  # fmt: skip
-def test_what_is_no_action_of_the_page_changes_nothing(shop: WebShop, action: str) -> None:
+def test_an_invalid_action_has_no_effect(shop: WebShop, action: str) -> None:
     # The last bracket ends the argument; what follows it does not count.
     searches = action in ("search[a]b", "search[lamp]\n\n")
     assert (seen(shop, action) != seen(shop)) == searches
@@ -229,7 +229,7 @@ def test_what_can_be_clicked() -> None:
     ]  # fmt: skip
     assert Page().clickables() == []
     found = [product(asin=f"B{number:02}") for number in range(12)]
-    results = Page(kind="results", found=found, number=2)
+    results = Page(kind="results", results=found, number=2)
     assert results.clickables() == ["back to search", "< prev", "next >", "b10", "b11"]
 
 
@@ -326,7 +326,7 @@ def test_goals_are_all_combinations_shuffled_with_the_seed(shop: WebShop) -> Non
 
 def test_the_texts_of_goals(shop: WebShop, people: WebShop) -> None:
     texts = {goal.text for goal in (shop.shop.goals[n] for n in range(len(shop.shop.goals)))}
-    assert "Find me solid wood lamps" in texts  # at 985 dollars no two limits are left
+    assert "Find me solid wood lamps" in texts  # above 985 dollars there are fewer than two limits
     scarf = [text for text in texts if " with color: ivory | gold, and size: small" in text]
     assert len(scarf) == 1
     assert scarf[0].startswith("Find me hand wash scarves with wool blend with color: ")
@@ -460,7 +460,7 @@ def test_attributes_are_also_found_in_the_texts() -> None:
     [
         ("red", "red", True),
         ("powder snow", "cool powder snow", True),
-        ("x-large", "large", True),  # so sizes are confused in the original too
+        ("x-large", "large", True),  # the original confuses these sizes too
         ("xx-large", "x-large", True),
         ("small", "large", False),
         ("dark red", "dark olive", True),  # both are "dark"
@@ -542,7 +542,7 @@ def test_the_shopper_solves_what_can_be_solved(shop: WebShop, people: WebShop) -
                 assert task.expert(item).success
             except ExpertFailed:
                 unsolved.append(task.goal(item).options)
-        # "brown2060" is reduced to "brown" on one side only: the original's defect.
+        # "brown2060" is reduced to "brown" on one side only, a flaw of the original.
         expected = [{"color": "brown2060", "size": size} for size in ("small", "large")]
         assert sorted(map(str, unsolved)) == sorted(map(str, expected if task is shop else []))
 
@@ -570,7 +570,7 @@ def test_brackets_do_not_end_the_shoppers_search() -> None:
     assert plans[0] == "search[a red scarf]"
 
 
-def test_values_are_those_asked_for_or_alike() -> None:
+def test_chosen_values_are_those_asked_for_or_similar_ones() -> None:
     of = product(options={"color": ["black1901", "green"], "size": ["10", "10.5"]})
     assert chosen_values(goal(of, options=["black", "10.5"])) == ["black1901", "10.5"]
     assert chosen_values(goal(of, options=["no such value"])) == []
@@ -595,7 +595,7 @@ def test_groups_are_departments(shop: WebShop) -> None:
 
 @pytest.mark.parametrize("item", ["human/0", "synthetic/11", "synthetic/-1", "synthetic/01",
                                   "synthetic/", "synthetic/1.0", "synthetic/٣", "0"])  # fmt: skip
-def test_there_is_no_such_item(shop: WebShop, item: str) -> None:
+def test_unknown_items_are_refused(shop: WebShop, item: str) -> None:
     with pytest.raises(ValueError, match=f"unknown item '{item}': expected synthetic/0 to"):
         shop.make_env().reset(options={"item": item})
 
@@ -614,7 +614,7 @@ def episode(item: str, details: object) -> Trajectory:
 @given(st.text("a[]\n\r", max_size=12) | st.text(max_size=8))
 def test_actions_are_read_as_by_the_originals_expression(action: str) -> None:
     found = re.match(r"(.+)\[(.+)\]", action)
-    assert parsed(action) == ((found[1], found[2].lower()) if found else ("", ""))
+    assert parse_action(action) == ((found[1], found[2].lower()) if found else ("", ""))
 
 
 def test_metrics_are_mean_reward_and_share_of_ones(shop: WebShop) -> None:
@@ -666,7 +666,7 @@ def test_many_threads_may_share_the_shop(shop: WebShop) -> None:
 def test_a_missing_package_is_one_line() -> None:
     code = (
         "import sys; sys.modules['bm25s'] = None\n"
-        "from stepagent.tasks.data.extras import PackageMissing\n"
+        "from stepagent.tasks.data.optional_packages import PackageMissing\n"
         "from stepagent.tasks.webshop import WebShop, WebShopConfig\n"
         "try: WebShop(WebShopConfig()).shop\n"
         "except PackageMissing as error: print(error)"
@@ -677,7 +677,7 @@ def test_a_missing_package_is_one_line() -> None:
     )
 
 
-def test_without_data_the_error_says_how_to_get_it(
+def test_without_data_the_error_names_the_download_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STEPAGENT_TASK_DATA", str(tmp_path))
@@ -685,6 +685,6 @@ def test_without_data_the_error_says_how_to_get_it(
         WebShop().items("train")
 
 
-def test_options_that_are_refused() -> None:
+def test_invalid_settings_are_refused() -> None:
     with pytest.raises(ValueError, match="step_limit must be at least 1, not 0"):
         WebShop(WebShopConfig(step_limit=0))

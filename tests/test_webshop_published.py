@@ -1,4 +1,4 @@
-"""WebShop on the benchmark's own 1,000 products, and against recorded sessions of people.
+"""WebShop on the benchmark's own 1,000 products, compared with recorded human sessions.
 
 The files are looked for in ../shared/data, or in the folder that STEPAGENT_DATA names.
 """
@@ -17,12 +17,12 @@ import pytest
 from stepagent.formats.records import FormatError
 from stepagent.formats.webshop import read_webshop
 from stepagent.tasks.webshop import WebShop, WebShopConfig, prepare
+from stepagent.tasks.webshop.expert import plan
 from stepagent.tasks.webshop.goals import Goal
 from stepagent.tasks.webshop.nouns import nouns_by_rules
 from stepagent.tasks.webshop.pages import PAGE_SIZE, Page
 from stepagent.tasks.webshop.products import Product
 from stepagent.tasks.webshop.reward import reward
-from stepagent.tasks.webshop.shopper import plan
 
 DATA = Path(os.environ.get("STEPAGENT_DATA") or Path(__file__).parents[2] / "shared" / "data")
 DOCUMENTS = DATA / "webshop" / "documents_1k.jsonl.gz"
@@ -114,7 +114,7 @@ def sessions() -> Iterator[tuple[dict[str, Any], list[str]]]:
 
 
 def products_of(session: dict[str, Any]) -> dict[str, Product]:
-    """All products of a session, with what its pages say about them."""
+    """All products of a session, with what its pages show of them."""
     goal = session["steps"][0]["goal"]
     asins, options = set(), defaultdict[str, dict[str, list[str]]](dict)
     prices: dict[str, float] = {}
@@ -168,7 +168,7 @@ def test_recorded_clicks_lead_through_the_same_pages() -> None:
 
 
 def check(here: Page, page: dict[str, Any]) -> None:
-    """Whether we are where the log says, and see what it says."""
+    """Whether our page is the logged one and shows what was logged."""
     kinds = {
         "index": "search", "search_results": "results", "item_page": "item",
         "item_sub_page": "tab", "done": "done",

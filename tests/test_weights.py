@@ -1,4 +1,4 @@
-"""Models open with all their weights, or with one line that says which are not there."""
+"""Models open with all their weights, or an error of one line says which are missing."""
 
 import json
 import os
@@ -44,11 +44,11 @@ EDITS: dict[str, tuple[Callable[[Tensors], object], str]] = {
     ),
     "a bias that the config does not know": (
         lambda t: t.update({"model.layers.0.self_attn.q_proj.bias": torch.ones(64)}),
-        "1 tensor is too many, .*: model.layers.0.self_attn.q_proj.bias",
+        "1 tensor is unexpected: model.layers.0.self_attn.q_proj.bias",
     ),
-    "another shape": (
+    "a different shape": (
         lambda t: t.update({NORM: torch.ones(63)}),
-        r"1 tensor is of another shape .*model.norm.weight is \(63,\), expected \(64,\)",
+        r"1 tensor is of a different shape .*model.norm.weight is \(63,\), expected \(64,\)",
     ),
     "NaN": (lambda t: t[NORM].fill_(float("nan")), "1 tensor is not finite .*: model.norm.weight"),
     "infinity": (lambda t: t[NORM].fill_(float("inf")), "1 tensor is not finite"),
@@ -56,7 +56,7 @@ EDITS: dict[str, tuple[Callable[[Tensors], object], str]] = {
 
 
 @pytest.mark.parametrize("name", EDITS)
-def test_weights_that_are_not_all_there_are_named(name: str, model: Path) -> None:
+def test_missing_and_wrong_weights_are_named(name: str, model: Path) -> None:
     edit, message = EDITS[name]
     policy = Policy.load(model)
     before = {n: p.detach().clone() for n, p in policy.model.named_parameters()}
@@ -69,12 +69,12 @@ def test_weights_that_are_not_all_there_are_named(name: str, model: Path) -> Non
     assert all(torch.equal(p, before[n]) for n, p in policy.model.named_parameters())
 
 
-def test_a_head_of_another_trainer_is_no_fault(model: Path) -> None:
+def test_an_extra_head_of_another_trainer_is_accepted(model: Path) -> None:
     change(model, lambda t: t.update({"v_head.weight": torch.ones(1, 64)}))
     Policy.load(model)
 
 
-def test_a_shard_that_is_missing_or_cut_off_is_one_line(model: Path) -> None:
+def test_a_missing_or_truncated_shard_is_an_error_of_one_line(model: Path) -> None:
     (model / "model.safetensors").unlink()
     random_policy().model.save_pretrained(model, max_shard_size="100KB")
     shards = sorted(model.glob("model-*.safetensors"))
@@ -85,20 +85,20 @@ def test_a_shard_that_is_missing_or_cut_off_is_one_line(model: Path) -> None:
         shards[1].unlink()
         if broken is not None:
             shards[1].write_bytes(broken)
-        with pytest.raises(WeightsError, match="not a usable policy: ") as error:
+        with pytest.raises(WeightsError, match="cannot open the model: ") as error:
             Policy.load(model)
         assert "\n" not in str(error.value)
         shards[1].write_bytes(whole)
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json"])
-def test_a_git_lfs_pointer_is_called_one(file: str, model: Path) -> None:
+def test_a_git_lfs_pointer_is_recognized(file: str, model: Path) -> None:
     (model / file).write_text(POINTER)
-    with pytest.raises(WeightsError, match=f"{file}: a Git LFS pointer, .* `git lfs pull`"):
+    with pytest.raises(WeightsError, match=f"{file}: is a Git LFS pointer, .* `git lfs pull`"):
         Policy.load(model)
 
 
-def test_a_pointer_to_a_copy_in_another_format_does_no_harm(model: Path) -> None:
+def test_a_pointer_to_a_copy_in_another_format_is_ignored(model: Path) -> None:
     (model / "pytorch_model.bin").write_text(POINTER)
     (model / "consolidated.safetensors").write_text(POINTER)
     Policy.load(model)
@@ -113,17 +113,17 @@ def test_a_tokenizer_with_more_tokens_than_embeddings_is_refused(model: Path) ->
     with pytest.raises(PolicyError) as error:
         Policy.load(model)
     assert str(error.value) == (
-        f"{model}: its tokenizer has {rows + 2} tokens, its model embeddings for {rows} only; "
-        "expected the tokenizer that belongs to the model"
+        f"{model}: its tokenizer has {rows + 2} tokens, but its model embeddings for only {rows}; "
+        "expected the model's own tokenizer"
     )
     policy.model.resize_token_embeddings(rows + 50)
     policy.model.save_pretrained(model)
-    Policy.load(model)  # more embeddings than tokens are usual
+    Policy.load(model)  # more embeddings than tokens are common
 
 
-def test_escapes_in_names_of_tensors_do_not_reach_the_terminal(model: Path) -> None:
+def test_escape_sequences_in_tensor_names_do_not_reach_the_terminal(model: Path) -> None:
     change(model, lambda t: t.update({"model.\x1b[31mred\x1b[0m": torch.ones(1)}))
-    with pytest.raises(WeightsError, match="1 tensor is too many") as error:
+    with pytest.raises(WeightsError, match="1 tensor is unexpected") as error:
         Policy.load(model)
     assert str(error.value).isprintable()
 
@@ -144,7 +144,7 @@ def test_escapes_in_names_of_tensors_do_not_reach_the_terminal(model: Path) -> N
         {"quantization_config": 5},
     ],
 )
-def test_a_config_of_another_form_is_one_line(values: dict[str, object], model: Path) -> None:
+def test_a_malformed_config_is_an_error_of_one_line(values: dict[str, object], model: Path) -> None:
     config = model / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | values))
     openers: tuple[Callable[[], object], ...] = (
@@ -155,7 +155,7 @@ def test_a_config_of_another_form_is_one_line(values: dict[str, object], model: 
         with pytest.raises(WeightsError) as failed:
             opens()
         message = str(failed.value)
-        assert message.startswith(f"{model}: not a usable policy: ")
+        assert message.startswith(f"{model}: cannot open the model: ")
         assert "\n" not in message and not message.endswith(":")
     if "num_hidden_layers" in values:
         assert "num_hidden_layers" in message
@@ -166,11 +166,13 @@ def test_a_pipe_among_the_files_of_a_model_is_refused(name: str, model: Path) ->
     (model / name).unlink(missing_ok=True)
     os.mkfifo(model / name)
     for opens in (lambda: Policy.load(model), lambda: open_renderer(str(model))):
-        with pytest.raises(WeightsError, match=f"{name}: a pipe or a device; expected a file"):
+        with pytest.raises(
+            WeightsError, match=f"{name}: is a pipe or a device; expected a regular"
+        ):
             opens()
 
 
-def test_missing_weights_are_told_without_the_table_of_transformers(
+def test_missing_weights_are_reported_without_the_table_of_transformers(
     model: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     change(model, without_two)
@@ -192,5 +194,5 @@ def test_quantized_weights_whose_config_does_not_say_how_are_refused(tmp_path: P
     name = next(n for n in tensors if n.endswith("q_proj.weight"))
     tensors[name] = (tensors[name] * 100).to(torch.int8)
     save_file(tensors, file, metadata={"format": "pt"})
-    with pytest.raises(WeightsError, match="1 tensor is quantized, and its config does not say"):
+    with pytest.raises(WeightsError, match="1 tensor is quantized, but its config does not say"):
         Policy.load(tmp_path)

@@ -1,4 +1,4 @@
-"""What an agent's text can hold: a thought before the action, or a tool call as the action."""
+"""Splits an agent's text into thought and action, and reads tool calls."""
 
 import json
 import re
@@ -9,32 +9,32 @@ from pydantic import JsonValue, ValidationError
 from stepagent.types import Record
 
 
-class Said(NamedTuple):
-    """What an agent says in one turn."""
+class ThoughtAndAction(NamedTuple):
+    """One turn of an agent."""
 
     thought: str
-    """Empty if there was none."""
+    """Empty if there is none."""
     action: str
 
 
 class Call(Record):
-    """A tool call; as the action of a step it is compact JSON."""
+    """A tool call; a step stores it as an action of compact JSON."""
 
     name: str
     arguments: dict[str, JsonValue]
 
     def action(self) -> str:
-        """The call as text."""
+        """The call as an action: compact JSON."""
         return json.dumps(self.model_dump(), ensure_ascii=False, separators=(",", ":"))
 
     def is_same(self, other: "Call") -> bool:
-        """Whether it calls the same with the same; `true` and 1 are not the same."""
+        """Whether both have the same name and arguments; `true` differs from 1."""
         mine, theirs = (json.dumps(call.model_dump(), sort_keys=True) for call in (self, other))
         return mine == theirs
 
 
 def call_of(action: str) -> Call | None:
-    """The call that an action is; None if it is another text, if only by a space."""
+    """The call of an action in exactly the form that `Call.action` writes; otherwise None."""
     if not action.startswith('{"name":'):
         return None
     try:
@@ -45,9 +45,10 @@ def call_of(action: str) -> Call | None:
 
 
 def same_action(action: str, other: str) -> bool:
-    """Whether two actions are the same: equal text, or calls that are written differently.
+    """Whether two actions are equal, as texts up to white space around them or as tool calls.
 
-    A model writes the arguments of a call in the order that its chat template has taught it.
+    Equal calls may differ as texts: a model writes the arguments in the order, and with the
+    spacing, that its chat template has taught it.
     """
     if action.strip() == other.strip():
         return True
@@ -56,7 +57,7 @@ def same_action(action: str, other: str) -> bool:
 
 
 def read_call(text: str) -> Call | None:
-    """The call that a text is, however its JSON is spaced; None for any other text."""
+    """The call of a text, however its JSON is formatted; None for any other text."""
     if not text.lstrip().startswith("{"):
         return None
     try:
@@ -67,45 +68,49 @@ def read_call(text: str) -> Call | None:
         return None
 
 
-def split_react(text: str) -> Said:
-    r"""The thought and the action of `Thought: ...\nAction: ...` or `<think>...</think> ...`.
+def split_react(text: str) -> ThoughtAndAction:
+    r"""Splits `Thought: ...\nAction: ...` or `<think>...</think> ...` into thought and action.
 
-    A text with neither is all action. A label stands at the start of a line; it may be written in
-    any case, indented, emphasised (`**Action:**`) or numbered (`Action 1:`), or be a tag around the
-    whole action (`<action>...</action>`). What could as well be
-    a line of the action itself, such as `action: push` in YAML, is a label only behind a labelled
-    thought. The action is empty if the text is nothing but a thought in tags.
+    A text with neither is all action. A label begins a line; it may be in any case, indented,
+    emphasised (`**Action:**`) or numbered (`Action 1:`). Tags around the whole action
+    (`<action>...</action>`) count as a label too. A line that might belong to the action itself,
+    such as `action: push` in YAML, is a label only after a labelled thought. The action is empty if
+    the text is only a thought in tags.
     """
     thinking, rest = split_thinking(text)
-    said = _tagged_action(rest) or _split_labels(rest)
+    turn = _tagged_action(rest) or _split_labels(rest)
     if thinking is None:
-        return said or Said("", text)
-    said = said or Said("", rest.strip())
-    return Said("\n\n".join(filter(None, [thinking, said.thought])), said.action)
+        return turn or ThoughtAndAction("", text)
+    turn = turn or ThoughtAndAction("", rest.strip())
+    return ThoughtAndAction("\n\n".join(filter(None, [thinking, turn.thought])), turn.action)
 
 
-def _tagged_action(text: str) -> Said | None:
+def _tagged_action(text: str) -> ThoughtAndAction | None:
     """The action of `<action>...</action>`, if that is the whole text."""
     opening, closing = "<action>", "</action>"
     text = text.strip()
     inside = text[len(opening) : -len(closing)].strip()
     is_tagged = text[: len(opening)].lower() == opening and text[-len(closing) :].lower() == closing
-    return Said("", inside) if is_tagged and inside and closing not in inside.lower() else None
+    return (
+        ThoughtAndAction("", inside)
+        if is_tagged and inside and closing not in inside.lower()
+        else None
+    )
 
 
 def split_thinking(text: str) -> tuple[str | None, str]:
-    """The thoughts in `<think>` tags at the start of a text, None without tags, and the rest."""
+    """The thoughts in `<think>` tags at the start of a text (None without tags), and the rest."""
     thoughts: list[str] = []
     end = 0
     while opened := _OPENED.match(text, end):
         closing = rf"</{opened['word']}>" if opened["word"] else r"\[/THINK\]"
         closed = re.compile(closing, re.IGNORECASE).search(text, opened.end())
-        # A thought that is never closed ends where the action is labelled, or not at all.
+        # A thought that is never closed ends at the label of the action, or with the text.
         label = None if closed else _action_label(text, opened.end(), after_thought=True)
         border = closed or label
         thoughts.append(text[opened.end() : border.start() if border else len(text)].strip())
         end = closed.end() if closed else label.start() if label else len(text)
-    # Many chat templates open the tag themselves; what was recorded then only closes it.
+    # Many chat templates write the opening tag, so that a recorded reply has the closing one only.
     closed = None if thoughts or _OPENED_LATER.search(text) else _CLOSED_ALONE.search(text)
     if closed and text[closed.end() :].strip():
         thoughts, end = [text[: closed.start()].strip()], closed.end()
@@ -113,13 +118,13 @@ def split_thinking(text: str) -> tuple[str | None, str]:
 
 
 def without_label(thought: str) -> str:
-    """A thought without the label before it."""
+    """A thought without its label, if it has one."""
     thought = thought.strip()
     label = _THOUGHT.match(thought)
     return _content(thought, label, len(thought)) if label else thought
 
 
-def _split_labels(text: str) -> Said | None:
+def _split_labels(text: str) -> ThoughtAndAction | None:
     """The labelled thought and action of a text; None if no action is labelled."""
     # The indentation of the first line stays: with it, `Action:` may be a line of YAML.
     text = text[text.rfind("\n", 0, len(text) - len(text.lstrip())) + 1 :].rstrip()
@@ -127,22 +132,22 @@ def _split_labels(text: str) -> Said | None:
     label = _action_label(text, first.end() if first else 0, after_thought=first is not None)
     if label is None:
         return None
-    return Said(without_label(text[: label.start()]), _content(text, label, len(text)))
+    return ThoughtAndAction(without_label(text[: label.start()]), _content(text, label, len(text)))
 
 
 def _action_label(text: str, start: int, *, after_thought: bool) -> re.Match[str] | None:
-    """The label of the action; None if there is none, or nothing behind it."""
+    """The label of the action; None if there is none, or nothing after it."""
     labels = [
         label
         for label in _ACTION.finditer(text, start)
         if (after_thought or _is_plain(text, label))
-        # Emphasis that goes on behind the label has to end with the text.
+        # Emphasis that includes the action must end with the text.
         and (not label["open"] or text.rstrip().endswith(label["mark"]))
     ]
     if not labels:
         return None
-    # The last one counts, since thoughts quote actions; but a line that an action has in itself
-    # does not outdo the label as it is usually written.
+    # The last label counts, since thoughts quote actions; but a line inside the action must not
+    # win over the label in its usual form.
     best = max(
         labels,
         key=lambda label: (
@@ -156,7 +161,7 @@ def _action_label(text: str, start: int, *, after_thought: bool) -> re.Match[str
 
 
 def _is_plain(text: str, label: re.Match[str]) -> bool:
-    """Whether this is a label even where no thought has one."""
+    """Whether this counts as a label even without a labelled thought before it."""
     if label["word"].lower() != "action":
         return False
     if label.start() == 0 and "\n" not in _content(text, label, len(text)):
@@ -166,13 +171,13 @@ def _is_plain(text: str, label: re.Match[str]) -> bool:
 
 
 def _content(text: str, label: re.Match[str], end: int) -> str:
-    """The text behind a label, without emphasis that began before the label."""
+    """The text after a label, without emphasis that began before the label."""
     content = text[label.end() : end].strip()
     return content.removesuffix(label["mark"]).strip() if label["open"] else content
 
 
 def _label(words: str) -> str:
-    """The pattern of a label; each repetition is bounded, so that matching takes linear time."""
+    """The pattern of a label; all repetitions are bounded, so that matching takes linear time."""
     return (
         r"(?P<indent>[^\S\n]*)(?:\#{1,6}[^\S\n]{0,2})?"
         rf"(?P<mark>[*_]{{1,3}}|)(?P<word>(?i:{words}))"

@@ -1,4 +1,4 @@
-"""Bounds of settings: which numbers an option may have."""
+"""Bounds of numeric settings, and the check of a config against them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,52 +6,52 @@ from typing import Protocol
 
 MAX_SEED = 2**32 - 1
 MAX_SECONDS = 1e6
-"""Longest wait, in seconds; operating systems count waits in milliseconds, in 32 bits."""
+"""Longest time limit in seconds; operating systems count milliseconds in 32 bits."""
 
 
 class OutOfBounds(RuntimeError):
-    """A setting has a value that cannot be; the message is one line.
+    """A setting is out of its bounds; the message is one line.
 
-    No ValueError: those the reader of the command line would print in a box of several lines.
+    Not a ValueError, which the command-line parser would print in a box of several lines.
     """
 
 
 class Limit(Protocol):
-    """What a number has to be."""
+    """A condition on a number."""
 
     def __contains__(self, number: float) -> bool:
-        """Whether it is; NaN is nothing."""
+        """Whether the number meets it; NaN never does."""
         ...
 
 
 @dataclass(frozen=True)
 class AtLeast:
-    """Not below `lowest`, and finite."""
+    """At least `lowest`, and finite."""
 
     lowest: float
 
     def __contains__(self, number: float) -> bool:
-        """Whether the number is within."""
+        """Whether the number is within the bounds."""
         return self.lowest <= number < float("inf")
 
     def __str__(self) -> str:
-        """In words."""
+        """The bounds in words."""
         return f"at least {self.lowest:g}"
 
 
 @dataclass(frozen=True)
 class Above:
-    """Above `lowest`, and finite; not above `highest` either, if that is given."""
+    """Above `lowest`, at most `highest` if that is given, and finite."""
 
     lowest: float
     highest: float = float("inf")
 
     def __contains__(self, number: float) -> bool:
-        """Whether the number is within."""
+        """Whether the number is within the bounds."""
         return self.lowest < number <= self.highest and number != float("inf")
 
     def __str__(self) -> str:
-        """In words."""
+        """The bounds in words."""
         at_most = "" if self.highest == float("inf") else f" and at most {self.highest:,.0f}"
         return f"above {self.lowest:g}{at_most}"
 
@@ -64,11 +64,11 @@ class Between:
     highest: float
 
     def __contains__(self, number: float) -> bool:
-        """Whether the number is within."""
+        """Whether the number is within the bounds."""
         return self.lowest <= number <= self.highest
 
     def __str__(self) -> str:
-        """In words."""
+        """The bounds in words."""
         return f"from {self.lowest:.10g} to {self.highest:.10g}"
 
 
@@ -77,7 +77,7 @@ SECONDS, SEED = Above(0, MAX_SECONDS), Between(0, MAX_SEED)
 
 
 def check_bounds(settings: object, limits: Mapping[str, Limit]) -> None:
-    """Raises `OutOfBounds` that names the first of these fields which is not within its limit."""
+    """Checks fields of a config; raises `OutOfBounds` for the first one outside its limit."""
     for name, limit in limits.items():
         number = getattr(settings, name)
         if number not in limit:

@@ -1,7 +1,7 @@
 """The command line: `stepagent COMMAND ...`; each command is a module of `stepagent.commands`.
 
-What a user can put right (a wrong name, a missing file, a full disk) is one line on standard error
-and exit code 2. Any other error is a bug and keeps its traceback.
+An error that the user can fix (a wrong name, a missing file, a full disk) is reported as one line
+on standard error with exit code 2. Any other error is a bug and keeps its traceback.
 """
 
 import importlib
@@ -16,67 +16,79 @@ from contextlib import AbstractContextManager, suppress
 from typing import NoReturn
 
 from stepagent.processes.signals import (
-    stopping,  # nothing slow: only behind it a signal is one line
+    stopping,  # imports nothing slow: until the handlers are set, a signal prints a traceback
 )
 
 COMMANDS = {
-    "train": ("train", "a whole run from a recipe, from novice to expert"),
-    "report": ("report", "one HTML page from run folders"),
-    "tasks": ("tasks", "which tasks there are, and whether their data is"),
-    "download": ("download", "the data of a task"),
-    "collect": ("collect", "expert trajectories from a task"),
-    "import": ("import_", "trajectories from files in other formats"),
-    "export": ("export", "files in other formats from trajectories"),
-    "check": ("check", "what a model would read and learn of trajectories"),
-    "sft": ("sft", "a novice from demonstrations"),
-    "inspect": ("inspect", "what a policy does in every state of the demonstrations"),
-    "reflect": ("reflect", "rounds of inspection and reflection on files, without an environment"),
-    "evaluate": ("evaluate", "episodes of a policy in a task"),
-    "serve": ("serve", "a task as an OpenEnv server, for other trainers"),
-    "convert": ("convert", "a Hugging Face model folder from a GGUF file"),
-    "export-model": ("export_model", "a policy or a discriminator as a folder for others"),
+    "train": ("train", "train an agent from start to finish, by a recipe"),
+    "report": ("report", "write an HTML report of one or several runs"),
+    "tasks": ("tasks", "list the tasks and whether their data is installed"),
+    "download": ("download", "download the data of a task"),
+    "collect": ("collect", "record demonstrations (expert trajectories) in a task"),
+    "import": ("import_", "convert files in other formats to trajectories"),
+    "export": ("export", "convert trajectories to other formats"),
+    "check": ("check", "show what a model would read and learn from a file"),
+    "sft": ("sft", "fine-tune a first policy, the novice, on demonstrations"),
+    "inspect": ("inspect", "let a policy act in every state of the demonstrations"),
+    "reflect": ("reflect", "improve a policy from demonstrations, without an environment"),
+    "evaluate": ("evaluate", "measure a policy's score and success in a task"),
+    "serve": ("serve", "serve a task over the OpenEnv protocol, for other trainers"),
+    "convert": ("convert", "convert a GGUF file to a Hugging Face model folder"),
+    "export-model": ("export_model", "export a policy or discriminator of a run for other tools"),
 }
-"""Each command's module in `stepagent.commands`, and what it makes."""
+"""Each command: its module in `stepagent.commands`, and what it does."""
 
 NO_MEMORY = "can't allocate memory"
-"""What torch says on a CPU."""
+"""Torch's message when a CPU allocation fails."""
 
-GO_ON = {"train": "--resume", "reflect": "--resume", "collect": "", "evaluate": "", "download": ""}
-"""Commands that go on where they were stopped, and what the same command needs for that."""
+RESUMABLE = {
+    "train": "--resume",
+    "reflect": "--resume",
+    "collect": "",
+    "evaluate": "",
+    "download": "",
+}
+"""Commands that can be resumed after a stop, and the option that this takes, if any."""
 
 HELP = f"""usage: stepagent COMMAND ...
 
-Trains a language-model agent from novice to expert, one step at a time.
+Trains language-model agents from novice to expert by learning from each step of an expert.
 
 {chr(10).join(f"  {name:<14}{what}" for name, (_, what) in COMMANDS.items())}
 
 First run:  stepagent train scienceworld-demo --out runs/demo
 Options:    stepagent COMMAND --help
 
-Exit codes: 0 done; 2 something to put right, named in one line; 130 stopped by Ctrl-C. SIGTERM and
-SIGHUP end with 75, and name the command that goes on, in
-{", ".join(GO_ON)}; with 143 and 129 elsewhere."""
+Terms: the novice is the policy after supervised fine-tuning on demonstrations. In each round,
+inspection lets the policy act in every state of the demonstrations, and reflection learns from how
+its actions differ from the expert's: implicit reflection by step-wise DPO, inverse reflection by a
+learned step reward and PPO.
+
+Exit codes: 0 success; 2 an error that one line on standard error explains; 130 stopped by Ctrl-C.
+After SIGTERM or SIGHUP: 75 if the same command can be resumed, as it then says
+({", ".join(RESUMABLE)}), else 143 or 129."""
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Runs one command; ends the process with the exit codes of `HELP` unless it is done."""
+    """Runs one command; unless it succeeds, exits with one of the codes listed in `HELP`."""
     is_process = args is None
     args = sys.argv[1:] if args is None else list(args)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by whoever started the process
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 -- until the end
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # terminals need not know every letter
+        # The terminal's encoding may lack a character.
+        sys.stdout.reconfigure(errors="backslashreplace")
     is_told = False
 
     def last_words(number: int) -> int:
         nonlocal is_told
         if not is_told:
             is_told = True
-            _say(f"stopped{_reason(number)}{_how_to_go_on(args)}")
+            _say(f"stopped{_reason(number)}{_how_to_resume(args)}")
         if number == signal.SIGINT:
             return 130
-        return os.EX_TEMPFAIL if args and args[0] in GO_ON else 128 + number
+        return os.EX_TEMPFAIL if args and args[0] in RESUMABLE else 128 + number
 
     try:
         _run(args, stopping(last_words, at_end=is_process))
@@ -85,13 +97,13 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _run(args: Sequence[str], guard: AbstractContextManager[None]) -> None:
-    """Runs the command within the guard; an error of the user's becomes one line."""
+    """Runs the command within the guard; an error that the user can fix becomes one line."""
     try:
         with guard:
             _call(args)
             sys.stdout.flush()
     except BrokenPipeError:
-        # The reader, such as `head`, has seen enough; nothing may be written at exit either.
+        # The reader, such as `head`, has closed the pipe; nothing may be written at exit either.
         _close_output()
         raise SystemExit(141) from None
     except OSError as error:
@@ -100,9 +112,9 @@ def _run(args: Sequence[str], guard: AbstractContextManager[None]) -> None:
     except MemoryError:
         _fail("out of memory")
     except RecursionError:
-        _fail("a value is nested too deeply; expected at most some hundred levels")
+        _fail("a value is nested too deeply; expected at most a few hundred levels")
     except (ValueError, RuntimeError) as error:
-        # The project's own errors are written for users.
+        # Messages of the project's own errors are written for users.
         is_own = type(error).__module__.startswith("stepagent.")
         if not is_own and "out of memory" not in str(error) and NO_MEMORY not in str(error):
             raise
@@ -119,7 +131,7 @@ def _call(args: Sequence[str]) -> None:
 
         _fail(unknown("command", command, COMMANDS))
     _quiet()
-    # Loaded only when needed: most commands bring torch in, which takes seconds.
+    # Imported only when needed: most commands import torch, which takes seconds.
     importlib.import_module(f"stepagent.commands.{COMMANDS[command][0]}").main(args[1:])
 
 
@@ -127,12 +139,12 @@ def _reason(number: int) -> str:
     return "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
 
 
-def _how_to_go_on(args: Sequence[str]) -> str:
-    if not args or args[0] not in GO_ON:
+def _how_to_resume(args: Sequence[str]) -> str:
+    if not args or args[0] not in RESUMABLE:
         return ""
-    option = GO_ON[args[0]]
+    option = RESUMABLE[args[0]]
     again = [*args, option] if option and option not in args else args
-    return f"; to go on: stepagent {shlex.join(again)}"
+    return f"; to resume: stepagent {shlex.join(again)}"
 
 
 def _fail(message: str) -> NoReturn:
@@ -145,21 +157,21 @@ def _fail(message: str) -> NoReturn:
 
 
 def _say(message: str) -> None:
-    """One line on standard error that cannot steer the terminal."""
+    """Prints one line on standard error, with escape sequences made harmless."""
     from stepagent.console.printable import printable
 
-    with suppress(OSError, ValueError):  # it may be closed, or on a full disk as well
+    with suppress(OSError, ValueError):  # standard error may be closed, or on a full disk
         line = printable(" ".join(message.split()), limit=len(message))
         print(f"stepagent: {line}", file=sys.stderr, flush=True)
 
 
 def _close_output() -> None:
-    """Lets go of what cannot be written any more, or it would be tried again at exit."""
+    """Discards buffered output that can no longer be written; Python would retry it at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _quiet() -> None:
-    """Set before any Hugging Face library is imported, since they read it only once."""
+    """Silences libraries; called before Hugging Face ones are imported: they read this once."""
     os.environ |= {
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",

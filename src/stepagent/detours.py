@@ -27,7 +27,7 @@ from stepagent.model.generation import Decoding
 from stepagent.model.policy import Policy
 from stepagent.rendering.renderer import RenderedTrajectory
 from stepagent.tasks.base import Task, TextEnv
-from stepagent.tasks.tries import Lost, all_lost, retried
+from stepagent.tasks.tries import Lost, all_lost, raise_if_failed, retried
 from stepagent.types import AgentAction, Step
 
 logger = logging.getLogger(__name__)
@@ -147,6 +147,7 @@ def _walk_all(
         with ThreadPoolExecutor(len(envs)) as threads:
             walks = threads.map(walk, demonstrations, mistakes)
             outcomes = list(track(walks, "Detours", total=len(demonstrations)))
+        raise_if_failed(outcomes)
         found, lost = list[RenderedTrajectory](), list[Lost]()
         for demonstration, own, outcome in zip(demonstrations, mistakes, outcomes, strict=True):
             if isinstance(outcome, Lost):

@@ -1,11 +1,12 @@
-"""Confidence intervals of evaluation scores and paired comparisons of two methods.
+"""Confidence intervals of evaluation scores, and paired comparisons of two methods.
 
-Means of scores get Student's t, not a bootstrap: on ScienceWorld-like scores (a lump at 100, a tail
-at 0) with 5 to 10 items it covers 92-93 % where the percentile bootstrap covers 88 %, and it needs
-no random numbers. Success rates get Wilson's interval, which also holds at 0 of n and n of n.
+Mean scores get Student's t interval rather than a bootstrap: on ScienceWorld-like scores (a peak at
+100, a tail at 0) with 5 to 10 items it covers 92-93 % where the percentile bootstrap covers 88 %,
+and it needs no random numbers. Success rates get Wilson's interval, which is also valid at 0 of n
+and n of n.
 
-The interval speaks of new items from the same panel under this one trained policy. It says nothing
-about other training seeds: those need other runs.
+An interval covers the choice of items from the same panel, for this one trained policy. It does not
+cover the training seed: that needs several runs.
 """
 
 from collections.abc import Sequence
@@ -20,19 +21,19 @@ SCORE_RANGE = (0.0, 100.0)
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its 95 % confidence interval; what `n` items cannot tell is None."""
+    """A mean with its 95 % confidence interval."""
 
     mean: float | None
-    """None if there were no items."""
+    """None without items."""
     low: float | None
-    """None if there were too few items for an interval: none at all, or one score."""
+    """None without items, and for the mean of a single score."""
     high: float | None
     n: int
 
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """Mean of `a - b` over items that both methods solved, with its 95 % confidence interval."""
+    """Mean of `a - b` over items that both methods played, with its 95 % confidence interval."""
 
     mean: float | None
     low: float | None
@@ -43,9 +44,10 @@ class PairedDifference:
 
 
 def mean_interval(values: Sequence[float]) -> Interval:
-    """Mean score (0 to 100) with Student's t interval, cut to the scale that scores live on.
+    """Mean of scores (0 to 100) with Student's t interval, clipped to the scale of scores.
 
-    Equal scores give an interval of width zero: the t interval knows the spread it saw only.
+    Equal scores give an interval of width zero, since the t interval knows only the observed
+    spread. Raises ValueError for a score outside the scale.
     """
     scores = _finite(values)
     lowest, highest = SCORE_RANGE
@@ -62,7 +64,10 @@ def mean_interval(values: Sequence[float]) -> Interval:
 
 
 def proportion_interval(successes: int, n: int) -> Interval:
-    """Success rate (0 to 1) with Wilson's score interval."""
+    """Success rate (0 to 1) with Wilson's score interval (Wilson 1927).
+
+    Raises ValueError unless 0 <= successes <= n.
+    """
     if not 0 <= successes <= n:
         raise ValueError(f"expected 0 <= successes <= n, got {successes} of {n}")
     if n == 0:
@@ -75,8 +80,9 @@ def paired_difference(a: Sequence[float], b: Sequence[float]) -> PairedDifferenc
     """Mean of `a - b` with Student's t interval of the differences and a permutation p-value.
 
     `a[i]` and `b[i]` are the scores of two methods on the same item. The permutation test is exact
-    up to 13 pairs and draws 9,999 sign flips with a fixed seed above, so equal input gives equal
-    output. Interval and p-value come from different arguments and may disagree near p = 0.05.
+    for up to 13 pairs; for more it draws 9,999 sign flips with a fixed seed, so that equal input
+    gives equal output. Interval and p-value come from different tests and may disagree near
+    p = 0.05. Raises ValueError for unequal lengths and for scores that are not finite.
     """
     first, second = _finite(a), _finite(b)
     if first.size != second.size:

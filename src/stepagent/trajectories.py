@@ -1,8 +1,8 @@
-"""Reads, checks, splits and writes demonstrations: one JSON object per line, UTF-8.
+"""Reads, validates and writes files of trajectories: one JSON object per line, UTF-8.
 
-The files come from outside, so every fault becomes one printable line that says which file, which
-line, what is wrong and what was expected. Blank lines, CRLF line ends and a byte-order mark at the
-start are harmless. A name that ends in `.gz` is read and written compressed.
+The files come from outside, so every error is one printable line that names the file and line, what
+is wrong and what was expected. Blank lines, CRLF line ends and a byte-order mark at the start are
+accepted. A file whose name ends in `.gz` is compressed.
 """
 
 import gzip
@@ -22,7 +22,7 @@ from pydantic_core import ErrorDetails
 from stepagent.console.printable import printable, shown
 from stepagent.files.atomic import atomic_write
 from stepagent.files.lines import Unreadable, read_lines
-from stepagent.types import Fragment, Record, Trajectory
+from stepagent.types import Record, Trajectory
 
 R = TypeVar("R", bound=Record)
 
@@ -41,16 +41,16 @@ _EXPECTED = {
     "less_than_equal": "a number of at most {le:g}",
     "greater_than_equal": "a number of at least {ge:g}",
 }
-"""What a field should have been, by pydantic's name of the error; in braces, the limit it broke."""
+"""What was expected, by pydantic's type of error; the braces are filled with the violated limit."""
 
 
 class TrajectoryError(ValueError):
-    """A file of records cannot be used; the message is one line, `FILE:LINE: what is wrong`."""
+    """A file of records cannot be used; the message is one line, `FILE:LINE: REASON`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rejected:
-    """A line that was left out, counted from 1, and why."""
+    """A line that was skipped, counted from 1, and why."""
 
     line_number: int
     reason: str
@@ -58,17 +58,17 @@ class Rejected:
 
 @dataclass(frozen=True, kw_only=True)
 class ReadResult:
-    """The usable trajectories of a file in its order, and the lines that were left out."""
+    """The valid trajectories of a file, in its order, and the lines that were skipped."""
 
     trajectories: tuple[Trajectory, ...]
     rejected: tuple[Rejected, ...] = ()
 
 
 def read_trajectories(path: str | Path, *, skip_invalid: bool = False) -> ReadResult:
-    """All trajectories of a file; each has its own id, and there is at least one.
+    """Reads all trajectories of a file; their ids are unique, and there is at least one.
 
-    The first invalid line raises `TrajectoryError`; with `skip_invalid` invalid lines are listed in
-    the result instead, and only a file without any usable line is an error.
+    The first invalid line raises `TrajectoryError`. With `skip_invalid`, invalid lines are listed
+    in the result instead, and only a file without any valid line raises an error.
     """
     trajectories: list[Trajectory] = []
     rejected: list[Rejected] = []
@@ -85,7 +85,7 @@ def read_trajectories(path: str | Path, *, skip_invalid: bool = False) -> ReadRe
         else:
             raise error_at(path, parsed, number)
     if rejected and not trajectories:
-        reason = f"none of its {len(rejected)} lines is usable; {rejected[0].reason}"
+        reason = f"none of its {len(rejected)} lines is valid; {rejected[0].reason}"
         raise error_at(path, reason, rejected[0].line_number)
     if not trajectories:
         raise error_at(path, "empty; expected one Trajectory object per line", 1)
@@ -93,7 +93,7 @@ def read_trajectories(path: str | Path, *, skip_invalid: bool = False) -> ReadRe
 
 
 def read_jsonl(path: str | Path, record_type: type[R]) -> tuple[R, ...]:
-    """All records of a file (an empty one has none); an invalid line raises `TrajectoryError`."""
+    """Reads all records of a file, which may be empty; an invalid line raises `TrajectoryError`."""
     records: list[R] = []
     for number, parsed in _parsed_lines(path, record_type):
         if isinstance(parsed, str):
@@ -103,44 +103,32 @@ def read_jsonl(path: str | Path, record_type: type[R]) -> tuple[R, ...]:
 
 
 def write_jsonl(path: str | Path, records: Iterable[Record], *, replace: bool = True) -> None:
-    """Writes one record per line; whatever happens, the file is the old or the whole new one."""
+    """Writes one record per line, atomically: if writing fails, an old file stays as it was."""
     write_lines(path, (record.model_dump_json() for record in records), replace=replace)
 
 
 def write_lines(path: str | Path, lines: Iterable[str], *, replace: bool = True) -> None:
-    """Writes a file of lines, compressed if its name ends in `.gz`, whole or not at all."""
+    """Writes lines atomically, compressed if the file's name ends in `.gz`."""
     with atomic_write(path, replace=replace) as file:
         if Path(path).suffix == ".gz":
-            # No name and no time inside: equal records make equal files.
+            # No name and no time in the header: equal records make equal files.
             with gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) as compressed:
                 compressed.writelines(line.encode() + b"\n" for line in lines)
         else:
             file.writelines(line.encode() + b"\n" for line in lines)
 
 
-def split(trajectory: Trajectory) -> tuple[Fragment, ...]:
-    """The trajectory cut before each of its actions: one expert state and action per step."""
-    return tuple(
-        Fragment(
-            trajectory_id=trajectory.id,
-            step_index=index,
-            instruction=trajectory.instruction,
-            history=trajectory.steps[:index],
-            observation=step.observation,
-            expert_action=step.action,
-        )
-        for index, step in enumerate(trajectory.steps)
-    )
-
-
 def _parsed_lines(path: str | Path, record_type: type[R]) -> Iterator[tuple[int, R | str]]:
-    """The number of each line that is not blank, with its record or the reason why it is none."""
+    """Yields the number of each non-blank line with its record, or why it is invalid."""
     for number, line in lines_of(path):
         yield number, line if isinstance(line, str) else parse(line, record_type)
 
 
 def lines_of(path: str | Path) -> Iterator[tuple[int, bytes | str]]:
-    """Each line that is not blank, with its number; where data is damaged, the reason instead."""
+    """Yields each non-blank line with its number; a text in place of a line says what is damaged.
+
+    Raises `TrajectoryError` if the file cannot be read.
+    """
     try:
         yield from read_lines(path)
     except Unreadable as error:
@@ -148,7 +136,7 @@ def lines_of(path: str | Path) -> Iterator[tuple[int, bytes | str]]:
 
 
 def parse(line: bytes, record_type: type[R]) -> R | str:
-    """The record of one line, or the reason why it is none."""
+    """The record of one line, or a text that says why the line is invalid."""
     try:
         text = line.decode().rstrip("\r\n")
     except UnicodeDecodeError as error:
@@ -164,16 +152,16 @@ def parse(line: bytes, record_type: type[R]) -> R | str:
 
 
 def check_strict(text: str) -> None:
-    """Raises `NotStrictJson` where pydantic is content with the last of equal keys or with NaN."""
+    """Raises `NotStrictJson` for repeated keys and non-finite numbers, which pydantic accepts."""
     json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_finite, parse_float=_finite)
 
 
 def problem_of(error: ValidationError, record_type: type[Record], *, complete: bool = True) -> str:
-    """What is wrong with a record, on one printable line; more than one problem is counted."""
+    """What is wrong with a record, as one printable line: the first problem, and how many more."""
     problems = [
         problem
         for problem in error.errors(include_url=False)
-        # Pydantic counts valid entries only, so one bad entry alone would also be "too short".
+        # Pydantic counts valid entries only, so a single bad entry is also reported as too short.
         if not (problem["type"] == "too_short" and problem["input"])
     ]
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
@@ -181,31 +169,31 @@ def problem_of(error: ValidationError, record_type: type[Record], *, complete: b
 
 
 class NotStrictJson(Exception):
-    """Valid for pydantic, but ambiguous or outside the JSON standard."""
+    """JSON that pydantic accepts, but that is ambiguous or outside the standard."""
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     for key, value in pairs:
-        if key in found:
+        if key in fields:
             raise NotStrictJson(f"field {shown(key)} appears twice; expected each field once")
-        found[key] = value
-    return found
+        fields[key] = value
+    return fields
 
 
 def _finite(number: str) -> float:
     if not math.isfinite(float(number)):
-        raise NotStrictJson(f"{printable(number)} stands in it; expected finite numbers")
+        raise NotStrictJson(f"contains {printable(number)}; expected finite numbers")
     return float(number)
 
 
 def _problem(problem: ErrorDetails, record_type: type[Record], *, complete: bool) -> str:
-    """One of pydantic's errors in plain words, on one printable line."""
+    """One of pydantic's errors in plain words, as one printable line."""
     kind, location, value = problem["type"], problem["loc"], problem["input"]
     if kind == "json_invalid":
         fault = re.sub(r" at line \d+ column", " at column", problem["ctx"]["error"])
         if fault.startswith("EOF") and not complete:
-            fault = "the last line of the file is cut off"
+            fault = "the last line of the file is truncated"
         return f"not JSON ({fault}); expected one {record_type.__name__} object per line"
     field = "".join(
         f"[{part}]" if isinstance(part, int) else f".{printable(part)}" for part in location
@@ -230,7 +218,7 @@ def _problem(problem: ErrorDetails, record_type: type[Record], *, complete: bool
 
 
 def _record_type_at(record_type: type[Record], location: tuple[int | str, ...]) -> type[Record]:
-    """The type of the record that stands at a location within a record of the given type."""
+    """The type of the record at a location within a record of the given type."""
     found: Any = record_type
     for part in location:
         if isinstance(found, type) and issubclass(found, Record):
@@ -243,6 +231,6 @@ def _record_type_at(record_type: type[Record], location: tuple[int | str, ...]) 
 
 
 def error_at(path: str | Path, reason: str, line_number: int | None = None) -> TrajectoryError:
-    """The error that names the file, and the line if there is one."""
+    """The error that names the file, and the line if one is given."""
     line = "" if line_number is None else f"{line_number}:"
     return TrajectoryError(f"{printable(os.fspath(path), limit=4096)}:{line} {reason}")

@@ -11,8 +11,8 @@ from stepagent.model.weights import (
     UNREADABLE,
     WeightsError,
     check_finite,
+    load_into,
     place,
-    put,
     reason,
     refuse_pointers,
 )
@@ -48,4 +48,4 @@ class ValueHead(nn.Linear):
         except UNREADABLE as error:
             raise WeightsError(f"{place(file)}: cannot be read: {reason(error)}") from None
         check_finite(file, weights)
-        put(file, self, weights)
+        load_into(file, self, weights)

@@ -1,9 +1,9 @@
-"""Chat models behind an OpenAI-compatible server: one reply at a time, its tokens counted.
+"""Client of chat models on an OpenAI-compatible server: one reply at a time, its tokens counted.
 
-Rate limits, server errors, lost connections and replies that break off are tried again with
-growing, jittered pauses. What then still fails is one line for the user. What a server does not
-know, such as a system role, is left out from then on. The key comes from the environment variable
-`OPENAI_API_KEY`; it is sent to the server and goes nowhere else.
+Rate limits, server errors, lost connections and broken replies are retried with exponential,
+jittered backoff; an error that remains is one line for the user. Options that a server rejects,
+such as a system role, are left out from then on. The key is read from the environment variable
+`OPENAI_API_KEY` and sent to the server only.
 """
 
 import json
@@ -20,11 +20,11 @@ from urllib.parse import quote, quote_plus, urlsplit
 
 import httpx2
 
-from stepagent.chat.faults import Fault, Option
 from stepagent.chat.http import Unreachable, Unusable, post
 from stepagent.chat.replies import Reply as Reply
 from stepagent.chat.replies import Unreadable, read_error, read_reply
 from stepagent.chat.replies import Usage as Usage
+from stepagent.chat.server_errors import Fault, Option
 
 logger = logging.getLogger(__name__)
 
@@ -33,10 +33,10 @@ DEFAULT_URL = "https://api.openai.com/v1"
 KEY_VARIABLE = "OPENAI_API_KEY"
 
 MIN_SECRET = 12
-"""Characters of a key that are hidden wherever they are found; fewer may be found by chance."""
+"""Shortest part of a key that is hidden in texts; a shorter one may occur by chance."""
 
 MAX_QUOTED, MAX_SHOWN = 4000, 300
-"""Characters of a server's text that are searched for the key, and that are shown."""
+"""Characters of a server's text that are searched for the key, and that a message shows."""
 
 LimitName = Literal["max_completion_tokens", "max_tokens"]
 
@@ -46,15 +46,15 @@ OTHER_NAME: dict[LimitName, LimitName] = {
 }
 
 INSTEAD: dict[Option, str] = {
-    "system": "knows no system role; the rules stand in front of the first user message",
-    "temperature": "takes no temperature; its server chooses one",
-    "max_completion_tokens": "does not know max_completion_tokens; asked with max_tokens",
-    "max_tokens": "does not know max_tokens; asked with max_completion_tokens",
+    "system": "rejects the system role; the rules now precede the first user message",
+    "temperature": "rejects temperature; the server chooses one",
+    "max_completion_tokens": "rejects max_completion_tokens; max_tokens is sent instead",
+    "max_tokens": "rejects max_tokens; max_completion_tokens is sent instead",
 }
-"""What is done about an option that a server refuses."""
+"""How the client adapts to a server that rejects an option, for a warning."""
 
 Failure = Fault | TimeoutError | Unreachable | Unusable | Unreadable
-"""What can come in the place of a reply."""
+"""Everything that can come instead of a reply."""
 
 
 class ChatError(RuntimeError):
@@ -62,33 +62,31 @@ class ChatError(RuntimeError):
 
 
 class TooLong(ChatError):
-    """The messages do not fit into the model's context."""
+    """The messages exceed the model's context."""
 
 
 class Filtered(ChatError):
-    """A filter of the server's refuses these messages, or every reply to them."""
+    """A content filter of the server rejects these messages, or every reply to them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChatConfig:
-    """How a chat model is asked."""
+    """Server and requests of a chat model."""
 
     base_url: str | None = None
-    """Address of the API, usually ending in /v1; by default OPENAI_BASE_URL, then OpenAI itself."""
+    """Chat models: address of the API, often ending in /v1; default OPENAI_BASE_URL, or OpenAI."""
     temperature: float | None = 0.0
-    """Softmax temperature; None leaves it to the server, as reasoning models want it."""
+    """Chat models: softmax temperature; None (for reasoning models) leaves it to the server."""
     max_tokens: int = 512
-    """Longest reply, in tokens."""
+    """Chat models: longest reply, in tokens."""
     max_tokens_field: LimitName = "max_completion_tokens"
-    """How the server calls that limit. One that refuses a name is asked with the other; one that
-    ignores it writes without a limit."""
+    """Chat models: the server's name of that limit; if it rejects one name, the other is used."""
     system_role: bool = True
-    """Whether the rules are a system message; else they stand in front of the first user message,
-    as they do for a server that says it knows no system role."""
+    """Chat models: rules are a system message; if not, they start the first user message."""
     timeout_seconds: float = 120.0
-    """How long one try may take, from the look-up of the server to its last byte."""
+    """Chat models: seconds that one request may take in all."""
     max_retries: int = 5
-    """Tries after the first, at rate limits, server errors, lost connections and broken replies."""
+    """Chat models: retries after rate limits, server errors, lost connections or broken replies."""
 
 
 @dataclass(frozen=True)
@@ -100,10 +98,10 @@ class Message:
 
 
 class ChatClient:
-    """A model on a server; any thread may ask it."""
+    """A model on a server; safe to use from several threads."""
 
     def __init__(self, model: str, config: ChatConfig) -> None:
-        """Raises `ChatError` if the address is none or the key is missing; asks nothing yet."""
+        """Raises `ChatError` if the address is invalid or the key missing; sends no request yet."""
         self.model = model
         self.config = config
         url = config.base_url or os.environ.get("OPENAI_BASE_URL") or DEFAULT_URL
@@ -113,20 +111,22 @@ class ChatClient:
         self.refused: frozenset[Option] = (
             frozenset() if config.system_role else frozenset({"system"})
         )
-        """What the server does not take; it is asked without."""
+        """Options that the server rejects and that are left out of requests."""
         self._has_called = False
         self._lock = Lock()
         self._key = os.environ.get(KEY_VARIABLE, "").strip()
         if not self._key and url == DEFAULT_URL:
-            raise ChatError(f"{self.url}: wants a key; set the environment variable {KEY_VARIABLE}")
+            raise ChatError(
+                f"{self.url}: requires a key; set the environment variable {KEY_VARIABLE}"
+            )
         if not (self._key.isascii() and self._key.isprintable()):
-            raise ChatError(f"{KEY_VARIABLE}: not a key; it has characters that no key has")
+            raise ChatError(f"{KEY_VARIABLE}: not a key; expected printable ASCII characters only")
         self._headers = {"Content-Type": "application/json"}
-        # Local servers want none, but some refuse a request without one.
+        # Local servers need no key, but some reject a request without one.
         self._headers["Authorization"] = f"Bearer {self._key or 'none'}"
 
     def reply(self, messages: Sequence[Message]) -> Reply:
-        """The model's reply; raises `ChatError`, `TooLong` or `Filtered`."""
+        """The model's reply; raises `ChatError`, or its kinds `TooLong` and `Filtered`."""
         tries = 1
         while True:
             refused = self.refused
@@ -143,7 +143,7 @@ class ChatClient:
     def _ask(
         self, messages: Sequence[Message], refused: frozenset[Option]
     ) -> tuple[Reply | Failure, float | None]:
-        """One try: the reply or what came in its place, and for how long the server wants peace."""
+        """One try: the reply or failure, and the seconds the server asks to wait, if it does."""
         if "system" in refused:
             messages = without_system(messages)
         request = {
@@ -163,14 +163,14 @@ class ChatClient:
             return failure, None
 
     def _limit(self, refused: frozenset[Option]) -> LimitName:
-        """What the server calls the longest reply."""
+        """The server's name for the limit of a reply's length."""
         name = self.config.max_tokens_field
         return OTHER_NAME[name] if name in refused else name
 
     def _leaves_out(
         self, fault: Fault, messages: Sequence[Message], refused: frozenset[Option]
     ) -> bool:
-        """Whether the server refuses a part of the request that it is now asked without."""
+        """Whether the server rejected an option; if so, later requests leave it out."""
         sent: list[Option] = ["temperature"] if self.config.temperature is not None else []
         sent += [self._limit(refused)] if self.config.max_tokens_field not in refused else []
         sent += ["system"] if any(message.role == "system" for message in messages) else []
@@ -185,17 +185,19 @@ class ChatClient:
         return False
 
     def _kept(self, reply: Reply) -> Reply:
-        """The reply as it may be written to files."""
+        """The reply with the key hidden, so that it may be written to files."""
         if reply.only_calls and not self._has_called:
             self._has_called = True
-            logger.warning("%s: calls tools, of which it has none; that is no action", self.model)
+            logger.warning(
+                "%s: calls tools, but was offered none; such a reply is an empty action", self.model
+            )
         if len(self._key) < MIN_SECRET:
             return reply
         text, thought = (t.replace(self._key, "***") for t in (reply.text, reply.thought))
         return replace(reply, text=text, thought=thought)
 
     def _explained(self, failure: Failure, tries: int) -> ChatError:
-        """The failure as one line that says what to do."""
+        """The failure as one line that says what went wrong and what to do."""
         match failure:
             case TimeoutError():
                 limit = self.config.timeout_seconds
@@ -203,7 +205,7 @@ class ChatClient:
             case Unreachable():
                 return ChatError(
                     f"{self.url}: cannot be reached ({self._quoted(str(failure))}), tried {tries} "
-                    "times; is the server running?"
+                    "times; check that the server is running"
                 )
             case Unusable():
                 return ChatError(f"{self.url}: no usable answer: {self._quoted(str(failure))}")
@@ -217,10 +219,10 @@ class ChatClient:
         if failure.is_too_long:
             return TooLong(f"{self.url}: too long for model {self.model!r}; it says: {said}")
         if failure.is_filtered:
-            return Filtered(f"{self.url}: a filter refuses the messages; it says: {said}")
+            return Filtered(f"{self.url}: a content filter rejects the messages; it says: {said}")
         if failure.status in (401, 403):
             return ChatError(
-                f"{self.url}: refuses the key, check the environment variable {KEY_VARIABLE}; "
+                f"{self.url}: rejects the key; check the environment variable {KEY_VARIABLE}; "
                 f"it says: {said}"
             )
         if failure.status == 404:
@@ -233,19 +235,19 @@ class ChatClient:
         return ChatError(f"{self.url}: {error} for model {self.model!r}; it says: {said}")
 
     def _quoted(self, text: str) -> str:
-        """The start of a text from outside, escaped and without the key, which it may repeat."""
+        """The start of a server's text, escaped, with any copy of the key hidden."""
         text = text[:MAX_QUOTED]
         if key := self._key:
             forms = {key, quote(key, safe=""), quote_plus(key), json.dumps(key)[1:-1]}
             for form in sorted(forms, key=len, reverse=True):
                 text = re.sub(re.escape(form), "***", text, flags=re.IGNORECASE)
-            for length in range(len(key) - 1, MIN_SECRET - 1, -1):  # it may be cut off
+            for length in range(len(key) - 1, MIN_SECRET - 1, -1):  # the copy may be cut off
                 text = text.replace(key[:length], "***").replace(key[-length:], "***")
         return repr(text[:MAX_SHOWN])
 
 
 def without_system(messages: Sequence[Message]) -> list[Message]:
-    """The messages with what the system says in front of the first that the user says."""
+    """The messages with the system messages moved to the start of the first user message."""
     said = [message.content for message in messages if message.role == "system"]
     first, *later = [message for message in messages if message.role != "system"]
     return [Message("user", "\n\n".join([*said, first.content])), *later]
@@ -258,12 +260,12 @@ def _is_passing(failure: Failure) -> bool:
 
 
 def _usual_pause(tries: int) -> float:
-    """Doubled each time, with jitter, so that parallel episodes do not all ask again at once."""
+    """Seconds to wait: exponential with jitter, so that parallel episodes do not retry at once."""
     return min(0.5 * 2.0 ** (tries - 1), 8.0) * random.uniform(0.75, 1.0)
 
 
 def _shown_url(url: str) -> str:
-    """The address without the parts that may hold secrets; raises `ChatError` if it is none."""
+    """The address without parts that may hold secrets; raises `ChatError` if it is invalid."""
     try:
         parts = urlsplit(url)
         port = "" if parts.port is None else f":{parts.port}"
@@ -271,8 +273,6 @@ def _shown_url(url: str) -> str:
     except (ValueError, httpx2.InvalidURL):
         parts, port = urlsplit(""), ""
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ChatError(
-            f"{url[:100]!r}: not the address of a server; expected one like {DEFAULT_URL}"
-        )
+        raise ChatError(f"{url[:100]!r}: not a server address; expected one like {DEFAULT_URL}")
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     return f"{parts.scheme}://{host}{port}{parts.path}"

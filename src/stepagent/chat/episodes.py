@@ -29,8 +29,8 @@ from stepagent.chat.client import (
     Usage,
     without_system,
 )
-from stepagent.chat.faults import Option
 from stepagent.chat.prompts import Prompt, PromptFormat, seen_text
+from stepagent.chat.server_errors import Option
 from stepagent.tasks.base import NOTHING, EnvironmentLost, Task, TextEnv
 from stepagent.tasks.tries import Lost, play_all, retried
 from stepagent.types import Step, Trajectory

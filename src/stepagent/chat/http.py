@@ -1,8 +1,7 @@
-"""One request to a server that may answer anything, slowly, without an end, or not at all.
+"""One HTTP request with limits on its total time and on the size of the answer.
 
-Time limits of HTTP clients are for each read, so that one byte a second never exceeds them. Here a
-limit is for the whole request, from the look-up of the name to the last byte, and what is read is
-limited too.
+Timeouts of HTTP clients apply to each read, so a server that sends one byte a second never exceeds
+them. Here the limit is for the whole request, from the DNS lookup to the last byte.
 """
 
 import ssl
@@ -18,26 +17,26 @@ import anyio.from_thread
 import httpx2
 
 MAX_BYTES = 16 * 2**20
-"""Longest answer, as it is sent and as it is unpacked; a chat's reply has some thousand."""
+"""Longest answer, compressed and decompressed; a chat reply has a few thousand bytes."""
 
 MAX_REDIRECTS = 3
 
 MAX_PAUSE = 60.0
-"""Seconds; a server that asks for more is asked again as if it had not."""
+"""Longest pause, in seconds, that a server may ask for; longer ones are ignored."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Whatever the server answered."""
+    """A server's answer."""
 
     status: int
     headers: Mapping[str, str]
-    """Names are found in any case."""
+    """Case-insensitive by name."""
     body: bytes
 
     @property
     def pause(self) -> float | None:
-        """Seconds that the server wants to be left in peace; None without a reasonable wish."""
+        """Seconds to wait before a retry, by the Retry-After header; None if it is not usable."""
         try:
             if "Retry-After-Ms" in self.headers:
                 seconds = float(self.headers["Retry-After-Ms"]) / 1000
@@ -51,19 +50,19 @@ class Answer:
 
 
 class Unreachable(Exception):
-    """No whole answer came; another try may get one."""
+    """No complete answer came; a retry may succeed."""
 
 
 class Unusable(Exception):
-    """An answer came, but nothing that can be read."""
+    """An answer came that cannot be used; a retry would not help."""
 
 
 def post(url: httpx2.URL, headers: Mapping[str, str], body: bytes, seconds: float) -> Answer:
-    """Sends the request; raises `TimeoutError`, `Unreachable` or `Unusable`.
+    """Sends a POST request; raises `TimeoutError`, `Unreachable` or `Unusable`.
 
-    Redirects are followed only within the server, for key and messages are meant for no other.
+    Redirects are followed only within the server, since no other may get the key and messages.
     """
-    # A thread of its own, since the caller's may already run an event loop, as notebooks do.
+    # In a new thread, since the caller's may already run an event loop, as in notebooks.
     with anyio.from_thread.start_blocking_portal() as portal:
         return portal.call(_post, url, headers, body, seconds)
 
@@ -71,8 +70,8 @@ def post(url: httpx2.URL, headers: Mapping[str, str], body: bytes, seconds: floa
 async def _post(url: httpx2.URL, headers: Mapping[str, str], body: bytes, seconds: float) -> Answer:
     try:
         client = httpx2.AsyncClient(timeout=None, verify=_certificates())
-    except (ValueError, ImportError, OSError) as error:  # of proxies and certificates
-        raise Unusable(f"proxy or certificates of the environment: {error}") from None
+    except (ValueError, ImportError, OSError) as error:  # from proxy or certificate settings
+        raise Unusable(f"proxy or certificate settings of the environment: {error}") from None
     headers = {**headers, "Accept-Encoding": "identity"}
     request = client.build_request("POST", url, headers=headers, content=body)
     try:
@@ -96,7 +95,7 @@ async def _post(url: httpx2.URL, headers: Mapping[str, str], body: bytes, second
 
 @cache
 def _certificates() -> ssl.SSLContext:
-    """Read once, since that takes longer than a request."""
+    """The TLS certificates, loaded once since that takes longer than a request."""
     return httpx2.create_ssl_context()
 
 
@@ -104,24 +103,24 @@ def _within(request: httpx2.Request, following: httpx2.Request) -> httpx2.Reques
     before, after = request.url, following.url
     is_same = (before.scheme, before.host, before.port) == (after.scheme, after.host, after.port)
     if not is_same or following.method != request.method:
-        raise Unusable(f"redirects to {after}; if that is right, give that address")
+        raise Unusable(f"redirects to {after}; if that is correct, use that address")
     return following
 
 
 async def _content(response: httpx2.Response) -> bytes:
-    """The body, unpacked."""
+    """The body, decompressed."""
     encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
     if encoding not in ("", "identity", "gzip", "x-gzip", "deflate"):
-        raise Unusable(f"packed as {encoding}, which was not asked for")
+        raise Unusable(f"compressed as {encoding}, which was not requested")
     unpack = None if encoding in ("", "identity") else zlib.decompressobj(32 + zlib.MAX_WBITS)
     content = bytearray()
     async for part in response.aiter_raw():
         try:
             content += unpack.decompress(part, MAX_BYTES + 1) if unpack else part
         except zlib.error as error:
-            raise Unusable(f"cannot be unpacked: {error}") from None
+            raise Unusable(f"cannot be decompressed: {error}") from None
         if len(content) > MAX_BYTES:
             raise Unusable(f"longer than {MAX_BYTES // 2**20} MiB")
     if unpack and not unpack.eof:
-        raise Unreachable("the packed answer breaks off")
+        raise Unreachable("the compressed answer is incomplete")
     return bytes(content)

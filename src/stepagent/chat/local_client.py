@@ -10,7 +10,7 @@ from threading import Lock
 import torch
 
 from stepagent.chat.client import ChatConfig, Message, Reply, TooLong, Usage
-from stepagent.chat.faults import Option
+from stepagent.chat.server_errors import Option
 from stepagent.model.generation import Decoding, decode_alone
 from stepagent.model.policy import Policy
 

@@ -1,11 +1,12 @@
-"""What a chat model is told in an episode, and how its replies are read.
+"""Prompts of chat models in an episode, and parsing of their replies.
 
-Two formats. `action`: the model answers with the action alone. `react`: it thinks first, "Thought:
-..." and then "Action: ..." (Yao et al. 2023). Either can have examples: expert trajectories that
-stand in the chat as earlier messages.
+There are two formats. `action`: the model answers with the action alone. `react`: it writes
+"Thought: ..." and then "Action: ..." (ReAct, Yao et al. 2023). Both can have examples: expert
+trajectories as earlier messages of the chat.
 
-Models write the labels in their own way (`ACTION:`, `**Action 1:**`, a full-width colon, tags):
-what is meant is read, and no action is empty only for its markup.
+Models vary the labels (`ACTION:`, `**Action 1:**`, a full-width colon, tags): parsing is lenient.
+Unlike `actions.split_react`, which splits recorded text without loss, it takes one line as the
+action and drops what a model makes up after it.
 """
 
 import re
@@ -35,15 +36,15 @@ RULES: dict[PromptFormat, str] = {
 
 @dataclass(frozen=True)
 class Prompt:
-    """The rules, the examples, and the form of every reply."""
+    """The rules, the examples and the format of replies."""
 
     format: PromptFormat
     guide: str = ""
-    """What the model has to know about the environment, such as the actions there are."""
+    """What the model should know about the environment, such as a list of the actions."""
     examples: tuple[Trajectory, ...] = ()
 
     def opening(self, instruction: str, observation: str) -> list[Message]:
-        """All that is said before the first reply: the rules, the examples, the first state."""
+        """The messages before the first reply: the rules, the examples, the first observation."""
         messages = [Message("system", "\n\n".join(filter(None, [RULES[self.format], self.guide])))]
         before = ""
         for example in self.examples:
@@ -51,22 +52,22 @@ class Prompt:
             for step, after in zip(example.steps, [*example.steps[1:], None], strict=True):
                 messages += [Message("user", seen), self.answer(step)]
                 seen = seen_text(after.observation if after else example.final_observation)
-            # Within one message, since the roles have to alternate.
+            # Put into the next user message, since the roles must alternate.
             before = f"{seen}\n\nThat task is over.\n\n"
         return [*messages, Message("user", before + _first(instruction, observation))]
 
     def answer(self, step: Step) -> Message:
-        """The reply that a step stands for."""
+        """The reply that a step of an example is shown as."""
         if self.format == "action":
             return Message("assistant", step.action)
         thought = f"Thought: {step.thought}\n" if step.thought else ""
         return Message("assistant", f"{thought}Action: {step.action}")
 
     def read(self, text: str) -> tuple[str, str]:
-        """Thought and action of a reply; the action is empty if it has none.
+        """Thought and action of a reply; the action is empty if there is none.
 
-        Of several actions the last one counts, since thoughts quote actions; but what follows a
-        made-up observation is not read.
+        Of several actions the last one is taken, since thoughts may quote actions; everything after
+        a made-up observation is ignored.
         """
         reasoning, said = _without_reasoning("\n".join(text.splitlines()))
         said = _FENCE.sub("", said).strip() or said.strip()
@@ -80,8 +81,8 @@ class Prompt:
 
 
 def _label(word: str) -> re.Pattern[str]:
-    """A label at the start of a line: `Action:`, ` ACTION:`, `**Action 1**:`, `<action>`."""
-    # Everything is bounded, since a hostile reply could make a search take for ever.
+    """Pattern of a label at the start of a line: `Action:`, ` ACTION:`, `**Action 1**:`."""
+    # Every repetition is bounded, or a hostile reply could make matching take for ever.
     name = rf"{word}[^\S\n]{{0,4}}(?:[#(]?\d{{1,4}}\)?)?"
     mark = rf"(?:\[{name}\]|{name})[^\S\n]{{0,4}}[*_`]{{0,3}}[^\S\n]{{0,4}}[:\uff1a\ufe55]"
     before = r"^[^\S\n]{0,200}(?:\d{1,3}[.)][^\S\n]{1,4})?[>#*_`\ufeff \t-]{0,20}"
@@ -94,21 +95,22 @@ _THOUGHT = _label("thought")
 _OBSERVATION = _label("observation")
 
 _TAGGED = re.compile(r"<action>(?=[^<]*</action>)", re.IGNORECASE)
-"""An action in tags, wherever it is."""
+"""The opening tag of an action, anywhere in the text."""
 
 _INLINE = re.compile(r"\b(?:Action|ACTION)[ \t]{0,4}\d{0,4}\*{0,2}[:\uff1a]")
-"""A label within a line; in lower case it would be found in the middle of a thought."""
+"""A label within a line; in lower case it would match in the middle of a thought."""
 
 _FENCE = re.compile(r"^[ \t]*(?:```|~~~)\w*[ \t]*$", re.MULTILINE)
-"""Where a block of code begins or ends; the language after it is no action."""
+"""The start or end of a code block, with its language."""
 
 _REASONING = re.compile(r"<(/?)(?:think|thinking|thought|reasoning)>", re.IGNORECASE)
 
 
 def _without_reasoning(text: str) -> tuple[str, str]:
-    """What reasoning models write between tags, and the rest.
+    """Splits off the reasoning that a model writes between tags; returns it and the rest.
 
-    Chat templates can have written the opening tag, and a limit can have cut off the closing one.
+    The opening tag may be missing, since some chat templates write it, and so may the closing one
+    if the reply was cut off.
     """
     reasoning: list[str] = []
     said: list[str] = []
@@ -122,7 +124,7 @@ def _without_reasoning(text: str) -> tuple[str, str]:
 
 
 def _after(label: re.Match[str]) -> str:
-    """What a label introduces; tags end it, other labels do not."""
+    """The text after a label; for a tag, up to its closing tag."""
     text = label.string[label.end() :]
     is_tag = label[0].endswith(">")
     return re.split("</action>", text, maxsplit=1, flags=re.IGNORECASE)[0] if is_tag else text
@@ -130,13 +132,13 @@ def _after(label: re.Match[str]) -> str:
 
 def _thought_and_action(said: str) -> tuple[str, str]:
     first = _ACTION.search(said)
-    # Weak models go on and make up what they would see next.
+    # Weak models continue with a made-up observation.
     if first and (seen := _OBSERVATION.search(said, first.end())):
         said = said[: seen.start()].strip()
     if labels := list(_ACTION.finditer(said)) or list(_TAGGED.finditer(said)):
         thought, action = said[: labels[-1].start()], _after(labels[-1])
     elif "\n" not in said and not _THOUGHT.match(said):
-        thought, action = "", said  # it may have a label within: "C. Action: CLICK"
+        thought, action = "", said  # an action may contain a label: "C. Action: CLICK"
     elif inline := list(_INLINE.finditer(said)):
         thought, action = said[: inline[-1].start()], said[inline[-1].end() :]
     else:
@@ -148,7 +150,7 @@ def _thought_and_action(said: str) -> tuple[str, str]:
 
 
 def seen_text(observation: str) -> str:
-    """What is said of an observation."""
+    """An observation as a prompt shows it; a placeholder if it is blank."""
     return observation if observation.strip() else NOTHING
 
 
@@ -157,6 +159,6 @@ def _first(instruction: str, observation: str) -> str:
 
 
 def _first_line(text: str) -> str:
-    """The first line that is not blank, without Markdown around it."""
+    """The first line that is not blank, without surrounding Markdown."""
     lines = (line.strip(" \t`*") for line in text.splitlines())
     return next((line for line in lines if line), "")

@@ -1,49 +1,47 @@
-"""The reply in an answer of a chat completions API, whatever the server takes that to be.
+"""Reads the reply from a chat completions API's answer, in the variants that servers send.
 
-What counts is the text. Reasoning that a server sends beside it is the thought. A reply that only
-calls tools, of which it was offered none, has no text: that is the agent's silence. An error that
-comes in the place of a reply is not.
+Reasoning that a server sends separately from the text becomes the thought. A reply that only calls
+tools, although none were offered, counts as an empty text; an error in place of a reply does not.
 """
 
 import json
 from dataclasses import dataclass
 from typing import Any
 
-from stepagent.chat.faults import Fault, read_fault
+from stepagent.chat.server_errors import Fault, read_fault
 
 ENDED = {"stop", "tool_calls", "function_call", "eos", "eos_token", "stop_sequence", "end_turn",
          "complete"}  # fmt: skip
-"""Why a reply ended, if the model ended it."""
+"""Finish reasons of a reply that the model ended."""
 
 CUT_OFF = {"length", "max_tokens", "model_length"}
-"""Why a reply ended, if it reached its limit; after reasoning alone it has no text."""
+"""Finish reasons of a reply that reached its limit; the text is empty if only reasoning fitted."""
 
 BROKEN = {"error", "abort", "aborted", "cancelled", "timeout", "network_error", "failed",
           "insufficient_system_resource"}  # fmt: skip
-"""Why a reply ended, if the server failed."""
+"""Finish reasons of a reply during which the server failed."""
 
 MAX_COUNT = 10**12
-"""More tokens than anyone counts."""
-
+"""Largest token count that is believed."""
 
 SAID = ("text", "output_text")
 THOUGHT = ("thinking", "reasoning", "reasoning.text", "reasoning.summary", "refusal")
 CALLED = ("tool_use", "tool_call", "function_call", "redacted_thinking")
-"""Parts of a content by their type."""
+"""Types of the parts of a message's content."""
 
 
 class Unreadable(ValueError):
     """Not an answer of a chat completions API."""
 
     def __init__(self, reason: str, *, is_passing: bool = False) -> None:
-        """`is_passing`: another try may bring one."""
+        """`is_passing`: whether a retry may succeed."""
         super().__init__(reason)
         self.is_passing = is_passing
 
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens read and written, as the server counts them; None if it has not said so."""
+    """Prompt and completion tokens as counted by the server; None if it gave no count."""
 
     prompt_tokens: int | None = 0
     completion_tokens: int | None = 0
@@ -55,7 +53,7 @@ class Usage:
         )
 
     def cost(self, price_in: float | None, price_out: float | None) -> float | None:
-        """What it cost at prices for a million tokens; None if a price or a count is not known."""
+        """The cost at prices per million tokens; None if a price or count is unknown."""
         if self.prompt_tokens is None or self.completion_tokens is None:
             return None
         if price_in is None or price_out is None:
@@ -65,17 +63,17 @@ class Usage:
 
 @dataclass(frozen=True)
 class Reply:
-    """What the model said."""
+    """A reply of the model."""
 
     text: str
-    """Empty if it said nothing, or only called tools."""
+    """Empty if the model wrote nothing or only called tools."""
     is_cut_off: bool
-    """Whether a limit or a filter ended it, or something unknown, and not the model."""
+    """Whether a limit, a filter or an unknown cause ended it, rather than the model."""
     usage: Usage
     thought: str = ""
-    """Reasoning that the server sends apart from the text."""
+    """Reasoning that the server sent separately from the text."""
     only_calls: bool = False
-    """Whether it calls tools and has no text."""
+    """Whether it has tool calls but no text."""
 
 
 def _sum(a: int | None, b: int | None) -> int | None:
@@ -83,25 +81,25 @@ def _sum(a: int | None, b: int | None) -> int | None:
 
 
 def parse(body: bytes) -> Any:
-    """The JSON in a body; raises `Unreadable`."""
+    """Parses a body as JSON; raises `Unreadable`."""
     try:
-        return json.loads(body)  # UTF-16 and UTF-32 are found out
+        return json.loads(body)  # detects UTF-16 and UTF-32
     except RecursionError:
         raise Unreadable("its JSON is nested too deeply") from None
     except UnicodeDecodeError:
-        raise Unreadable("not text in UTF-8") from None
+        raise Unreadable("not UTF-8 text") from None
     except ValueError:
         start = _start(body)
         if start.startswith(("data:", "event:", ":")):
-            raise Unreadable("a stream of events, though none was asked for") from None
-        raise Unreadable(f"no JSON: {start}") from None
+            raise Unreadable("an event stream, which was not requested") from None
+        raise Unreadable(f"not JSON: {start}") from None
 
 
 def read_reply(body: bytes) -> Reply | Fault:
-    """The reply in an answer with status 200, or the error there; raises `Unreadable`."""
+    """Reads an answer with status 200: its reply, or its error; raises `Unreadable`."""
     content = parse(body)
     if isinstance(content, list) and content:
-        content = content[0]  # Gemini puts its errors into a list
+        content = content[0]  # Gemini wraps its errors in a list
     if not isinstance(content, dict):
         raise Unreadable(f"no message in it: {_start(body)}")
     if content.get("error") or not content.get("choices"):
@@ -119,7 +117,7 @@ def read_reply(body: bytes) -> Reply | Fault:
     except (AttributeError, TypeError, KeyError, RecursionError):
         raise Unreadable(f"no message in it: {_start(body)}") from None
     if not all(_is_count(count) for count in counts):
-        raise Unreadable(f"its token counts are no numbers: {counts}")
+        raise Unreadable(f"its token counts are not numbers: {counts}")
     end = str(reason or "stop").lower()
     is_silent = not (text.strip() or has_calls)
     if choice.get("error") or end in BROKEN or (is_silent and end not in ENDED | CUT_OFF):
@@ -128,7 +126,7 @@ def read_reply(body: bytes) -> Reply | Fault:
 
 
 def read_error(status: int, body: bytes) -> Fault:
-    """The error in an answer with another status than 200; anything can be read as one."""
+    """Reads an answer with another status than 200 as an error, whatever it contains."""
     try:
         fault = read_fault(status, parse(body))
     except Unreadable:
@@ -147,27 +145,27 @@ def _is_count(count: object) -> bool:
 
 
 def _text(content: object) -> str:
-    """A content, which may come in parts; those that are no text are not said."""
+    """The text of a message's content, which may be a list of parts; skips parts without text."""
     match content:
         case None:
             return ""
         case str():
-            # Lone surrogates, which JSON may hold, cannot be written to a file.
+            # JSON may contain lone surrogates, which cannot be written to a file.
             return content.encode("utf-8", "replace").decode()
         case list():
             return "".join(_text(part["text"]) for part in content if _kind(part) in SAID)
-    raise Unreadable(f"the message's content is no text: {content}")
+    raise Unreadable(f"the message's content is not text: {content}")
 
 
 def _kind(part: dict[str, Any]) -> str:
     kind = str(part.get("type", "text"))
     if kind not in (*SAID, *THOUGHT, *CALLED):
-        raise Unreadable(f"the message's content has a part that is no text: {kind}")
+        raise Unreadable(f"the message's content has a part that is not text: {kind}")
     return kind
 
 
 def _thought(message: dict[str, Any]) -> str:
-    """Reasoning beside the text, or in parts of it; a refusal is a thought too."""
+    """Reasoning in fields of its own or in parts of the content; a refusal counts as a thought."""
     for name in ("reasoning_content", "reasoning", "thinking", "reasoning_details", "content"):
         match message.get(name):
             case str() as thought if thought.strip() and name != "content":

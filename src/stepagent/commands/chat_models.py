@@ -1,4 +1,4 @@
-"""How commands open and pay chat models: the options, the journal of episodes, the bill."""
+"""Chat models in commands: their options, their episodes, and what they cost."""
 
 import logging
 import math
@@ -11,9 +11,8 @@ from typing import Annotated
 import tyro
 
 from stepagent.bounds import SECONDS
-from stepagent.chat import episodes as prompting
 from stepagent.chat.client import ChatClient, ChatConfig, ChatError, Usage
-from stepagent.chat.episodes import PromptedPolicy
+from stepagent.chat.episodes import PromptedPolicy, play
 from stepagent.chat.prompts import PromptFormat
 from stepagent.commands.episode_journal import journal_path, kept
 from stepagent.commands.parsing import UsageError
@@ -27,31 +26,31 @@ from stepagent.types import Trajectory
 logger = logging.getLogger(__name__)
 
 PREFIX = "openai:"
-"""Marks the name of a model on an OpenAI-compatible server."""
+"""Starts the name of a model on an OpenAI-compatible server."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromptedConfig:
-    """A chat model on an OpenAI-compatible server: only for openai:MODEL."""
+    """Options of chat models (openai:MODEL) only."""
 
     chat: Annotated[ChatConfig, tyro.conf.arg(name="")] = ChatConfig()
-    """The server and its model."""
+    """The server and its requests."""
     prompt_format: PromptFormat = "react"
-    """Whether the model thinks before each action (react) or says the action alone."""
+    """Chat models: `react` asks for a thought before each action, `action` for the action alone."""
     few_shot: int = 0
-    """Examples in the prompt, of the item's own task type if there are enough."""
+    """Chat models: expert trajectories in the prompt, of the item's group if there are enough."""
     demonstrations: Path | None = None
-    """Expert trajectories to take the examples from; only those of training items are used."""
+    """Chat models: file of trajectories for --few-shot; only those of training items are used."""
     guide: Path | None = None
-    """A text that the model is told first, such as which actions there are."""
+    """Chat models: text file for the start of the prompt, such as a list of the actions."""
     price_in: float | None = None
-    """Price of a million tokens read, in any currency."""
+    """Chat models: price of a million prompt tokens, in any currency, to print the cost."""
     price_out: float | None = None
-    """Price of a million tokens written."""
+    """Chat models: price of a million completion tokens."""
 
     @property
     def files(self) -> list[Path]:
-        """What is read for the prompt."""
+        """The files that the prompt is made from."""
         return [file for file in (self.demonstrations, self.guide) if file]
 
 
@@ -59,14 +58,14 @@ PROMPTED = PromptedConfig()
 
 
 def model_name(policy: str, config: PromptedConfig) -> str | None:
-    """The chat model that a policy's name stands for; None for any other policy.
+    """The name of the chat model if the policy is one (openai:MODEL), else None.
 
-    Raises `UsageError` for options that say nothing about such a policy, or nothing possible.
+    Raises `UsageError` for chat options with another policy, and for values out of range.
     """
     if not policy.startswith(PREFIX):
         if config != PROMPTED:
             raise UsageError(
-                f"{policy}: no chat model; --base-url, --few-shot and the like are only for "
+                f"{policy}: not a chat model; --base-url, --few-shot and the like are only for "
                 f"{PREFIX}MODEL"
             )
         return None
@@ -93,29 +92,29 @@ def _are_amounts(*numbers: float | None) -> bool:
 
 
 def open_client(name: str, config: PromptedConfig) -> ChatClient:
-    """The model on its server; asks nothing yet."""
+    """A client of the model on its server; sends no request yet."""
     return ChatClient(name, config.chat)
 
 
 def open_prompted(client: ChatClient, config: PromptedConfig, task: Task) -> PromptedPolicy:
-    """The model with its prompt; raises `UsageError` for too few examples."""
+    """The chat model as a policy, with its prompt; raises `UsageError` for too few examples."""
     examples: tuple[Trajectory, ...] = ()
     if config.demonstrations:
-        # No item of another split may stand in a prompt, whatever the file holds.
+        # Only training items may be used in a prompt, whatever else the file holds.
         usable = set(task.items("train"))
         found = read_trajectories(config.demonstrations).trajectories
         examples = tuple(t for t in found if t.id in usable)
-        if len(examples) <= config.few_shot:  # one may be the very item that is played
+        if len(examples) <= config.few_shot:  # one may be the item that is being played
             raise UsageError(
                 f"{config.demonstrations}: has {len(examples)} trajectories of training items of "
-                f"these task types; --few-shot {config.few_shot} needs one more than that many"
+                f"this task; --few-shot {config.few_shot} needs at least {config.few_shot + 1}"
             )
         if config.prompt_format == "react" and not any(
             s.thought for t in examples for s in t.steps
         ):
             logger.warning(
-                "%s: its steps have no thoughts, so the examples show none; the model may "
-                "not think either",
+                "%s: its steps have no thoughts, so the examples show none and the model may not "
+                "think either",
                 config.demonstrations,
             )
     return PromptedPolicy(
@@ -138,32 +137,32 @@ def _text(file: Path) -> str:
 def play_all(
     policy: PromptedPolicy, items: Sequence[str], out: Path, *, num_parallel: int
 ) -> list[Trajectory | Missing]:
-    """What came of every item, in order; episodes in the journal are not paid again."""
-    play = partial(prompting.play, policy, num_parallel=num_parallel)
+    """The episode or loss of every item, in order; those in the journal are not paid for again."""
+    play_items = partial(play, policy, num_parallel=num_parallel)
     try:
-        return kept(out, items, policy.settings, play, "Episodes")
+        return kept(out, items, policy.settings, play_items, "Episodes")
     except ChatError as error:
         path = journal_path(out)
         done = {t.id for t in read_jsonl(path, Trajectory)} if path.exists() else set()
         count = sum(item in done for item in items)
         raise ChatError(
-            f"{error}; {count} of {len(items)} episodes are finished and kept, the same command "
-            "goes on"
+            f"{error}; {count} of {len(items)} episodes are finished and saved; the same command "
+            "resumes"
         ) from None
 
 
 def print_lost(lost: Sequence[Lost], count: int) -> None:
-    """Names the items that are missing in OUT, and says how to try them again."""
+    """Lists the items that OUT lacks since their environments failed."""
     for one in lost:
         print(f"lost: {one}")
     if lost:
-        print(f"lost: {len(lost)} of {count} episodes; the same command tries them again")
+        print(f"lost: {len(lost)} of {count} episodes; the same command retries them")
 
 
 def print_bill(episodes: Sequence[Trajectory], config: PromptedConfig) -> None:
-    """Tokens and cost of the episodes, a dash for what is not known; and how many were stopped."""
+    """Prints tokens and cost of the episodes, a dash if unknown, and how many ended early."""
     if stopped := sum(bool(episode.metadata["stopped"]) for episode in episodes):
-        print(f"stopped  {stopped} of {len(episodes)} episodes; their metadata say why")
+        print(f"stopped  {stopped} of {len(episodes)} episodes; see their metadata for why")
     usage = Usage()
     for episode in episodes:
         read, written = (episode.metadata[f"{kind}_tokens"] for kind in ("prompt", "completion"))
@@ -176,4 +175,5 @@ def print_bill(episodes: Sequence[Trajectory], config: PromptedConfig) -> None:
     if cost is None:
         print("cost     -")
     else:
-        print(f"cost     {cost:.4f} ({config.price_in:g} and {config.price_out:g} for a million)")
+        prices = f"{config.price_in:g} in and {config.price_out:g} out per million tokens"
+        print(f"cost     {cost:.4f} (at {prices})")

@@ -1,9 +1,10 @@
-"""`stepagent check`: what a model would read and learn of a file of trajectories."""
+"""`stepagent check`: shows what a model would read and learn from a file of trajectories."""
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 from rich.console import Console
@@ -14,7 +15,7 @@ from stepagent.commands.models import open_renderer, prepare
 from stepagent.commands.parsing import check_at_least_one, run_command
 from stepagent.console.printable import printable
 from stepagent.console.progress import track
-from stepagent.formats.files import read_foreign
+from stepagent.formats.import_export import read_foreign
 from stepagent.rendering.chat_template import TemplateError
 from stepagent.rendering.renderer import RenderedTrajectory, Renderer
 from stepagent.types import Trajectory
@@ -22,12 +23,12 @@ from stepagent.types import Trajectory
 STYLES = {"prompt": "dim", "train": "bold green"}
 CONTROL_STYLE = "magenta"
 MAX_LISTED = 10
-"""Losses that are shown one by one."""
+"""Faults that are listed one by one; the rest is counted."""
 
 
 @dataclass
 class _Found:
-    """What was seen of a file."""
+    """Counts over all trajectories of a file, and what is wrong with it."""
 
     tokens: int = 0
     trained: int = 0
@@ -43,7 +44,7 @@ class _Found:
 
 
 def check(
-    file: tyro.conf.Positional[Path],
+    file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")],
     /,
     *,
     model: str,
@@ -51,22 +52,22 @@ def check(
     format: str | None = None,
     skip_invalid: bool = False,
 ) -> None:
-    """Shows what a model would read and learn of a file, before anything is trained.
+    """Shows what a model would read and learn from a file, before anything is trained.
 
-    Reads FILE, trajectories or any format that `stepagent import` reads, and the tokenizer of
-    MODEL; no weights are needed, and nothing is written. Every trajectory is rendered; of the first
-    ones the text is shown: what is prompt, what is trained, and what are control tokens. Then
-    follows what the chat template does to thoughts, tools and systems, and what would be left out.
-    The exit code is 1 if anything of a trajectory is lost, or if it does not fit into the context.
+    Reads FILE and the tokenizer of MODEL; loads no weights and writes nothing. Renders every
+    trajectory with the model's chat template and prints the first ones, with prompt, trained text
+    and control tokens in different colours. A summary then says how the template handles thoughts,
+    tools and system messages, and what cannot be used. The exit code is 1 if a part of a trajectory
+    is lost in tokenization, or if a trajectory is longer than the model's context.
 
     For example: stepagent check demonstrations.jsonl --model Qwen/Qwen3-0.6B
 
     Args:
-        file: The trajectories.
-        model: A model folder, a GGUF file, or the id of a model on the hub.
-        show: Trajectories whose text is shown.
-        format: The file's format, if its fields do not tell; see `stepagent import --help`.
-        skip_invalid: Leave out records that cannot be read, and count them.
+        file: Trajectories, in any format that `stepagent import` reads.
+        model: A model folder, a GGUF file, or the id of a model on the Hugging Face hub.
+        show: How many trajectories to print.
+        format: The file's format; by default it is detected. See `stepagent import --help`.
+        skip_invalid: Skip and count records that cannot be read, instead of stopping at the first.
     """
     check_at_least_one("--show", show)
     prepare()
@@ -86,7 +87,7 @@ def check(
 def _examined(
     renderer: Renderer, trajectory: Trajectory, context: int, found: _Found
 ) -> RenderedTrajectory | None:
-    """The trajectory as token ids, counted; None if it cannot be rendered."""
+    """Renders a trajectory and adds it to the counts; None if it cannot be rendered."""
     steps = trajectory.steps
     found.steps += len(steps)
     found.thoughts += sum(bool(step.thought) for step in steps)
@@ -109,7 +110,7 @@ def _examined(
 
 
 def _losses(renderer: Renderer, rendered: RenderedTrajectory) -> Iterator[str]:
-    """What of a trajectory is not found again in its ids."""
+    """Describes every text of a trajectory that cannot be read back from its token ids."""
     trajectory = rendered.trajectory
     own = renderer.of(rendered)
     for number, (step, seen, ids) in enumerate(
@@ -133,17 +134,17 @@ def _losses(renderer: Renderer, rendered: RenderedTrajectory) -> Iterator[str]:
 def _print_trajectory(
     console: Console, renderer: Renderer, rendered: RenderedTrajectory, context: int
 ) -> None:
-    """All text of a trajectory, with what is trained in another colour."""
+    """Prints all text of a trajectory, the trained part in another colour."""
     trained = sum(map(len, rendered.actions))
     console.print(
         f"{printable(rendered.trajectory.id)}: {len(rendered.actions)} steps, "
-        f"{rendered.num_tokens} of {context} tokens, {trained} trained",
+        f"{rendered.num_tokens} of {context} tokens, {trained} of them trained",
         style="bold",
         markup=False,
     )
     repeated = 0
     for seen, ids in zip(rendered.additions, rendered.actions, strict=True):
-        # A history begins with the action before, which was shown where it is trained.
+        # Each addition begins with the previous action, which was already shown as trained.
         _print_part(console, "prompt", renderer.parts((*seen[repeated:], *rendered.ask)))
         _print_part(console, "train", renderer.parts(ids))
         repeated = len(renderer.past(ids))
@@ -151,10 +152,10 @@ def _print_trajectory(
 
 
 def _print_part(console: Console, kind: str, parts: Iterable[tuple[str, bool]]) -> None:
-    """A part of the dialogue; control tokens have a colour of their own, which no text can take."""
+    """Prints a part of the dialogue; control tokens have a colour that no text can imitate."""
     shown = Text()
     for text, is_control in parts:
-        # Text of files must not steer the terminal.
+        # Text from files must not contain terminal escape sequences.
         safe = "\n".join(printable(line, limit=10_000) for line in text.split("\n"))
         shown.append(safe, style=CONTROL_STYLE if is_control else STYLES[kind])
     for number, line in enumerate(shown.split("\n", allow_blank=True)):
@@ -168,20 +169,21 @@ def _print_summary(
     rejected: dict[str, list[int]],
     context: int,
 ) -> None:
-    """What the template does, and what would be left out."""
+    """Prints what the template does, and what cannot be used."""
     lines = {
         "tokens": f"{found.tokens}, {found.trained} of them trained; the longest trajectory has "
-        f"{found.longest}, the context {context}",
+        f"{found.longest}, the model's context is {context}",
         "turns": "marked by plain text, which an observation can imitate"
         if renderer.marks_are_text
-        else "marked by control tokens, which no text can write",
-        "history": "each state continues the one before"
+        else "marked by control tokens, which no text can imitate",
+        "history": "each state is a prefix of the next, so all tokens are shared"
         if renderer.is_stable
-        else "the template rewrites earlier turns, so states share less",
+        else "the template rewrites earlier turns, so states share fewer tokens (slower training)",
         "thoughts": f"in {found.thoughts} of {found.steps} steps"
-        + (", before the action and trained with it" if found.thoughts else ""),
+        + (", written before the action and trained with it" if found.thoughts else ""),
         "tools": _tools(found),
-        "system": "none of its own: it is the beginning of the instruction, in the first user turn",
+        "system": "no separate role: system text is the start of the instruction, in the first "
+        "user turn",
         "cut": "nothing"
         if not found.too_long
         else f"nothing, but {len(found.too_long)} trajectories are longer than the context and "
@@ -201,8 +203,9 @@ def _print_summary(
 def _tools(found: _Found) -> str:
     if not found.with_tools:
         return "none"
-    how = {0: "as the template writes them", found.with_tools: "as text"}.get(
-        found.as_text, f"as the template writes them, in {found.as_text} trajectories as text"
+    how = {0: "in the template's format", found.with_tools: "as plain text"}.get(
+        found.as_text,
+        f"in the template's format, in {found.as_text} trajectories as plain text",
     )
     return f"in {found.with_tools} trajectories, {found.calls} calls; written {how}"
 

@@ -1,4 +1,4 @@
-"""`stepagent collect`: expert trajectories from a task."""
+"""`stepagent collect`: records demonstrations (expert trajectories) in a task."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -39,7 +39,7 @@ from stepagent.trajectories import write_jsonl
 from stepagent.types import Trajectory
 
 OWN = "task"
-"""Names the task's own expert."""
+"""The value of --expert that means the task's own expert."""
 
 
 def collect_demonstrations(
@@ -54,31 +54,31 @@ def collect_demonstrations(
     num_parallel: int = 4,
     prompted: Annotated[PromptedConfig, tyro.conf.arg(name="")] = PROMPTED,
 ) -> None:
-    """Writes what an expert does on items of a task: the task's own expert, or a chat model.
+    """Records demonstrations: lets an expert play items of a task and writes what it did.
 
-    Reads nothing, or with a chat model DEMONSTRATIONS and GUIDE; writes OUT, one trajectory per
-    line of JSON. Items that the expert does not solve, or whose environment is lost again and
-    again, are named and left out.
+    The expert is the task's own or a chat model. Reads the task's data, and for a chat model
+    DEMONSTRATIONS and GUIDE; writes OUT, one trajectory per line of JSON. Items that the expert
+    does not solve, or whose environment fails repeatedly, are listed and left out.
 
-    Every finished episode is written to OUT.episodes at once: the same command goes on after a
-    kill, tries lost ones again, and plays no episode twice. That file goes when OUT is complete.
-
-    With --expert openai:MODEL it has episodes that failed, too, and stays, since nothing else has
-    them. The key is read from the environment variable OPENAI_API_KEY.
+    Finished episodes are saved to OUT.episodes immediately. If interrupted, run the same command
+    again: it resumes there, repeats no finished episode and retries failed environments. The file
+    is removed once OUT is complete, except with --expert openai:MODEL, when it is the only copy of
+    the unsolved episodes.
 
     For example: stepagent collect scienceworld --task-types find-plant --out demonstrations.jsonl
 
     Args:
-        task: Which task, under which protocol; its own expert has no step limit.
-        out: The file; a name that ends in .gz is compressed.
+        task: The task and its protocol. The step limit does not apply to the task's own expert.
+        out: File for the demonstrations; a name that ends in .gz is compressed.
         overwrite: Replace OUT if it exists.
-        expert: The task's own (task), or openai:MODEL on an OpenAI-compatible server.
-        split: Which items to choose from.
-        num_per_group: Items of each group (task type, kind of question); all, where the split has
+        expert: `task` for the task's own expert, or openai:MODEL for a chat model on an
+            OpenAI-compatible server; its key is read from the variable OPENAI_API_KEY.
+        split: The part of the task's items to choose from.
+        num_per_group: Items of each group (task type, kind of question), or all if the split has
             fewer.
-        seed: Which items are chosen.
-        num_parallel: Episodes that run at the same time.
-        prompted: How a chat model is asked.
+        seed: Random seed of the choice of items.
+        num_parallel: Episodes played at the same time.
+        prompted: How a chat model is prompted.
     """
     name = model_name(expert, prompted)
     if name is None and expert != OWN:
@@ -111,7 +111,7 @@ def collect_demonstrations(
         print(f"episodes {journal_path(out)}")
         print_bill(played, prompted)
     if not found.trajectories:
-        raise UsageError(f"the expert solved none of {len(items)} items; {out} is not written")
+        raise UsageError(f"the expert solved none of {len(items)} items; {out} was not written")
     write_jsonl(out, found.trajectories, replace=may_replace)
     if not client and not found.lost:
         drop_journal(out)

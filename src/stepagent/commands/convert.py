@@ -1,4 +1,4 @@
-"""`stepagent convert`: a Hugging Face model folder from a GGUF file."""
+"""`stepagent convert`: converts a GGUF file to a Hugging Face model folder."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,22 +14,22 @@ from stepagent.model.gguf import convert
 
 
 def convert_file(
-    file: tyro.conf.Positional[Path],
+    file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")],
     /,
     *,
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
     overwrite: bool = False,
 ) -> None:
-    """Writes the model of a GGUF file as a folder of float32 weights, which can be trained.
+    """Converts a GGUF file to a Hugging Face model folder with trainable float32 weights.
 
-    Reads FILE; writes the new folder OUT. Commands that take a policy also take the file itself;
-    they then keep the folder in the user's cache.
+    Reads FILE; writes the new folder OUT. Commands that take a policy accept a GGUF file directly
+    and keep the converted folder in the user's cache.
 
     For example: stepagent convert SmolLM2-135M-Instruct.Q4_1.gguf -o smollm2
 
     Args:
-        file: The GGUF file, of an architecture that transformers reads; any part of a split one.
-        out: Folder for the model.
+        file: The GGUF file, or any part of a split one. Transformers must support its architecture.
+        out: New folder for the model.
         overwrite: Replace OUT if it exists.
     """
     check_folder(out, inputs=[file], overwrite=overwrite)

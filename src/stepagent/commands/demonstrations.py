@@ -1,4 +1,4 @@
-"""How commands read trajectories: what cannot be used is an error, or left out and listed."""
+"""Reading of demonstrations by commands: an unusable one is an error, or left out and listed."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from stepagent.types import Trajectory
 
 
 def read_demonstrations(file: Path, *, skip_invalid: bool) -> tuple[Trajectory, ...]:
-    """The trajectories of a file; prints what `skip_invalid` leaves out."""
+    """Reads the trajectories of a file; prints those that `skip_invalid` leaves out."""
     read = read_trajectories(file, skip_invalid=skip_invalid)
     name = printable(str(file), limit=4096)
     for rejected in read.rejected:
@@ -24,7 +24,7 @@ def read_demonstrations(file: Path, *, skip_invalid: bool) -> tuple[Trajectory, 
 def render_demonstrations(
     policy: Policy, trajectories: Sequence[Trajectory], *, skip_invalid: bool
 ) -> list[RenderedTrajectory]:
-    """As token ids; prints what `skip_invalid` leaves out: too long, or not to be written whole."""
+    """Tokenizes trajectories; prints those that `skip_invalid` leaves out: too long, or lossy."""
     if not skip_invalid:
         return [policy.render(t) for t in trajectories]
     rendered, left_out = policy.render_fitting(trajectories)

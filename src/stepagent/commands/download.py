@@ -1,4 +1,4 @@
-"""`stepagent download`: the data of a task, from its official source or from disk."""
+"""`stepagent download`: installs the data of a task, from its official source or from disk."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,42 +10,43 @@ from stepagent.commands.parsing import UsageError, run_command, unknown
 from stepagent.console.printable import printable
 from stepagent.experiment.config import TASKS
 from stepagent.tasks.data.fetch import TIMEOUT_SECONDS
-from stepagent.tasks.data.files import data_folder
+from stepagent.tasks.data.sources import data_folder
 from stepagent.tasks.install import DATA, download, install, manifest_of, remove_leftovers
 
 
 def download_task(
-    task: tyro.conf.Positional[str],
+    task: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="TASK")],
     /,
     *,
     source: Annotated[Path | None, tyro.conf.arg(name="from", metavar="FOLDER")] = None,
     skip_invalid: bool = False,
     timeout_seconds: float = TIMEOUT_SECONDS,
 ) -> None:
-    """Gets the data of a task, from its official source or from files that are on disk already.
+    """Installs the data of a task: downloads it, or takes files that are already on disk.
 
-    Reads the network, or with --from the files anywhere below FOLDER; writes the task's folder in
-    the user's cache (or under STEPAGENT_TASK_DATA). A download that was cut off goes on where it
-    was.
+    Reads the official source, or with --from the files anywhere below FOLDER; writes the task's
+    folder in the user's cache (or in the folder that the variable STEPAGENT_TASK_DATA names).
+    After an interruption, the same command resumes the download.
 
     For example: stepagent download webshop --from Downloads
 
     Args:
-        task: `stepagent tasks` lists them.
-        source: A folder with the official files, or the same under other names.
-        skip_invalid: Leave out records that cannot be used, and count them by reason.
-        timeout_seconds: How long a server may send nothing, or nearly nothing.
+        task: Name of the task; `stepagent tasks` lists all.
+        source: Folder with the official files, which may have been renamed.
+        skip_invalid: Leave out unusable records and count them by reason, instead of stopping at
+            the first.
+        timeout_seconds: Seconds without, or almost without, data after which a server is given up.
     """
     if not timeout_seconds > 0:
         raise UsageError(f"--timeout-seconds must be above 0, not {timeout_seconds:g}")
     if task not in TASKS:
         raise UsageError(unknown("task", task, TASKS))
     if task not in DATA:
-        raise UsageError(f"{task}: needs no data, it is ready to use")
+        raise UsageError(f"{task}: needs no data; it is ready to use")
     manifest = manifest_of(task)
     if manifest is not None and source is None:
         remove_leftovers(task)
-        print(f"{data_folder(task)}: there already")
+        print(f"{data_folder(task)}: already installed")
     elif source is None:
         manifest = download(task, skip_invalid=skip_invalid, timeout_seconds=timeout_seconds)
     else:

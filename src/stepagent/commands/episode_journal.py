@@ -1,8 +1,8 @@
-"""The journal of episodes that cost time or money: each is on the disk as soon as it is finished.
+"""The journal of a command's episodes: each is saved as soon as it is finished.
 
-It is an ordinary file of trajectories, beside the file that is written at the end. A command that
-was killed and is called again finds there what need not be played twice, if that was played as it
-would be now. A kill can cut off the last line; that episode is then played again.
+It is an ordinary file of trajectories next to the output file. A command that was killed and is
+run again takes finished episodes from it, provided that its settings are the same. A last line
+that was cut off by the kill is dropped, and its episode is played again.
 """
 
 import hashlib
@@ -25,15 +25,13 @@ from stepagent.types import Trajectory
 logger = logging.getLogger(__name__)
 
 LINE_START = b'{"id":'
-"""What every line begins with: only such a line is taken out, never one of a foreign file."""
-
+"""How every line begins: a cut-off line is dropped only if it does, so no foreign file is cut."""
 
 PLAYED = "played"
-"""Where the metadata of an episode in the journal, and only there, says how it was played."""
-
+"""Metadata field, in the journal only, with the settings that an episode was played with."""
 
 LINE_HASH = "journal_sha256"
-"""Where the metadata of an episode in the journal, and only there, has the hash of the rest."""
+"""Metadata field, in the journal only, with the hash of the rest of the line."""
 
 
 class JournalError(ValueError):
@@ -41,19 +39,19 @@ class JournalError(ValueError):
 
 
 def journal_path(out: Path) -> Path:
-    """Where the journal of an output file is."""
+    """Path of an output file's journal."""
     return out.with_name(f"{out.name}.episodes")
 
 
 def drop_journal(out: Path) -> None:
-    """Removes the journal of a finished output file, unless it has more episodes than that."""
+    """Removes the journal of a finished output file, unless it has episodes that the file lacks."""
     path, kept = journal_path(out), {t.id for t in read_jsonl(out, Trajectory)}
     if path.exists() and all(t.id in kept for t in read_journal(path)):
         path.unlink()
 
 
 def is_kept(out: Path) -> bool:
-    """Whether an output file has only episodes of its journal: the same command may go on."""
+    """Whether all episodes of an output file are in its journal, so that it may be replaced."""
     path = journal_path(out)
     if not (out.is_file() and path.is_file()):
         return False
@@ -65,38 +63,38 @@ def is_kept(out: Path) -> bool:
 
 
 def read_journal(path: Path) -> tuple[Trajectory, ...]:
-    """The episodes of a journal; raises `JournalError` for one that is not as it was written."""
+    """The episodes of a journal; raises `JournalError` if one was changed after it was written."""
     episodes = []
     for written in read_jsonl(path, Trajectory):
         episode = _without(written, LINE_HASH)
         if written.metadata.get(LINE_HASH) != _hash(episode):
             raise JournalError(
-                f"{printable(str(path), limit=4096)}: the episode {printable(written.id)} is not "
-                "as it was written; take its line out, and it is played again"
+                f"{printable(str(path), limit=4096)}: the episode {printable(written.id)} was "
+                "changed after it was written; delete its line to play it again"
             )
         episodes.append(episode)
     return tuple(episodes)
 
 
 class Journal:
-    """An open journal, locked against a second process; `with` closes it."""
+    """An open journal, locked against other processes; a context manager that closes it."""
 
     def __init__(self, path: Path) -> None:
-        """Opens the file, which may be missing; a last line that was cut off is taken out."""
+        """Opens or creates the file; drops a last line that was cut off."""
         self.path = path
         self._name = name = printable(str(path), limit=4096)
         if path.exists() and not path.is_file():
-            raise JournalError(f"{name}: not an ordinary file; name another --out")
+            raise JournalError(f"{name}: is not a regular file; choose another --out")
         try:
             self._lock = lock(path)
         except Taken:
             raise JournalError(f"{name}: another process is writing it") from None
-        # After the lock, for whoever held it before may have removed the file.
+        # Opened after locking: the previous holder of the lock may have removed the file.
         self._file = open(path, "a+b")  # noqa: SIM115 -- held as long as the journal
         try:
             self._drop_cut_off_line()
             self.episodes = {t.id: t for t in read_journal(path)}
-            """What is finished, by item."""
+            """Finished episodes by item."""
         except BaseException:
             self.close()
             raise
@@ -110,8 +108,8 @@ class Journal:
         self.close()
 
     def close(self) -> None:
-        """Lets other processes use the file; one without an episode is removed."""
-        # On a full disk what could not be written is tried again here; that was said already.
+        """Closes and unlocks the file; removes it if it has no episode."""
+        # On a full disk the failed write is retried here; its error was reported already.
         with suppress(OSError):
             if self._file.seek(0, 2) == 0:
                 self.path.unlink(missing_ok=True)
@@ -120,7 +118,7 @@ class Journal:
         self._lock.release()
 
     def add(self, episode: Trajectory) -> None:
-        """Writes a finished episode behind the others."""
+        """Appends a finished episode."""
         written = _with_metadata(episode, {**episode.metadata, LINE_HASH: _hash(episode)})
         with disk_errors(self.path):
             self._file.write(written.model_dump_json().encode() + b"\n")
@@ -128,22 +126,22 @@ class Journal:
         self.episodes[episode.id] = episode
 
     def check(self, item: str, settings: Mapping[str, JsonValue]) -> None:
-        """Raises `JournalError` if the item was played under other settings than these."""
+        """Raises `JournalError` if the item was played with other settings than these."""
         metadata = self.episodes[item].metadata
         for name, value in settings.items():
             if change := _first_change(metadata.get(name), value, name):
                 raise JournalError(
-                    f"{self._name}: {printable(item)} was played with {change}; go on as "
-                    "it was begun, name another --out, or delete that file"
+                    f"{self._name}: {printable(item)} was played with {change}; use the same "
+                    "settings, choose another --out, or delete that file"
                 )
 
     def _drop_cut_off_line(self) -> None:
         self._file.seek(0)
         whole = self._file.read()
         end = whole.rfind(b"\n") + 1
-        tail = whole[end:].rstrip(b"\0")  # what a power cut can leave
+        tail = whole[end:].rstrip(b"\0")  # a power cut can leave zeros
         if not tail.startswith(LINE_START[: len(tail)]):
-            raise JournalError(f"{self._name}: not a journal of episodes; name another --out")
+            raise JournalError(f"{self._name}: is not a journal of episodes; choose another --out")
         self._file.truncate(end)
 
 
@@ -154,10 +152,10 @@ def kept(
     play: Callable[[Sequence[str]], Generator[Trajectory | Missing, None, None]],
     description: str,
 ) -> list[Trajectory | Missing]:
-    """What came of every item, in order; each episode is in the journal of OUT once it is finished.
+    """The episode or loss of every item, in order; saves each to OUT's journal when it ends.
 
-    Those that are there already are not played again. Raises `JournalError` if one of them was
-    played under other settings than the item would be now.
+    Episodes that the journal already has are not played again. Raises `JournalError` if one of them
+    was played with other settings than those of the item now.
     """
     with Journal(journal_path(out)) as journal:
         for item in items:
@@ -182,7 +180,7 @@ def kept(
 
 
 def _as_played(episode: Trajectory) -> Trajectory:
-    """The episode without what only the journal says of it."""
+    """The episode without the journal's own metadata."""
     return _without(episode, PLAYED)
 
 
@@ -199,7 +197,7 @@ def _hash(episode: Trajectory) -> str:
 
 
 def _first_change(before: Any, now: Any, name: str) -> str | None:
-    """Which setting differs, in words."""
+    """The first setting that differs, in words; None if all are equal."""
     if isinstance(before, dict) and isinstance(now, dict):
         inner = (_first_change(before.get(k), now.get(k), k) for k in {**before, **now})
         return next((change for change in inner if change), None)

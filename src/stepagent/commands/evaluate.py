@@ -1,4 +1,4 @@
-"""`stepagent evaluate`: episodes of a policy in a task."""
+"""`stepagent evaluate`: measures a policy's score and success in a task."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -57,39 +57,40 @@ def evaluate_policy(
     config: Annotated[EvaluationConfig, tyro.conf.arg(name="")] = DEFAULT,
     prompted: Annotated[PromptedConfig, tyro.conf.arg(name="")] = PROMPTED,
 ) -> None:
-    """Lets a policy act in the environment, once on each item of a fixed panel.
+    """Measures a policy: lets it play each item of a fixed panel (a sample of the task's items).
 
-    Reads POLICY; writes OUT, one episode per line of JSON. Prints score (0 to 100, best of each
-    episode) and success, both with 95 % intervals, and the hash of the panel's items: equal hashes
-    mean equal items.
+    Reads POLICY; writes OUT, one episode per line of JSON. Prints score (0 to 100, the best within
+    each episode) and success rate, both with 95 % confidence intervals, and a hash of the panel:
+    results with equal hashes are of the same items.
 
-    Every finished episode is written to OUT.episodes at once: the same command goes on after a
-    kill, to the same OUT, and plays no episode twice. That file goes when OUT is complete. Items
-    whose environment is lost again and again are named and left out; the same command tries them
-    again.
+    Finished episodes are saved to OUT.episodes immediately. If interrupted, run the same command
+    again: it resumes there and repeats no finished episode. The file is removed once OUT is
+    complete. Items whose environment fails repeatedly are listed and left out; running the command
+    again retries them.
 
-    With --policy openai:MODEL a chat model is prompted, and tokens and cost are printed too. The
-    key is read from the environment variable OPENAI_API_KEY.
+    With --policy openai:MODEL a chat model is prompted, and its tokens and cost are printed too.
 
     For example: stepagent evaluate webshop --policy novice --out episodes.jsonl
 
     Args:
-        policy: A model folder, a GGUF file, the id of a model on the hub, or openai:MODEL on an
-            OpenAI-compatible server.
-        task: Which task, under which protocol.
-        out: The file for the episodes; a name that ends in .gz is compressed.
+        policy: A model folder, a GGUF file, the id of a model on the Hugging Face hub, or
+            openai:MODEL for a chat model on an OpenAI-compatible server; its key is read from
+            the variable OPENAI_API_KEY.
+        task: The task and its protocol.
+        out: File for the episodes; a name that ends in .gz is compressed.
         overwrite: Replace OUT if it exists.
-        split: Which items to choose from.
-        num_per_group: Items of each group (task type, kind of question); all, where the split has
+        split: The part of the task's items to choose from.
+        num_per_group: Items of each group (task type, kind of question), or all if the split has
             fewer.
-        seed: Of a local policy's sampling, if it is not greedy; the panel does not depend on it.
+        seed: Random seed of a local policy's sampling; unused when greedy. It does not change the
+            panel.
         compute: Device, precision and memory of a local policy.
         config: How episodes are run.
-        prompted: How a chat model is asked.
+        prompted: How a chat model is prompted.
     """
     name = model_name(policy, prompted)
     if name and config.decoding != DEFAULT.decoding:
-        raise UsageError(f"{policy}: --decoding is only for local policies; see --temperature")
+        raise UsageError(f"{policy}: --decoding is for local policies only; use --temperature")
     check_at_least_one("--num-per-group", num_per_group)
     inputs = [Path(policy), *prompted.files]
     may_replace = overwrite or is_kept(out)

@@ -1,4 +1,4 @@
-"""`stepagent export`: a file in another format from trajectories."""
+"""`stepagent export`: converts trajectories to another format."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,29 +9,29 @@ import tyro
 from stepagent.commands.outputs import check_file
 from stepagent.commands.parsing import UsageError, run_command, unknown
 from stepagent.console.printable import printable
-from stepagent.formats.files import WRITERS, write_foreign
+from stepagent.formats.import_export import WRITERS, write_foreign
 from stepagent.trajectories import read_trajectories
 
 
 def export_trajectories(
-    file: tyro.conf.Positional[Path],
+    file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")],
     /,
     *,
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
     format: str,
     overwrite: bool = False,
 ) -> None:
-    """Writes trajectories as another project reads them.
+    """Converts trajectories to a format that another project reads.
 
-    Reads FILE, trajectories, one per line of JSON; writes OUT, one record per line of JSON.
-    docs/formats.md says what becomes what, and what is lost.
+    Reads FILE; writes OUT, one record per line of JSON. docs/formats.md describes how each field is
+    converted and what is lost.
 
     For example: stepagent export demonstrations.jsonl -o sft.jsonl --format messages
 
     Args:
-        file: The trajectories.
-        out: The file; a name that ends in .gz is compressed.
-        format: messages (TRL, Hugging Face), openai, eto, agentgym or atif.
+        file: The trajectories, one per line of JSON.
+        out: File to write; a name that ends in .gz is compressed.
+        format: The format to write: messages (TRL, Hugging Face), openai, eto, agentgym or atif.
         overwrite: Replace OUT if it exists.
     """
     if format not in WRITERS:

@@ -1,4 +1,4 @@
-"""`stepagent export-model`: a policy or a discriminator as a folder for others."""
+"""`stepagent export-model`: exports a policy or discriminator of a run for other tools."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ from stepagent.experiment.manifest import check_policy
 
 
 def export_model(
-    unit: tyro.conf.Positional[Path],
+    unit: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="UNIT")],
     /,
     *,
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
@@ -23,32 +23,33 @@ def export_model(
     discriminator: bool = False,
     overwrite: bool = False,
 ) -> None:
-    """Writes a model of a run as a Hugging Face folder with a model card.
+    """Exports a policy of a run as a Hugging Face folder with a model card.
 
-    Reads UNIT, the folder of a policy in a run folder; writes the new folder OUT, for
-    AutoModelForCausalLM, or PeftModel if an adapter was trained. With --discriminator it is the
-    discriminator of that round, a language model too: its log-probability of an action minus that
-    of the policy the round began with is the logit, from which the step reward is made.
+    Reads UNIT, one finished part of a run; writes the new folder OUT, which opens with
+    AutoModelForCausalLM, or with PeftModel if an adapter was trained. With --discriminator, exports
+    that round's discriminator instead. It is a language model too: its log-probability of an action
+    minus that of the policy at the start of the round is the logit from which the step reward is
+    computed.
 
     For example: stepagent export-model runs/demo/units/implicit-round1 -o agent
 
     Args:
-        unit: For example runs/demo/units/implicit-round1.
-        out: Folder for the model.
-        merged: Write a whole model where an adapter was trained.
-        discriminator: The discriminator instead of the policy.
+        unit: The unit's folder, such as runs/demo/units/implicit-round1.
+        out: New folder for the model.
+        merged: Merge a trained adapter into its base model and write the whole model.
+        discriminator: Export the discriminator instead of the policy.
         overwrite: Replace OUT if it exists.
     """
-    # Beside a unit it would count as one.
+    # A folder written next to the units would be taken for one.
     inputs = [unit.parent if unit.parent.name == "units" else unit, *files_of(unit)]
     if discriminator:
         inputs += files_of(unit / "discriminator")
     check_folder(out, inputs=inputs, overwrite=overwrite)
     if not unit.is_dir():
-        raise UsageError(f"{unit}: no such folder; expected one such as RUN/units/implicit-round1")
+        raise UsageError(f"{unit}: no such folder; expected one like RUN/units/implicit-round1")
     check_policy(Path(local_model(str(unit))))
     if discriminator and not (unit / "discriminator").is_dir():
-        raise UsageError(f"{unit}: no discriminator; rounds of inverse reflection have one")
+        raise UsageError(f"{unit}: has no discriminator; only rounds of inverse reflection do")
     prepare()
     export = export_discriminator if discriminator else export_policy
     export(unit, out, merged=merged, replace=overwrite)

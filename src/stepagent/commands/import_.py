@@ -1,4 +1,4 @@
-"""`stepagent import`: trajectories from a file in another format."""
+"""`stepagent import`: converts a file in another format to trajectories."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,20 +10,20 @@ from stepagent.actions import call_of
 from stepagent.commands.outputs import check_file
 from stepagent.commands.parsing import UsageError, run_command, unknown
 from stepagent.console.printable import printable, shown
-from stepagent.formats.files import READERS, Imported, read_foreign
+from stepagent.formats.import_export import READERS, Imported, read_foreign
 from stepagent.trajectories import write_jsonl
 from stepagent.types import Trajectory
 
 MAX_LISTED = 10
-"""Places of one reason that are listed."""
+"""Places listed for each reason, and names of metadata fields."""
 MAX_READ = 200
-"""Characters of an instruction and an observation that are shown."""
+"""Characters shown of an instruction and an observation."""
 MAX_TRAINED = 2000
-"""Characters of a thought and an action that are shown."""
+"""Characters shown of a thought and an action."""
 
 
 def import_trajectories(
-    file: tyro.conf.Positional[Path],
+    file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")],
     /,
     *,
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
@@ -32,21 +32,21 @@ def import_trajectories(
     skip_invalid: bool = False,
     overwrite: bool = False,
 ) -> None:
-    """Turns the records of another project into trajectories.
+    """Converts agent data of another project to trajectories, StepAgent's own format.
 
-    Reads FILE: JSON lines, a list of objects or one object, also compressed (.gz), or Parquet.
-    Writes OUT, one trajectory per line of JSON, and says what it understood. docs/formats.md says
-    what becomes what, and what is lost.
+    Reads FILE; writes OUT, one trajectory per line of JSON, and prints what was understood with one
+    step as an example. docs/formats.md describes how each field is converted and what is lost.
 
     For example: stepagent import webshop_sft.json -o demonstrations.jsonl
 
     Args:
-        file: The file to import.
-        out: The trajectories; a name that ends in .gz is compressed.
-        format: messages (TRL, Hugging Face), openai, eto, agentgym, atif, webshop, knowagent or
-            trajectories, our own; without it the fields of the first record tell.
-        task: Task of records that name none; without it the file's name.
-        skip_invalid: Leave out records that cannot be used, and list them by reason.
+        file: JSON lines, a JSON list or one JSON object (also as .gz), or Parquet.
+        out: File for the trajectories; a name that ends in .gz is compressed.
+        format: Format of FILE: messages (TRL, Hugging Face), openai, eto, agentgym, atif, webshop,
+            knowagent, or trajectories for our own. By default it is detected from the first record.
+        task: Task name for records that have none; by default the file's name.
+        skip_invalid: Leave out unusable records and list them by reason, instead of stopping at the
+            first.
         overwrite: Replace OUT if it exists.
     """
     if format is not None and format not in READERS:
@@ -59,7 +59,7 @@ def import_trajectories(
 
 
 def summary(found: Imported, out: Path) -> Iterator[str]:
-    """What the import made of the file, line by line, and one step as it will be trained."""
+    """Lines that describe the import: what was left out or changed, counts, and an example step."""
     for reason, numbers in found.rejected.items():
         listed = ", ".join(map(str, numbers[:MAX_LISTED]))
         more = f" and {len(numbers) - MAX_LISTED} more" if len(numbers) > MAX_LISTED else ""
@@ -85,21 +85,22 @@ def summary(found: Imported, out: Path) -> Iterator[str]:
         (sum(t.score is not None for t in found.trajectories), "scores"),
     ):
         yield f"{number:>8} {what}"
-    styles = {"messages", "openai", "eto", "agentgym", "atif"}  # how their turns were cut
+    # The readers' own notes on how they split turns, which an export needs.
+    styles = {"messages", "openai", "eto", "agentgym", "atif"}
     others = {key for t in found.trajectories for key in t.metadata} - styles
     if others:
         named = ", ".join(printable(key) for key in sorted(others)[:MAX_LISTED])
         more = f" and {len(others) - MAX_LISTED} more" if len(others) > MAX_LISTED else ""
-        yield f"neither read nor trained, kept in the metadata: {named}{more}"
+        yield f"kept as metadata, not used in training: {named}{more}"
     yield from _example(found.trajectories)
 
 
 def _example(trajectories: Sequence[Trajectory]) -> Iterator[str]:
-    """The first step with a thought, or the first of all: what is read, and what is learnt."""
+    """Shows the first step with a thought, or else the first step: what is read and trained."""
     places = [(t, index) for t in trajectories for index in range(len(t.steps))]
     trajectory, index = next((p for p in places if p[0].steps[p[1]].thought), places[0])
     step = trajectory.steps[index]
-    yield f"for example, step {index + 1} of {len(trajectory.steps)} of {shown(trajectory.id)}:"
+    yield f"example: step {index + 1} of {len(trajectory.steps)} of {shown(trajectory.id)}"
     yield f"  read     instruction  {printable(trajectory.instruction, MAX_READ)}"
     yield f"  read     observation  {printable(step.observation, MAX_READ)}"
     yield f"  trained  thought      {printable(step.thought, MAX_TRAINED)}"

@@ -1,4 +1,4 @@
-"""What a run begins with, known by its content: it may be moved before the run goes on."""
+"""Identifies a run's input models by content, so that they may be moved before it is resumed."""
 
 import hashlib
 import json
@@ -9,24 +9,24 @@ from stepagent.files.atomic import file_hash
 from stepagent.model.adapter_files import AdapterError, base_of
 
 TEXT = (".md", ".txt")
-"""Files of a model folder that say nothing to the model, unless they are its vocabulary."""
+"""Suffixes of files that do not change the model, unless they are its vocabulary."""
 
 VOCABULARY = ("merges.txt", "vocab.txt")
 
 
 def files_of(model: str | Path) -> list[Path]:
-    """The folders that a model is read from: its own, and that of its base if it is an adapter."""
+    """The folders that a model is read from: its own and, for an adapter, that of its base."""
     folder = Path(model)
     if not (folder / "adapter_config.json").is_file():
         return [folder]
     try:
         return [folder, Path(base_of(str(folder)))]
     except AdapterError:
-        return [folder]  # what is wrong with it is said when it is opened
+        return [folder]  # the error is reported when the model is opened
 
 
 def model_input(model: str) -> str:
-    """SHA-256 of a model folder, with its base if it is an adapter; else the id on the hub."""
+    """SHA-256 of a model folder (for an adapter including its base), or the id of a hub model."""
     folder = Path(model)
     if not folder.is_dir():
         return model

@@ -1,4 +1,4 @@
-"""`stepagent inspect`: what a policy does in every state of the demonstrations."""
+"""`stepagent inspect`: lets a policy act in every state of the demonstrations."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,23 +29,24 @@ def inspect(
     compute: ComputeConfig = DEFAULT_COMPUTE,
     config: Annotated[InspectionConfig, tyro.conf.arg(name="")] = DEFAULT,
 ) -> None:
-    """Lets a policy act in every state of the expert's trajectories; no environment is needed.
+    """Lets a policy act in every state of the expert's trajectories; needs no environment.
 
-    Reads POLICY and trajectories, one per line of JSON; writes OUT, one practised step per line:
-    the expert's action and the agent's own.
+    Reads POLICY and the demonstrations; writes OUT, one practised step per line of JSON: a state,
+    the expert's action there, and the actions that the policy sampled. Prints how often they are
+    the same.
 
     For example: stepagent inspect --policy novice --demonstrations held-out.jsonl --out steps.jsonl
 
     Args:
-        policy: A model folder, a GGUF file, or the id of a model on the hub.
-        demonstrations: The expert's trajectories.
-        out: The file for the practised steps; a name that ends in .gz is compressed.
-        skip_invalid: Leave out and list lines that are no valid trajectory, and trajectories that
-            are longer than the model's context.
+        policy: A model folder, a GGUF file, or the id of a model on the Hugging Face hub.
+        demonstrations: The expert's trajectories, one per line of JSON.
+        out: File for the practised steps; a name that ends in .gz is compressed.
+        skip_invalid: Skip and list invalid lines, and trajectories longer than the model's context,
+            instead of stopping at the first one.
         overwrite: Replace OUT if it exists.
-        seed: Of the sampling.
+        seed: Random seed of the sampled actions.
         compute: Device, precision and memory.
-        config: How the agent acts.
+        config: How the policy acts.
     """
     check_file(out, inputs=[Path(policy), demonstrations], overwrite=overwrite)
     prepare()
@@ -58,7 +59,7 @@ def inspect(
     write_jsonl(out, practised, replace=overwrite)
     print(
         f"{out}: {len(practised)} practised steps of {len(rendered)} trajectories, "
-        f"{agreement(practised):.1%} of the agent's actions are the expert's"
+        f"{agreement(practised):.1%} of the policy's actions are the expert's"
     )
 
 

@@ -1,4 +1,4 @@
-"""How commands open policies and tasks: quietly, and with repeatable numbers."""
+"""Opening of policies, tokenizers and tasks by commands, with deterministic numbers."""
 
 import re
 from pathlib import Path
@@ -22,7 +22,7 @@ from stepagent.tasks.base import Task
 
 if TYPE_CHECKING:
     TaskChoice = TaskConfig
-else:  # a subcommand for each task, which no type checker could read
+else:  # a subcommand for each task, built at run time, which type checkers cannot follow
     TaskChoice = Annotated[
         Union[  # noqa: UP007
             tuple(
@@ -35,31 +35,30 @@ else:  # a subcommand for each task, which no type checker could read
 
 
 def prepare() -> None:
-    """No bars of other libraries in the output, and the same numbers every time."""
+    """Silences progress bars of other libraries, and makes torch deterministic."""
     transformers_logging.disable_progress_bar()
     torch.use_deterministic_algorithms(True)
 
 
 def local_model(name: str) -> str:
-    """A model's folder, a GGUF file's converted folder, or the id of a model on the hub.
+    """The folder of a model, converted first if it is a GGUF file, or the id of a hub model.
 
-    Raises `UsageError` for a folder or file that holds no model.
+    Raises `UsageError` if a folder or file holds no model.
     """
     path = Path(name)
     if path.suffix == ".gguf" and path.is_file():
         return str(converted(path))
     if path.is_dir():
-        if not (
-            path / "adapter_config.json"
-        ).is_file():  # an adapter may leave the rest to its base
-            for needed in ("config.json", "tokenizer_config.json"):
-                if not (path / needed).is_file():
-                    raise UsageError(f"{place(path)}: not a policy, it has no {needed}")
-        return str(path.resolve())  # adapters keep it as the place of their base
+        is_adapter_folder = (path / "adapter_config.json").is_file()
+        # An adapter may leave these files to its base.
+        for needed in () if is_adapter_folder else ("config.json", "tokenizer_config.json"):
+            if not (path / needed).is_file():
+                raise UsageError(f"{place(path)}: not a model folder: it has no {needed}")
+        return str(path.resolve())  # absolute, since adapters store the path of their base
     if path.suffix == ".gguf" or not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name) or path.exists():
         raise UsageError(
             f"{place(name)}: no such folder; expected a Hugging Face model folder, a GGUF file, or "
-            "the id of a model on the hub"
+            "the id of a model on the Hugging Face hub"
         )
     return name
 
@@ -71,9 +70,9 @@ def load_policy(
     *,
     seed: int = 0,
 ) -> Policy:
-    """The policy of that name; raises `UsageError` if there is none.
+    """Opens a policy by its folder, GGUF file or hub id; raises `UsageError` if there is none.
 
-    Raises `RunError` if it is the folder of a unit and not as the unit wrote it.
+    Raises `RunError` if it is a unit of a run whose files have changed since they were written.
     """
     model = local_model(name)
     check_policy(Path(model))
@@ -81,17 +80,20 @@ def load_policy(
 
 
 def open_renderer(name: str) -> tuple[Renderer, int]:
-    """How a model writes and reads dialogues, and its context in tokens; opens no weights."""
+    """Opens the renderer of a model, and returns it with its context in tokens; loads no weights.
+
+    Raises `UsageError` as `local_model` does, or if the config gives no context.
+    """
     model = local_model(name)
     base = base_of(model) if is_adapter(model) else model
     context = getattr(open_config(base), "max_position_embeddings", None)
     if context is None:
-        raise UsageError(f"{place(name)}: its config states no longest sequence")
+        raise UsageError(f"{place(name)}: its config lacks max_position_embeddings")
     return Renderer(open_tokenizer(model, base)), context
 
 
 def open_task(config: TaskConfig) -> Task:
-    """The task; raises `UsageError` for unknown names."""
+    """Opens a task; raises `UsageError` for unknown names in its config."""
     try:
         return config.make_task()
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""How commands read their arguments: tyro makes options and help from a function's signature."""
+"""Parsing of command-line arguments: tyro makes options and help from a function's signature."""
 
 import difflib
 from collections.abc import Callable, Iterable, Sequence
@@ -11,18 +11,18 @@ import tyro
 from stepagent.bounds import SEED, check_bounds
 
 CONFIG = (
-    tyro.conf.FlagCreatePairsOff,  # --resume, but no --no-resume
-    tyro.conf.AvoidSubcommands,  # all fields of nested settings are options, in any order
+    tyro.conf.FlagCreatePairsOff,  # --resume without --no-resume
+    tyro.conf.AvoidSubcommands,  # fields of nested configs are plain options, in any order
     tyro.conf.CascadeSubcommandArgs,
 )
 
 
 class UsageError(ValueError):
-    """A command was asked for something that cannot be done; the message is one line."""
+    """The arguments of a command cannot be used; the message is one line."""
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> str:
-    """One line that says what is allowed."""
+    """One line for an unknown name: the closest known one, and all that are allowed."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
@@ -30,9 +30,9 @@ def unknown(what: str, name: str, known: Iterable[str]) -> str:
 
 
 def run_command(function: Callable[..., None], name: str, args: Sequence[str]) -> None:
-    """Calls the function with what the arguments say; its docstring is the command's help.
+    """Parses the arguments and calls the function; its docstring is the command's help.
 
-    Raises `OutOfBounds` for a `seed` that cannot be.
+    Raises `OutOfBounds` if `seed` is out of range.
     """
 
     @wraps(function)
@@ -45,6 +45,6 @@ def run_command(function: Callable[..., None], name: str, args: Sequence[str]) -
 
 
 def check_at_least_one(option: str, number: int) -> None:
-    """Raises `UsageError` for a number of nothing."""
+    """Raises `UsageError` if the number is below 1."""
     if number < 1:
         raise UsageError(f"{option} must be at least 1, not {number}")

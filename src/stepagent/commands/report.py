@@ -1,7 +1,8 @@
-"""`stepagent report`: one page from run folders."""
+"""`stepagent report`: writes an HTML report of one or several runs."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -13,23 +14,23 @@ from stepagent.report.runs import PARTS, ReportError
 
 
 def report(
-    runs: tyro.conf.Positional[tuple[Path, ...]],
+    runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN [RUN ...]")],
     /,
     *,
     out: Path | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Puts one or several runs on one self-contained HTML page.
+    """Writes a self-contained HTML page that shows one run or compares several.
 
-    Reads run folders, finished or not, and changes nothing in them; writes OUT. An older page of
-    StepAgent is replaced, for it holds nothing that the runs do not.
+    Reads the run folders, finished or not, without changing them; writes OUT. An older report is
+    always replaced, since everything in it comes from the runs.
 
     For example: stepagent report runs/seed-0 runs/seed-1 --out report.html
 
     Args:
-        runs: Run folders.
-        out: The page; without it report.html, in the run folder if there is one run only.
-        overwrite: Replace OUT if it exists.
+        runs: The run folders.
+        out: The HTML file; by default report.html, for a single run in its folder.
+        overwrite: Replace OUT even if it is not a report.
     """
     page = out or (runs[0] / "report.html" if len(runs) == 1 else Path("report.html"))
     check_page(runs, page, overwrite=overwrite)
@@ -38,10 +39,13 @@ def report(
 
 
 def check_page(runs: Sequence[Path], page: Path, *, overwrite: bool = False) -> None:
-    """Raises `UsageError` unless a report may be put there; an older report may be replaced."""
+    """Raises `UsageError` unless the report may be written; an older report may be replaced.
+
+    Raises `ReportError` if a run folder does not exist.
+    """
     for run in runs:
         if not run.is_dir():
-            raise ReportError(f"{shown(run)}: no such folder, expected a run folder")
+            raise ReportError(f"{shown(run)}: no such folder; expected a run folder")
     parts = (*PARTS, "units", "demonstrations.jsonl", "summary.md")
     inputs = [run / part for run in runs for part in parts]
     check_file(page, inputs=inputs, overwrite=overwrite or _is_report(page))

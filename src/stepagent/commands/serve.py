@@ -1,4 +1,4 @@
-"""`stepagent serve`: a task as an OpenEnv server, for other trainers."""
+"""`stepagent serve`: serves a task over the OpenEnv protocol, for other trainers."""
 
 import os
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from stepagent.commands.models import TaskChoice, open_task
 from stepagent.commands.parsing import UsageError, check_at_least_one, run_command
-from stepagent.tasks.data.limited_reader import ordinary
+from stepagent.tasks.data.limited_reader import open_regular
 from stepagent.tasks.serving.server import IDLE_SECONDS, Access, serve
 
 TOKEN = "STEPAGENT_TOKEN"
@@ -23,21 +23,22 @@ def serve_task(
     token_file: Path | None = None,
     without_token: bool = False,
 ) -> None:
-    """Serves a task the OpenEnv way until Ctrl-C, so that other trainers can play it.
+    """Serves a task over the OpenEnv protocol until Ctrl-C, so that other trainers can use it.
 
-    Reads the task's data; writes nothing. A HOST that others can reach needs a token, from a file
-    or from the environment variable STEPAGENT_TOKEN; players send it as a bearer token.
+    Reads the task's data; writes nothing. If HOST is reachable from other machines, a token is
+    required, from a file or the environment variable STEPAGENT_TOKEN; clients send it as a bearer
+    token.
 
     For example: stepagent serve scienceworld --task-types find-plant
 
     Args:
-        task: Which task, under which protocol.
-        host: The address to listen on.
-        port: The port; 0 takes a free one.
-        max_sessions: Episodes that run at the same time.
-        idle_seconds: A session that says nothing for so long ends.
-        token_file: A file with the token that players must send.
-        without_token: Let anybody play who reaches HOST.
+        task: The task and its protocol.
+        host: Address to listen on.
+        port: Port to listen on; 0 chooses a free one.
+        max_sessions: Most episodes at the same time.
+        idle_seconds: Seconds after which an idle session is closed.
+        token_file: File with the token that clients must send.
+        without_token: Accept every client that reaches HOST, without a token.
     """
     check_at_least_one("--max-sessions", max_sessions)
     if not idle_seconds > 0:
@@ -58,9 +59,9 @@ def serve_task(
 
 
 def _token(file: Path | None) -> str | None:
-    """The token, if there is one; raises `UsageError` for one that no header can carry."""
+    """The token, if one is given; raises `UsageError` if an HTTP header cannot carry it."""
     if file is not None:
-        with ordinary(file) as opened:
+        with open_regular(file) as opened:
             found: str | None = opened.read(MAX_TOKEN_BYTES + 1).decode("latin-1").strip()
         place = str(file)
     else:
@@ -68,7 +69,7 @@ def _token(file: Path | None) -> str | None:
     if found is None:
         return None
     if not 0 < len(found) <= MAX_TOKEN_BYTES or not all("!" <= char <= "~" for char in found):
-        raise UsageError(f"{place}: expected one secret word of ASCII characters")
+        raise UsageError(f"{place}: expected a token of printable ASCII characters, no spaces")
     return found
 
 

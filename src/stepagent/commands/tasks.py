@@ -1,4 +1,4 @@
-"""`stepagent tasks`: which tasks there are."""
+"""`stepagent tasks`: lists the tasks, or the items of one."""
 
 from collections.abc import Sequence
 from typing import Annotated, get_args
@@ -10,21 +10,22 @@ from stepagent.commands.parsing import UsageError, run_command, unknown
 from stepagent.console.printable import printable
 from stepagent.experiment.config import TASKS
 from stepagent.tasks.base import Split, Task, TaskDataError
-from stepagent.tasks.data.files import data_folder
+from stepagent.tasks.data.sources import data_folder
 from stepagent.tasks.install import DATA, manifest_of
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 
 
-def tasks(task: Annotated[str | None, tyro.conf.arg(metavar="TASK")] = None, /) -> None:
-    """Lists every task and whether its data is there; or the items of one task by their groups.
+def tasks(task: Annotated[str | None, tyro.conf.arg(metavar="[TASK]")] = None, /) -> None:
+    """Lists all tasks and whether their data is installed, or counts the items of one task.
 
-    Reads the user's cache; writes nothing.
+    Reads the installed data; writes nothing.
 
     For example: stepagent tasks webshop
 
     Args:
-        task: Count the items of this task in each split.
+        task: Print the number of this task's items by group (task type, kind of question) and
+            split, instead of the list of tasks.
     """
     if task is None:
         for name in TASKS:
@@ -34,7 +35,7 @@ def tasks(task: Annotated[str | None, tyro.conf.arg(metavar="TASK")] = None, /) 
         raise UsageError(unknown("task", task, TASKS))
     world = open_task(TASKS[task])
     try:
-        world.facts()  # raises `TaskDataError` where there is no data at all
+        world.facts()  # raises `TaskDataError` if no data is installed
         groups = {split: _groups(world, split) for split in SPLITS}
     finally:
         world.close()
@@ -49,7 +50,7 @@ def tasks(task: Annotated[str | None, tyro.conf.arg(metavar="TASK")] = None, /) 
 
 
 def _groups(world: Task, split: Split) -> list[str]:
-    """Of each item of the split; none if the data has no such part."""
+    """The group of each item of a split; empty if the data lacks the split."""
     try:
         return [world.group(item) for item in world.items(split)]
     except TaskDataError:

@@ -1,8 +1,8 @@
-"""Text from outside on one printable line, for messages."""
+"""Makes text from outside safe to show in a message: one printable line."""
 
 
 def shown(value: object) -> str:
-    """A short, printable picture of a value from a file."""
+    """A short, printable description of a value from a file."""
     match value:
         case None | True | False:
             return {None: "null", True: "true", False: "false"}[value]
@@ -19,7 +19,7 @@ def shown(value: object) -> str:
 
 
 def printable(text: str, limit: int = 60) -> str:
-    """The start of a text, with what could end the line or steer a terminal escaped."""
+    """The first `limit` characters of a text, with line breaks and terminal codes escaped."""
     shown = "".join(
         char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode()
         for char in text[:limit]

@@ -16,7 +16,7 @@ from typing import Any
 from stepagent.console.printable import printable
 from stepagent.experiment.run_folder import CONFIG, METRICS, unit_file
 from stepagent.files.atomic import TEMPORARY, atomic_write, disk_errors, file_hash
-from stepagent.files.lines import Unreadable, open_ordinary
+from stepagent.files.lines import Unreadable, open_regular
 
 MANIFEST = "manifest.json"
 WEIGHTS = (".safetensors", ".bin")
@@ -45,7 +45,7 @@ def read_json(path: Path) -> Any:
 def _bytes(path: Path, expected: str) -> bytes:
     """The content of a file; raises `RunError` for anything else, such as a pipe."""
     try:
-        with disk_errors(path), open_ordinary(path, expected) as file:
+        with disk_errors(path), open_regular(path, expected) as file:
             return file.read()
     except Unreadable as error:
         raise RunError(f"{shown(path)}: {error}") from None

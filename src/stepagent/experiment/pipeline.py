@@ -29,7 +29,7 @@ from stepagent.experiment.run_folder import (
 )
 from stepagent.files.atomic import file_hash
 from stepagent.learners.base import LearnerConfig
-from stepagent.methods import METHODS, NOVICE
+from stepagent.methods import NOVICE
 from stepagent.model.policy import Policy
 from stepagent.practice import Playground, Practice
 from stepagent.tasks.base import Task
@@ -75,8 +75,7 @@ def train(
     for prompt in config.prompting.methods:
         if not run.is_done(tested_unit(prompt)):
             score_prompted(config, run, task, prompt)
-    compared = {*config.prompting.methods, NOVICE, *learners}
-    write_results(config.seed, run, [m for m in (*METHODS, *(own_methods or {})) if m in compared])
+    write_results(config.seed, run, own_methods or ())
 
 
 def _practice(

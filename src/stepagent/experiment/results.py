@@ -1,7 +1,7 @@
 """Results of a run from its test episodes: results.json for programs, summary.md for people."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from stepagent.evaluation import summarize
 from stepagent.experiment.comparison import compare
@@ -21,11 +21,12 @@ from stepagent.statistics import Interval
 from stepagent.types import Trajectory
 
 
-def write_results(seed: int, run: Run, methods: Sequence[str]) -> None:
-    """Writes results.json and summary.md from the test episodes of the methods.
+def write_results(seed: int, run: Run, own_methods: Iterable[str] = ()) -> None:
+    """Writes results.json and summary.md from the test episodes of all tested methods.
 
     Raises `RunError` if they are not as they were written.
     """
+    methods = (*METHODS, *own_methods)
     episodes: dict[str, Sequence[Trajectory]] = {}
     for method in methods:
         name = episodes_file(tested_unit(method))

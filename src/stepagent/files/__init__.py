@@ -1,1 +1,1 @@
-"""Files that are there whole or not at all, locked while written, and read within limits."""
+"""Atomic writes, file locks, the cache folder, and reading lines of untrusted files."""

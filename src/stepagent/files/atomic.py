@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all, whenever the process is killed."""
+"""Atomic writes: a file or folder is complete or absent, even if the process is killed."""
 
 import errno
 import hashlib
@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import IO
 
 TEMPORARY = ".stepagent-*.tmp"
-"""What a kill can leave behind; never read, and safe to delete while nobody writes."""
+"""Files that a killed process may leave behind; safe to delete while nothing is written."""
 
 DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
 
 @contextmanager
 def atomic_write(path: str | Path, *, replace: bool = True) -> Iterator[IO[bytes]]:
-    """A binary file that takes the place of `path` when the block ends without an error.
+    """Opens a binary file that becomes `path` when the block ends without an error.
 
-    Raises `OSError` with the name `path` if the disk is full or cannot be written, or, unless it
-    may `replace`, if somebody else has put something there meanwhile.
+    Raises `OSError` that names `path` if the disk is full or cannot be written and, without
+    `replace`, if `path` exists by then.
     """
     path = Path(path)
     temporary = _temporary(path)
@@ -42,11 +42,11 @@ def atomic_write(path: str | Path, *, replace: bool = True) -> Iterator[IO[bytes
 
 @contextmanager
 def atomic_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
-    """A folder to fill; it becomes `path`, which must be new or empty, when the block ends well.
+    """Makes a folder that becomes `path`, which must be new or empty, if the block succeeds.
 
-    With `replace` an older folder gives way to it. A folder cannot be exchanged in one step: a kill
-    between two renames leaves the old one beside it, under a name like `TEMPORARY`.
-    Raises `OSError` with the name `path` if the disk is full or cannot be written.
+    With `replace`, it takes the place of an older folder. Folders cannot be exchanged in one step:
+    if the process is killed between the two renames, the old one stays beside `path` under a name
+    like `TEMPORARY`. Raises `OSError` that names `path` if the disk is full or cannot be written.
     """
     path = Path(path)
     temporary = _temporary(path)
@@ -68,36 +68,36 @@ def atomic_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def disk_errors(path: Path, temporary: Path | None = None) -> Iterator[None]:
-    """A disk that is full or fails is an `OSError` that names `path`, whoever noticed it."""
+    """Turns every error about a full or failing disk into an `OSError` that names `path`."""
     try:
         yield
     except Exception as error:
         code = _disk_fault(error)
         if isinstance(error, OSError) and error.filename is not None:
             own = temporary is not None and Path(str(error.filename)).is_relative_to(temporary)
-            code = error.errno if own else None  # another file has its name already
+            code = error.errno if own else None  # an error of another file names that file already
         if code is None:
             raise
         raise OSError(code, os.strerror(code), str(path)) from error
 
 
 def _disk_fault(error: Exception) -> int | None:
-    """The number of a fault of the disk, if that is what the error tells of."""
+    """The error number if the error is about a full or failing disk."""
     if isinstance(error, OSError):
         return error.errno if error.errno in DISK_FAULTS else None
-    # Libraries in Rust (tokenizers, safetensors) raise errors of their own, with the number in it.
-    found = re.search(r"\(os error (\d+)\)", str(error))
-    return int(found[1]) if found and int(found[1]) in DISK_FAULTS else None
+    # Rust libraries (tokenizers, safetensors) raise their own errors, with the number in the text.
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    return int(number[1]) if number and int(number[1]) in DISK_FAULTS else None
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal: whether it is the very same."""
+    """SHA-256 of a file, in hexadecimal."""
     with disk_errors(path), open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _put(temporary: Path, path: Path) -> None:
-    """The rename itself, made to last through a power cut by writing the folder out too."""
+    """Renames, and syncs the folder so that the rename survives a power failure."""
     os.replace(temporary, path)
     _sync_folder(path.parent)
 
@@ -111,16 +111,18 @@ def _sync_folder(path: Path) -> None:
 
 
 def _put_new(temporary: Path, path: Path) -> None:
-    """The file under its name, if nothing else has it by then."""
+    """Renames, unless `path` exists by now."""
     try:
         os.link(temporary, path)
     except FileExistsError:
         raise FileExistsError(
-            errno.EEXIST, "exists by now, and is left as it is; add --overwrite", str(path)
+            errno.EEXIST, "was created meanwhile and is kept; add --overwrite", str(path)
         ) from None
     except OSError:  # a file system without hard links
         if path.exists():
-            raise FileExistsError(errno.EEXIST, "exists by now", str(path)) from None
+            raise FileExistsError(
+                errno.EEXIST, "was created meanwhile and is kept; add --overwrite", str(path)
+            ) from None
         os.replace(temporary, path)
     _sync_folder(path.parent)
 
@@ -137,5 +139,5 @@ def _exchange(temporary: Path, path: Path) -> None:
 
 
 def _temporary(path: Path) -> Path:
-    # Beside the target, since a rename is atomic only within one file system.
+    # In the same folder, since a rename is atomic only within one file system.
     return path.with_name(TEMPORARY.replace("*", secrets.token_hex(8)))

@@ -1,17 +1,17 @@
-"""Where StepAgent keeps what it has downloaded or converted: the user's cache folder."""
+"""The folder in the user's cache where StepAgent keeps downloaded and converted files."""
 
 import os
 from pathlib import Path
 
 
 class NoCache(RuntimeError):
-    """There is no place for a cache; the message is one line."""
+    """The user has no cache folder; the message is one line."""
 
 
 def cache_folder() -> Path:
-    """StepAgent's folder in the user's cache; it may not be there yet.
+    """StepAgent's folder in the user's cache, which may not exist yet.
 
-    Raises `NoCache` for a user without a home, such as a container's bare number.
+    Raises `NoCache` for a user without a home folder, such as a bare user id in a container.
     """
     if cache := os.environ.get("XDG_CACHE_HOME"):
         return Path(cache) / "stepagent"
@@ -20,5 +20,5 @@ def cache_folder() -> Path:
     except RuntimeError:
         raise NoCache(
             "this user has no home folder for a cache; set XDG_CACHE_HOME, or STEPAGENT_TASK_DATA "
-            "for data of tasks"
+            "for task data"
         ) from None

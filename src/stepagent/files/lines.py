@@ -1,7 +1,7 @@
-"""Lines of files that somebody else wrote: ordinary files only, within limits, or one clear reason.
+"""Reads lines of untrusted files: regular files only, within limits, with one clear reason if not.
 
-A file that is no text in UTF-8 is named for what it is by its first bytes. gzip data is unpacked,
-whatever the file's name; a gzip bomb ends at the limits below, before it fills the memory.
+A file that is not UTF-8 text is recognised by its first bytes and named for what it is. gzip data
+is decompressed whatever the file's name; the limits below stop a gzip bomb before it fills memory.
 """
 
 import gzip
@@ -15,22 +15,22 @@ from pathlib import Path
 from typing import Any
 
 MAX_LINE = 256 * 2**20
-"""Bytes of a line; a list of records on one line counts as one."""
+"""Longest line in bytes; a JSON list of records that is written on one line counts as one."""
 MAX_UNPACKED = 16 * 2**30
-"""Bytes that a gzip file may unpack to."""
+"""Most bytes that a gzip file may decompress to."""
 MAX_RATIO = 500
-"""How many times its size gzip data may unpack to; JSON rarely gets beyond 50."""
+"""Largest ratio of decompressed to compressed size; JSON rarely exceeds 50."""
 FREE_OF_RATIO = 4 * 2**20
-"""Unpacked bytes up to which the ratio does not count."""
+"""Decompressed bytes below which the ratio is not checked."""
 MAX_BLANK = 10**6
-"""Blank lines of a file."""
+"""Most blank lines of a file."""
 
 EXPECTED = "expected a file of JSON lines"
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _GZIP = b"\x1f\x8b"
 _ARROW = f"{EXPECTED}, which the datasets library writes with to_json"
-_UNPACK = f"{EXPECTED}; unpack it first"
+_UNPACK = f"{EXPECTED}; extract it first"
 _UTF8 = "expected UTF-8; convert it first, e.g. with iconv"
 PARQUET = b"PAR1"
 _STARTS = (
@@ -58,11 +58,11 @@ _STARTS = (
     (b"%PDF", "a PDF document", EXPECTED),
     (b"version https://git-lfs", "a Git LFS pointer", f"{EXPECTED}; `git lfs pull` fetches it"),
 )  # fmt: skip
-"""First bytes of a file, what they tell, and what to do."""
+"""First bytes of a file, the kind of file they reveal, and what was expected or what to do."""
 
 
 class Unreadable(Exception):
-    """A file cannot be read; the message is the reason, without the file's name."""
+    """A file cannot be read; the message is the reason without the file's name."""
 
     def __init__(self, reason: str, line_number: int | None = None) -> None:
         super().__init__(reason)
@@ -70,12 +70,12 @@ class Unreadable(Exception):
 
 
 def read_lines(path: str | Path) -> Iterator[tuple[int, bytes | str]]:
-    """Each line that is not blank, with its number; where gzip data is damaged, the reason instead.
+    """Yields each non-blank line with its number, counted from 1 with the blank ones.
 
-    Blank lines count. Raises `Unreadable`.
+    A text in place of a line says that the gzip data is damaged there. Raises `Unreadable`.
     """
     number = blank = 0
-    with open_ordinary(path) as raw:
+    with open_regular(path) as raw:
         head = raw.peek(1024)
         _check_kind(head, path)
         packed = head.startswith(_GZIP) or Path(path).suffix == ".gz"
@@ -83,11 +83,11 @@ def read_lines(path: str | Path) -> Iterator[tuple[int, bytes | str]]:
             file = io.BufferedReader(_Unpacked(raw)) if packed else raw
             if packed:
                 _check_kind(file.peek(1024), path)
-            # Bytes, since text mode would also end a line at a lone carriage return.
+            # In bytes, since text mode would also break lines at a lone carriage return.
             while line := file.readline(MAX_LINE + 1):
                 number += 1
                 if len(line) > MAX_LINE:
-                    reason = f"longer than {MAX_LINE >> 20} MiB; expected one record on each line"
+                    reason = f"longer than {MAX_LINE >> 20} MiB; expected one record per line"
                     raise Unreadable(reason, number)
                 if number == 1:
                     line = line.removeprefix(_BYTE_ORDER_MARK)
@@ -101,20 +101,20 @@ def read_lines(path: str | Path) -> Iterator[tuple[int, bytes | str]]:
             raise _failed(error) from None
 
 
-def open_ordinary(path: str | Path, expected: str = EXPECTED) -> io.BufferedReader:
-    """A file opened for reading, if it is no device, pipe or folder; raises `Unreadable`."""
+def open_regular(path: str | Path, expected: str = EXPECTED) -> io.BufferedReader:
+    """Opens a regular file for reading; raises `Unreadable` for a device, pipe or folder."""
     try:
         mode = os.stat(path).st_mode
         if stat.S_ISREG(mode):
             return open(path, "rb")
     except ValueError:
-        raise Unreadable(f"a name with a NUL in it; {expected}") from None
+        raise Unreadable(f"its name contains a NUL; {expected}") from None
     except FileNotFoundError:
         name = os.fspath(path)
         if name == "-":
             raise Unreadable(f"standard input is not read; {expected}") from None
         if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", name):
-            raise Unreadable("an address; expected a file on this machine, download it") from None
+            raise Unreadable("a URL; expected a local file, download it first") from None
         raise Unreadable(f"no such file; {expected}") from None
     except OSError as error:
         raise _failed(error, expected) from None
@@ -131,18 +131,18 @@ def open_ordinary(path: str | Path, expected: str = EXPECTED) -> io.BufferedRead
 
 
 def read_text(path: str | Path) -> str:
-    """The whole text of a small file, such as a prompt; raises `Unreadable`."""
-    with open_ordinary(path, "expected a file of text") as file:
+    """Reads a small text file, such as a prompt; raises `Unreadable`."""
+    with open_regular(path, "expected a text file") as file:
         if len(data := file.read(MAX_LINE + 1)) > MAX_LINE:
             raise Unreadable(f"more than {MAX_LINE >> 20} MiB; expected a short text")
     try:
         return data.removeprefix(_BYTE_ORDER_MARK).decode()
     except UnicodeDecodeError:
-        raise Unreadable("not text in UTF-8; expected a file of text") from None
+        raise Unreadable("not UTF-8 text; expected a text file") from None
 
 
 def _check_kind(head: bytes, path: str | Path) -> None:
-    """Raises `Unreadable` for what is known by its first bytes, or its name, to be no JSON."""
+    """Raises `Unreadable` if the first bytes, or the name, show that the file is not JSON."""
     for start, kind, expected in _STARTS:
         if head.startswith(start):
             raise Unreadable(f"{kind}; {expected}")
@@ -153,11 +153,11 @@ def _check_kind(head: bytes, path: str | Path) -> None:
         raise Unreadable(f"an HTML or XML page, perhaps a failed download; {EXPECTED}")
     name = Path(path).name.lower().removesuffix(".gz")
     if name.endswith((".csv", ".tsv")) and text and text[:1] not in b"{[":
-        raise Unreadable(f"a table in CSV; {EXPECTED}, one object for each row")
+        raise Unreadable(f"a CSV table; {EXPECTED}, one object per row")
 
 
 class _Unpacked(io.RawIOBase):
-    """What gzip data unpacks to, as long as that is within the limits."""
+    """Decompresses gzip data; raises `Unreadable` beyond the limits."""
 
     def __init__(self, packed: io.BufferedReader) -> None:
         self._packed, self._file, self._size = packed, gzip.GzipFile(fileobj=packed), 0
@@ -171,8 +171,8 @@ class _Unpacked(io.RawIOBase):
         allowed = max(FREE_OF_RATIO, MAX_RATIO * self._packed.tell())
         if self._size > min(allowed, MAX_UNPACKED):
             raise Unreadable(
-                f"its first {self._packed.tell():,} bytes unpack to {self._size:,}; expected less "
-                f"than {MAX_RATIO} times as many, and {MAX_UNPACKED >> 30} GiB at most"
+                f"its first {self._packed.tell():,} bytes decompress to {self._size:,}; expected "
+                f"at most {MAX_RATIO} times as many, and at most {MAX_UNPACKED >> 30} GiB"
             )
         return read
 

@@ -1,7 +1,7 @@
-"""Locks between processes: one writer at a time, for as long as the process lives.
+"""Locks between processes, so that only one process writes at a time.
 
-The operating system holds them, so they end with the process, also by SIGKILL. A file system that
-has none is used without: a marker file instead would outlive a process that is killed.
+The operating system releases them when the process ends, even by SIGKILL. On a file system without
+locks, none is taken: a marker file would outlive a killed process.
 """
 
 import errno
@@ -25,10 +25,10 @@ class Taken(Exception):
 
 
 def lock(path: Path, *, wait: bool = False) -> BaseFileLock:
-    """Locks a file, which is made if it is missing and whose content stays; `release` ends it.
+    """Locks a file until `release`; creates it if it is missing and keeps its content.
 
-    Raises `Taken` if another process holds it, unless it is to `wait`, and `OSError` that names the
-    file if it cannot be locked. Where the file system has no locks, a warning says so once.
+    If another process holds the lock, raises `Taken`, or waits with `wait`. Raises `OSError` that
+    names the file if it cannot be locked. Warns once if the file system has no locks.
     """
     held = FileLock(path, timeout=0, thread_local=False, fallback_to_soft=False)
     try:
@@ -41,7 +41,7 @@ def lock(path: Path, *, wait: bool = False) -> BaseFileLock:
             held.acquire(timeout=-1)
     except OSError as error:
         if error.errno not in NO_LOCKS:
-            # The lock's own call names no file.
+            # The system call's own error names no file.
             reason = error.strerror or str(error)
             raise OSError(error.errno, f"cannot be locked: {reason}", str(path)) from None
         _warn(path.parent)
@@ -49,7 +49,7 @@ def lock(path: Path, *, wait: bool = False) -> BaseFileLock:
 
 
 def _check_allowed(path: Path) -> None:
-    """Raises `OSError` if locks are forbidden there, which filelock takes for another's lock."""
+    """Raises `OSError` if locking is forbidden, which filelock reports as a lock of another."""
     with open(path, "rb") as file, suppress(BlockingIOError):
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
@@ -57,6 +57,6 @@ def _check_allowed(path: Path) -> None:
 @cache
 def _warn(folder: Path) -> None:
     logger.warning(
-        "%s: this file system has no locks; let no other process write there",
+        "%s: this file system has no locks; make sure that no other process writes there",
         printable(str(folder), limit=4096),
     )

@@ -1,1 +1,1 @@
-"""Trajectories in the formats of other projects: importers and exporters, one module for each."""
+"""Importers and exporters of other projects' trajectory formats, one module per format."""

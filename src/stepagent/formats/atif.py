@@ -1,13 +1,13 @@
 """ATIF, Harbor's Agent Trajectory Interchange Format; reads versions 1.0 to 1.8, writes 1.7.
 
 `{"schema_version", "agent", "steps": [{"step_id", "source", "message", ...}]}`. Steps of the system
-and the user are observed; an agent's step holds the action (`message` or one of `tool_calls`), the
-thought (`reasoning_content`) and what came back (`observation`). Steps that were copied as context
-are dropped, as the format demands; a scripted step (`llm_call_count` 0) is context, not learnt.
+and the user are observations; an agent's step holds the action (`message` or one of `tool_calls`),
+the thought (`reasoning_content`) and the result (`observation`). Steps copied as context are
+dropped, as the format demands; a scripted step (`llm_call_count` 0) is context and carries no loss.
 
-Kept in the metadata: `agent`, `session_id`, `notes`, and `extra` as fields. Lost: timestamps, model
-names and metrics of steps, `final_metrics`, subagents and continuations, `extra` below the top, and
-ids of calls, which are numbered anew. The format has no reward, so ours is in `extra`.
+Kept as metadata: `agent`, `session_id`, `notes`, and the fields of `extra`. Lost: timestamps, model
+names and metrics of steps, `final_metrics`, subagents and continuations, `extra` below the top
+level, and ids of calls, which are renumbered. The format has no reward, so ours goes into `extra`.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ ATIF = Style(
 )
 RESERVED = {KEY}
 UNKNOWN_AGENT: dict[str, JsonValue] = {"name": "expert", "version": "unknown"}
-"""The format asks who acted; a trajectory of ours does not say."""
+"""The format requires an agent, which our trajectories do not name."""
 
 
 class AtifCall(Dumped):
@@ -44,7 +44,7 @@ class AtifCall(Dumped):
 
 
 class Result(Dumped):
-    """Something that came back."""
+    """One result of a step."""
 
     source_call_id: str | None = None
     content: JsonValue = None
@@ -53,13 +53,13 @@ class Result(Dumped):
 
 
 class Observation(Dumped):
-    """All that came back."""
+    """All results of a step."""
 
     results: list[Result]
 
 
 class AtifStep(Dumped):
-    """What the system, the user or the agent said, and what came back."""
+    """A message of the system, the user or the agent, and its results."""
 
     step_id: int
     source: Literal["system", "user", "agent"]
@@ -77,7 +77,7 @@ class AtifStep(Dumped):
 
 
 class Agent(Dumped):
-    """Who acted."""
+    """The agent that acted."""
 
     name: str
     version: str
@@ -102,7 +102,7 @@ class AtifRecord(Dumped):
 
 
 class OwnFields(Record):
-    """What the metadata keeps of the fields that only ATIF has."""
+    """The fields that only ATIF has, as they are kept in the metadata."""
 
     agent: Agent = Agent.model_validate(UNKNOWN_AGENT)
     session_id: str | None = None
@@ -112,29 +112,29 @@ class OwnFields(Record):
 def read_atif(
     record: dict[str, JsonValue], name: str, task: str, notes: Notes | None = None
 ) -> Trajectory:
-    """The trajectory of a record; name and task are those of a record that has none itself."""
+    """Reads a record; `name` is its id and `task` its task if it has none itself."""
     notes = Notes() if notes is None else notes
-    found = checked(record, AtifRecord, notes)
-    columns = dict(found.extra or {})
+    atif = checked(record, AtifRecord, notes)
+    columns = dict(atif.extra or {})
     extras = checked(columns.pop(KEY, {}), Extras)
-    agent = found.agent.model_copy(update={"tool_definitions": None})
-    kept = OwnFields(agent=agent, session_id=found.session_id, notes=found.notes)
+    agent = atif.agent.model_copy(update={"tool_definitions": None})
+    kept = OwnFields(agent=agent, session_id=atif.session_id, notes=atif.notes)
     header = Header(
-        id=found.trajectory_id or found.session_id or name,
+        id=atif.trajectory_id or atif.session_id or name,
         task=task,
-        tools=found.agent.tool_definitions or (),
+        tools=atif.agent.tool_definitions or (),
         columns=columns,
         kept=kept.model_dump(mode="json", exclude_defaults=True),
     )
-    turns = _turns(found.steps, notes)
+    turns = _turns(atif.steps, notes)
     notes.num_systems += bool(turns) and turns[0].role == "system"
     for field in ("final_metrics", "continued_trajectory_ref", "subagent_trajectories"):
-        notes.dropped[field] += bool(getattr(found, field))
+        notes.dropped[field] += bool(getattr(atif, field))
     return read_dialogue(turns, ATIF, header, extras)
 
 
 def write_atif(trajectory: Trajectory) -> dict[str, JsonValue]:
-    """The record as ATIF-v1.7; importing it gives the same trajectory."""
+    """The trajectory as an ATIF-v1.7 record; importing it gives the same trajectory."""
     dialogue = write_dialogue(trajectory, ATIF, RESERVED)
     kept = checked(dialogue.kept, OwnFields)
     agent = kept.agent.model_copy(update={"tool_definitions": list(trajectory.tools) or None})
@@ -166,7 +166,7 @@ def _turns(steps: Sequence[AtifStep], notes: Notes) -> list[Turn]:
             turns.append(_agent_turn(step, place))
         else:
             if step.tool_calls or step.reasoning_content:
-                raise FormatError(f"{place}: expected calls and reasoning of the agent only")
+                raise FormatError(f"{place}: expected calls and reasoning in agent steps only")
             turns.append(Turn(role=step.source, text=text_of(step.message, f"{place}.message")))
         calls = {call.tool_call_id for call in step.tool_calls or ()}
         for number, result in enumerate(step.observation.results if step.observation else ()):
@@ -192,9 +192,9 @@ def _agent_turn(step: AtifStep, place: str) -> Turn:
     if not text and not calls:
         raise FormatError(f"{place}: expected a message or a tool call, got neither")
     call = None
-    for found in calls:
+    for written in calls:
         at = f"{place}.tool_calls[0].arguments"
-        call = call_of_fields(found.function_name, found.arguments, at)
+        call = call_of_fields(written.function_name, written.arguments, at)
     return Turn(
         role="agent",
         text=text,
@@ -210,7 +210,7 @@ def _steps(dialogue: Dialogue) -> list[JsonValue]:
     calls = 0
     for turn in dialogue.turns:
         if turn.role in ("tool", "environment"):
-            # What came back belongs to the step before it, which created this list.
+            # Results belong to the step before them, which created this list.
             if not results:
                 steps[-1]["observation"] = {"results": results}
             source: dict[str, JsonValue] = (

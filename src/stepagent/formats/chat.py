@@ -1,4 +1,4 @@
-"""Messages with roles as turns, by whatever names roles, thoughts and calls go."""
+"""Reads chat messages as turns, under the many names in use for roles, thoughts and calls."""
 
 import re
 from collections.abc import Sequence
@@ -24,17 +24,17 @@ _NAMES = {
                "environment", "env", "ipython"],
 }  # fmt: skip
 ROLES = {name: role for role, names in _NAMES.items() for name in names}
-"""What a turn is, by the name of its role; an answer is a tool's if a call came before it."""
+"""Our role by the name of a role; an `answer` is a tool's if a call came before it."""
 
 SYSTEM_COLUMNS = ("system", "system_prompt", "system_message", "systemPrompt")
-"""Fields of a record that hold its system message."""
+"""Fields of a record that may hold its system message."""
 
 CANONICAL = {"system", "developer", "user", "human", "assistant", "gpt", "tool"}
-"""The names that mean the same in every file."""
+"""Names of roles with one meaning in every file; reading them is not noted as renaming."""
 
 
 class Function(Dumped):
-    """What is called, and with what."""
+    """The name of a called function, and its arguments."""
 
     name: NonEmpty
     arguments: JsonValue = None
@@ -51,7 +51,7 @@ class ToolCall(Dumped):
     @model_validator(mode="before")
     @classmethod
     def _nested(cls, value: Any) -> Any:
-        """A call that is written flat, as Hermes and LangChain do, with its function inside."""
+        """Nests the function of a call that is written flat, as Hermes and LangChain do."""
         if not isinstance(value, dict) or "function" in value or "name" not in value:
             return value
         rest = {k: v for k, v in value.items() if k not in ("name", *_ARGUMENTS)}
@@ -61,7 +61,7 @@ class ToolCall(Dumped):
 
 
 class Message(Dumped):
-    """One message, or one turn of ShareGPT."""
+    """One chat message; ShareGPT's turns differ only in the names of two fields."""
 
     role: str
     content: JsonValue = None
@@ -77,7 +77,7 @@ class Message(Dumped):
 
 
 def turn_list(turns: JsonValue, where: str, names: dict[str, str]) -> JsonValue:
-    """The turns in the field `where`, also from JSON text; fields take the names given here."""
+    """The turns of the field `where`, a list or its JSON text, with fields renamed by `names`."""
     if isinstance(turns, str):
         try:
             turns = from_text(turns)
@@ -94,8 +94,11 @@ def turn_list(turns: JsonValue, where: str, names: dict[str, str]) -> JsonValue:
 
 
 def system_turn(columns: dict[str, JsonValue], turns: Sequence[Turn], notes: Notes) -> list[Turn]:
-    """The turn of a system message that stands in a column, which it is taken out of."""
-    said: list[Turn] = []
+    """The system message, as a list of turns, that a field of the record holds, if any.
+
+    The field is removed from `columns`. A message that the turns already begin with is left out.
+    """
+    systems: list[Turn] = []
     for name in SYSTEM_COLUMNS:
         value = columns.get(name)
         if not isinstance(value, str | list) or (
@@ -105,25 +108,26 @@ def system_turn(columns: dict[str, JsonValue], turns: Sequence[Turn], notes: Not
         ):
             continue
         turn = Turn(role="system", text=text_of(columns.pop(name), name))
-        if not turn.text.strip() or turn in said or turn in turns[:1]:
+        if not turn.text.strip() or turn in systems or turn in turns[:1]:
             continue
         notes.renamed[f"{name} to a system message"] += 1
-        said.append(turn)
-    notes.num_systems += bool(said) or (bool(turns) and turns[0].role in ("system", "developer"))
-    return said
+        systems.append(turn)
+    notes.num_systems += bool(systems) or (bool(turns) and turns[0].role in ("system", "developer"))
+    return systems
 
 
 def read_turns(
     messages: Sequence[Message], where: str, notes: Notes, *, has_tools: bool = False
 ) -> list[Turn]:
-    """The turns of messages, which stand in the field `where` of their record.
+    """The turns of the messages in the field `where` of a record.
 
-    Where the record `has_tools`, a call may be written in the text between tags, as Hermes does.
+    If the record `has_tools`, a call may be written in the text between tags, as Hermes does.
+    Raises `FormatError`.
     """
     turns: list[Turn] = []
     called = False
     call_id: str | None = None
-    # Where some turns are marked as learnt, as AgentGym does, the others are not.
+    # If some turns are marked to carry loss, as in AgentGym, the others carry none.
     marked = any(message.loss for message in messages)
     for index, message in enumerate(messages):
         place = f"{where}[{index}]"
@@ -138,7 +142,7 @@ def read_turns(
             turns.append(_agent_turn(content, place).model_copy(update={"learnt": learnt}))
             continue
         if content.calls or content.reasoning:
-            raise FormatError(f"{place}: expected calls and reasoning of the agent only")
+            raise FormatError(f"{place}: expected calls and reasoning in assistant messages only")
         if role == "answer":
             role = "tool" if called else "user"
             _note_role(message.role, role, notes)
@@ -148,7 +152,7 @@ def read_turns(
         for answered, _ in seen:
             if answered and call_id and answered != call_id:
                 raise FormatError(
-                    f"{place}.tool_call_id: expected that of the call before, {shown(call_id)}, "
+                    f"{place}.tool_call_id: expected {shown(call_id)}, the id of the last call, "
                     f"got {shown(answered)}"
                 )
         turns += [turn for _, turn in seen]
@@ -167,7 +171,7 @@ def _role(message: Message, place: str) -> str:
 
 def _agent_turn(content: Content, place: str) -> Turn:
     if content.results:
-        raise FormatError(f"{place}: expected results of tools in a message of the user")
+        raise FormatError(f"{place}: a tool result; expected those in user messages only")
     if len(content.calls) > 1:
         raise FormatError(
             f"{place}.tool_calls: expected one call, since a step is one action, "
@@ -180,7 +184,7 @@ def _agent_turn(content: Content, place: str) -> Turn:
 
 
 def _take_tags(content: Content, role: str, notes: Notes) -> None:
-    """Takes calls and their results out of the tags in a text; what is no JSON stays text."""
+    """Moves calls and results from tags in the text to their fields; invalid JSON stays text."""
     if role == "agent" and not content.calls and (tagged := _CALLS.fullmatch(content.text)):
         try:
             calls = [checked(from_text(t), ToolCall) for t in _CALL.findall(tagged["calls"])]
@@ -190,13 +194,13 @@ def _take_tags(content: Content, role: str, notes: Notes) -> None:
         for call in calls:
             function = call.function
             content.calls.append(call_of_fields(function.name, function.arguments, "<tool_call>"))
-        notes.renamed["<tool_call> in a text to tool_calls"] += len(calls)
+        notes.renamed["<tool_call> in text to tool_calls"] += len(calls)
     elif role in ("tool", "answer"):
         text = content.text.strip()
         if not (text.startswith("<tool_response>") and text.endswith("</tool_response>")):
             return
         content.text = text.removeprefix("<tool_response>").removesuffix("</tool_response>").strip()
-        notes.renamed["<tool_response> around a text to a tool's answer"] += 1
+        notes.renamed["<tool_response> in text to tool result"] += 1
 
 
 def _note_role(name: str, role: str, notes: Notes) -> None:
@@ -205,12 +209,12 @@ def _note_role(name: str, role: str, notes: Notes) -> None:
 
 
 def _content(message: Message, role: str, place: str, notes: Notes) -> Content:
-    """All that a message says, whatever its fields are called."""
+    """The text, reasoning and calls of a message, whatever its fields are called."""
     field = type(message).model_fields["content"].alias or "content"
     if role == "call":
-        found = _call_content(message.content, f"{place}.{field}")
+        content = _call_content(message.content, f"{place}.{field}")
     else:
-        found = read_content(message.content, f"{place}.{field}", notes)
+        content = read_content(message.content, f"{place}.{field}", notes)
     if role in ("agent", "call"):
         _note_role(message.role, "assistant", notes)
     notes.dropped["names of messages"] += bool(message.name)
@@ -218,40 +222,40 @@ def _content(message: Message, role: str, place: str, notes: Notes) -> Content:
     for old, thought in (("thinking", message.thinking), ("reasoning", message.reasoning)):
         if thought:
             notes.renamed[f"{old} to reasoning_content"] += 1
-    thoughts = [message.reasoning_content, message.reasoning, message.thinking, found.reasoning]
-    found.reasoning = "\n\n".join(dict.fromkeys(filter(None, thoughts)))
+    thoughts = [message.reasoning_content, message.reasoning, message.thinking, content.reasoning]
+    content.reasoning = "\n\n".join(dict.fromkeys(filter(None, thoughts)))
     for number, call in enumerate(message.tool_calls or ()):
         at = f"{place}.tool_calls[{number}].function.arguments"
-        found.calls.append(call_of_fields(call.function.name, call.function.arguments, at))
+        content.calls.append(call_of_fields(call.function.name, call.function.arguments, at))
         if call.id:
-            found.call_ids.append(call.id)
+            content.call_ids.append(call.id)
             notes.dropped["ids of calls"] += 1
     if legacy := message.function_call:
         at = f"{place}.function_call.arguments"
         written = call_of_fields(legacy.name, legacy.arguments, at)
-        if written not in found.calls:
-            found.calls.append(written)
+        if written not in content.calls:
+            content.calls.append(written)
         notes.renamed["function_call to tool_calls"] += 1
-    return found
+    return content
 
 
 def _call_content(content: JsonValue, place: str) -> Content:
-    """A turn that is a call: `{"name", "arguments"}`, mostly as JSON text, a thought before it."""
-    found = Content()
+    """Reads a turn that is a call, an object or JSON text, with an optional thought before it."""
+    turn = Content()
     if isinstance(content, str):
         thought, text = split_thinking(content)
-        found.reasoning = thought or ""
+        turn.reasoning = thought or ""
         try:
             content = from_text(re.sub(r"\A\s*<tool_call>|</tool_call>\s*\Z", "", text))
         except FormatError as error:
             raise FormatError(f"{place}: expected a call as JSON text: {error}") from None
     for call in content if isinstance(content, list) else [content]:
         try:
-            said = checked(call, ToolCall).function
+            function = checked(call, ToolCall).function
         except FormatError as error:
             raise FormatError(f"{place}: {error}") from None
-        found.calls.append(call_of_fields(said.name, said.arguments, f"{place}.arguments"))
-    return found
+        turn.calls.append(call_of_fields(function.name, function.arguments, f"{place}.arguments"))
+    return turn
 
 
 _CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)

@@ -1,4 +1,4 @@
-"""What one message holds: text, reasoning, calls and their results, as a string or in parts."""
+"""Reads the content of a message, a string or list of parts: text, reasoning, calls, results."""
 
 from dataclasses import dataclass, field
 
@@ -11,18 +11,18 @@ from stepagent.formats.records import FormatError, Notes, from_text
 
 @dataclass
 class Content:
-    """The parts of a message by their kinds."""
+    """The content of a message by kind."""
 
     text: str = ""
     reasoning: str = ""
     calls: list[Call] = field(default_factory=list)
     call_ids: list[str] = field(default_factory=list)
     results: list[tuple[str | None, str]] = field(default_factory=list)
-    """What tools returned: the id of the call, and the text."""
+    """Results of tools: the id of the call (None if unknown), and the text."""
 
 
 def text_of(content: JsonValue, place: str) -> str:
-    """The text of a message's content, which may be a list of parts; only text is allowed."""
+    """The text of a message's content, a string or a list of text parts; raises `FormatError`."""
     match content:
         case None:
             return ""
@@ -35,35 +35,35 @@ def text_of(content: JsonValue, place: str) -> str:
 
 
 def read_content(content: JsonValue, place: str, notes: Notes) -> Content:
-    """A message's content by kinds; raises `FormatError` for what is not text or a call."""
+    """A message's content by kind; raises `FormatError` for parts of other kinds, e.g. images."""
     if not isinstance(content, list):
         return Content(text=text_of(content, place))
-    found = Content()
+    parts = Content()
     for index, part in enumerate(content):
         at = f"{place}[{index}]"
         match part:
             case {"type": "thinking", "thinking": str(text)}:
-                found.reasoning += text
+                parts.reasoning += text
             case {"type": "redacted_thinking"}:
                 notes.dropped["redacted_thinking"] += 1
             case {"type": "tool_use", "name": str(name)} if isinstance(part, dict):
-                found.calls.append(call_of_fields(name, part.get("input"), f"{at}.input"))
-                if isinstance(used := part.get("id"), str):
-                    found.call_ids.append(used)
+                parts.calls.append(call_of_fields(name, part.get("input"), f"{at}.input"))
+                if isinstance(call_id := part.get("id"), str):
+                    parts.call_ids.append(call_id)
                     notes.dropped["ids of calls"] += 1
             case {"type": "tool_result"} if isinstance(part, dict):
                 answered = part.get("tool_use_id")
                 returned = text_of(part.get("content"), f"{at}.content")
-                found.results.append((answered if isinstance(answered, str) else None, returned))
+                parts.results.append((answered if isinstance(answered, str) else None, returned))
             case _:
-                found.text += _part_text(part, at)
-    return found
+                parts.text += _part_text(part, at)
+    return parts
 
 
 def call_of_fields(name: JsonValue, arguments: JsonValue, place: str) -> Call:
-    """The call of a function; no arguments, as dumps have it, are null, empty or JSON text."""
+    """The call with this name and these arguments: an object, its JSON text, or null or empty."""
     if not isinstance(name, str) or not name.strip():
-        raise FormatError(f"{place}: expected the name of a function, got {shown(name)}")
+        raise FormatError(f"{place}: expected a function name, got {shown(name)}")
     if isinstance(arguments, str):
         try:
             arguments = from_text(arguments) if arguments.strip() else {}

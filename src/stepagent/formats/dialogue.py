@@ -1,14 +1,14 @@
-"""Dialogues to trajectories and back: what all formats that are lists of messages have in common.
+"""Converts dialogues to trajectories and back, for all formats that are lists of messages.
 
-What stands before the first action is the opening: its last text is the first observation, what is
-before that the instruction; a single text is all instruction. Later, the texts between two actions
-are one observation. An agent's turn that is not to be learnt is no step; its text is part of what
-is observed, so that the history keeps it. Only an "OK" to the instruction is left out there.
+In the opening, before the first action, the last text is the first observation and the others are
+the instruction; a single text is all instruction. Later, the texts between two actions form one
+observation. An agent's turn that carries no loss is not a step: its text becomes part of the
+observation, so that the history keeps it. Only an "OK" to the instruction is left out.
 
-A trajectory does not say how its texts were cut into turns. Where a dialogue differs from the one
-that its trajectory would be written as, the import keeps the turns in the metadata, under the name
-of the style, with lengths in place of the texts that the trajectory has itself. Turns that no
-longer fit the trajectory, since somebody has changed it, are ignored.
+A trajectory does not record how its texts were divided into turns. If a dialogue differs from the
+one that its trajectory would be written as, the import keeps the turns in the metadata, under the
+name of the style, with lengths in place of texts that the trajectory contains. Kept turns that no
+longer fit the trajectory, because it was edited, are ignored.
 """
 
 import re
@@ -23,38 +23,40 @@ from stepagent.formats.turns import Kept, KeptTurn, Style, Turn, read_action, wr
 from stepagent.types import Step, Trajectory
 
 BLANK_LINE = "\n\n"
-"""Between texts that are joined, and between instruction and observation, as in rendering."""
+"""Separates joined texts, and instruction from observation, as in rendering."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """What a record says beside its turns."""
+    """The fields of a record beside its turns."""
 
     id: str
     task: str
     tools: Sequence[dict[str, JsonValue]] = ()
     score: float | None = None
     columns: dict[str, JsonValue] = field(default_factory=dict)
-    """Fields that mean nothing to the format; they become metadata."""
+    """Fields that the format does not define; they become metadata."""
     kept: dict[str, JsonValue] = field(default_factory=dict)
-    """Fields that only the format knows."""
+    """Fields that only this format has; they are kept in the metadata for the export."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dialogue:
-    """A trajectory as a format can write it."""
+    """A trajectory as turns and fields that a format can write."""
 
     turns: list[Turn]
     kept: dict[str, JsonValue]
+    """Fields that only this format has, as the import kept them."""
     columns: dict[str, JsonValue]
-    """Metadata that become fields of the record."""
+    """Metadata that becomes fields of the record."""
     extras: Extras
+    """What the format has no place for."""
 
 
 def read_dialogue(
     turns: Sequence[Turn], style: Style, header: Header, extras: Extras
 ) -> Trajectory:
-    """The trajectory of a dialogue; raises `FormatError` if it cannot be one."""
+    """The trajectory of a dialogue; raises `FormatError` if there is none in it."""
     observed, agent = _grouped(turns)
     instruction, first = _cut_opening(observed[0], extras.instruction_chars)
     observations = [first, *map(_joined, observed[1:])]
@@ -65,8 +67,8 @@ def read_dialogue(
                 f"stepagent.steps: expected indices below {len(texts)}, got {shown(index)}"
             )
         texts[int(index)] = given
-    for step, said in enumerate(texts):
-        if said.thought and not said.action and str(step) not in extras.steps:
+    for step, own in enumerate(texts):
+        if own.thought and not own.action and str(step) not in extras.steps:
             raise FormatError(
                 f"steps[{step}]: a thought without an action; expected text or a call after it"
             )
@@ -78,8 +80,8 @@ def read_dialogue(
         task=extras.task or header.task,
         instruction=instruction,
         steps=tuple(
-            {"observation": seen, "thought": said.thought, "action": said.action, "reward": reward}
-            for seen, said, reward in zip(observations[:-1], texts, rewards, strict=True)
+            {"observation": seen, "thought": own.thought, "action": own.action, "reward": reward}
+            for seen, own, reward in zip(observations[:-1], texts, rewards, strict=True)
         ),
         tools=tuple(header.tools or extras.tools),
         final_observation=observations[-1],
@@ -93,7 +95,7 @@ def read_dialogue(
 
 
 def write_dialogue(trajectory: Trajectory, style: Style, reserved: set[str]) -> Dialogue:
-    """The turns of a trajectory; `reserved` are names of fields that metadata cannot become."""
+    """The dialogue of a trajectory; metadata in `reserved` cannot become fields of a record."""
     kept = _kept_in(trajectory, style)
     agent = [
         _restored_action(kept.actions.get(str(index)), step, style)
@@ -126,14 +128,14 @@ def write_dialogue(trajectory: Trajectory, style: Style, reserved: set[str]) -> 
         },
     )
     turns = [*observed[0]]
-    for said, seen in zip(agent, observed[1:], strict=True):
-        turns += [said, *seen]
+    for action, seen in zip(agent, observed[1:], strict=True):
+        turns += [action, *seen]
     columns = {k: v for k, v in metadata.items() if k not in reserved and k != style.name}
     return Dialogue(turns=turns, kept=kept.header, columns=columns, extras=extras)
 
 
 def _grouped(turns: Sequence[Turn]) -> tuple[list[list[Turn]], list[Turn]]:
-    """The turns observed before each action and after the last one, and the actions."""
+    """The turns observed before each action and after the last, and the turns of the actions."""
     observed: list[list[Turn]] = [[]]
     agent: list[Turn] = []
     for turn in turns:
@@ -143,16 +145,16 @@ def _grouped(turns: Sequence[Turn]) -> tuple[list[list[Turn]], list[Turn]]:
         else:
             observed[-1].append(turn)
     if not agent:
-        raise FormatError("no agent turn to learn from; expected at least one")
+        raise FormatError("no agent turn that carries loss; expected at least one")
     return observed, agent
 
 
 def _is_reply(turns: Sequence[Turn], index: int) -> bool:
-    """Whether a turn is the agent's mere "OK" to the instruction."""
-    said = turns[index]
-    if index == 0 or said.role != "agent" or said.call or said.reasoning:
+    """Whether a turn is only the agent's "OK" to the instruction."""
+    turn = turns[index]
+    if index == 0 or turn.role != "agent" or turn.call or turn.reasoning:
         return False
-    return all(t.role in ("system", "developer") for t in turns[: index - 1]) and _is_ok(said.text)
+    return all(t.role in ("system", "developer") for t in turns[: index - 1]) and _is_ok(turn.text)
 
 
 def _is_ok(text: str) -> bool:
@@ -160,7 +162,7 @@ def _is_ok(text: str) -> bool:
 
 
 def _texts(turns: Sequence[Turn], *, opening: bool) -> list[str]:
-    """What each turn adds to the joint text, which may be nothing."""
+    """What each turn adds to the joined text, which may be nothing."""
     return [_added(turns, index, opening=opening) for index in range(len(turns))]
 
 
@@ -186,7 +188,7 @@ def _cut_opening(turns: Sequence[Turn], instruction_chars: int | None = None) ->
         rest = whole[end:]
         if not 0 < end <= len(whole) or (rest and not rest.startswith(BLANK_LINE)):
             raise FormatError(
-                f"stepagent.instruction_chars: expected where a part of the opening ends, got {end}"
+                f"stepagent.instruction_chars: expected the end of a text of the opening, got {end}"
             )
         return whole[:end], rest.removeprefix(BLANK_LINE)
     *before, last = filter(None, _texts(turns, opening=True))
@@ -195,7 +197,7 @@ def _cut_opening(turns: Sequence[Turn], instruction_chars: int | None = None) ->
 
 
 def _text_at(trajectory: Trajectory, index: int) -> str:
-    """The joint text of the turns before an action, or after the last one."""
+    """The joined text of the turns before an action, or after the last one."""
     if index == len(trajectory.steps):
         return trajectory.final_observation
     observation = trajectory.steps[index].observation
@@ -203,15 +205,15 @@ def _text_at(trajectory: Trajectory, index: int) -> str:
 
 
 def _written(trajectory: Trajectory, index: int, agent: Sequence[Turn], style: Style) -> list[Turn]:
-    """The turns before an action, or after the last one, as the style has them."""
+    """The turns before an action, or after the last one, as the style writes them."""
     if index:
         role = "tool" if agent[index - 1].call else style.observation_role
         text = _text_at(trajectory, index)
         return [Turn(role=role, text=text)] if text or index < len(agent) else []
     instruction = Turn(role="user", text=trajectory.instruction)
     observation = Turn(role="user", text=trajectory.steps[0].observation)
-    # Without an observation there is nothing to reply before, but an "OK" as the first action must
-    # not be taken for a reply.
+    # A reply comes before an observation; without one it is needed only so that an "OK" as the
+    # first action is not taken for a reply.
     if style.reply is not None and (observation.text or _is_ok(agent[0].text)):
         return [instruction, Turn(role="agent", text=style.reply, learnt=False), observation]
     if style.instruction_role and observation.text:
@@ -226,7 +228,7 @@ def _keep(
     style: Style,
     header: dict[str, JsonValue],
 ) -> dict[str, JsonValue]:
-    """What the metadata has to keep of these turns and fields."""
+    """What the metadata must keep so that these turns and fields can be restored."""
     kept = Kept(
         observations={
             str(index): _without_texts(turns, opening=index == 0)
@@ -254,7 +256,7 @@ def _without_texts(turns: Sequence[Turn], *, opening: bool) -> list[KeptTurn]:
 
 
 def _kept_in(trajectory: Trajectory, style: Style) -> Kept:
-    """What an import has kept; nothing if the metadata have something else under that name."""
+    """What the import kept; nothing if the metadata has something else under the style's name."""
     try:
         return Kept.model_validate(trajectory.metadata.get(style.name, {}))
     except ValidationError:
@@ -268,14 +270,14 @@ def _restored(
     agent: Sequence[Turn],
     style: Style,
 ) -> list[Turn]:
-    """The kept turns with their texts, if they fit trajectory and style, or else those written."""
+    """The kept turns with their texts if they fit trajectory and style, else the style's own."""
     whole, turns, at = _text_at(trajectory, index), list[Turn](), 0
     for turn in kept or ():
         text = turn.text if turn.chars is None else whole[at : at + turn.chars]
         turns.append(Turn(text=text, **turn.model_dump(exclude={"chars", "text"})))
         added = _added(turns, len(turns) - 1, opening=index == 0)
         at += len(added) + len(BLANK_LINE) * bool(added)
-    # Where the format cannot mark context, an agent's turn would be learnt.
+    # If the format cannot mark context, an agent's turn among the observations would carry loss.
     allowed = style.marks_context or style.reply is not None
     if (
         kept is None
@@ -287,7 +289,7 @@ def _restored(
 
 
 def _restored_action(kept: Turn | None, step: Step, style: Style) -> Turn:
-    """The kept turn if it still says what the step does, or else the one that is written."""
+    """The kept turn if it still matches the step, else the style's own."""
     fits = (
         kept
         and (style.reasoning != "none" or not kept.reasoning)

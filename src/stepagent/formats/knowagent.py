@@ -1,9 +1,9 @@
-"""KnowAgent's training data (zjunlp/KnowAgent): `{"input", "output"}`, the dialogue as one text.
+"""Reads KnowAgent's training data (zjunlp/KnowAgent): `{"input", "output"}`, each a single text.
 
-The input is the prompt with action knowledge and examples; it becomes the instruction. The output
-has the steps, for HotpotQA as labelled lines (`ActionPath 1:`, `Thought 1:`, `Action 1:`,
-`Observation 1:`), for ALFWorld as lines after `> ` and the answers of the game between them. Action
-path and thought become the step's thought, as they stand. Read only.
+The input, a prompt with action knowledge and examples, becomes the instruction. The output holds
+the steps: for HotpotQA as labelled lines (`ActionPath 1:`, `Thought 1:`, `Action 1:`,
+`Observation 1:`), for ALFWorld as lines that begin with `> ` and the game's answers between them.
+Action path and thought become the step's thought, unchanged. There is no export.
 """
 
 import re
@@ -27,9 +27,9 @@ class KnowAgentRecord(Record):
 def read_knowagent(
     record: dict[str, JsonValue], name: str, task: str, notes: Notes | None = None
 ) -> Trajectory:
-    """The trajectory of a record."""
-    found = checked(record, KnowAgentRecord)
-    parts = _hotpot(found.output) if _HOTPOT.match(found.output) else _alfworld(found.output)
+    """Reads a record; `name` becomes its id and `task` its task."""
+    texts = checked(record, KnowAgentRecord)
+    parts = _hotpot(texts.output) if _HOTPOT.match(texts.output) else _alfworld(texts.output)
     steps: list[dict[str, str]] = []
     thoughts: list[str] = []
     observation = ""
@@ -44,20 +44,20 @@ def read_knowagent(
         else:
             observation = "\n".join(filter(None, [observation, text]))
     if not steps:
-        raise FormatError("output: no action in it; expected lines `Action 1: ...` or `> ...`")
+        raise FormatError("output: no action; expected lines `Action 1: ...` or `> ...`")
     if thoughts:
-        raise FormatError("output: ends with a thought; expected an action or what it led to")
+        raise FormatError("output: ends with a thought; expected an action or an observation")
     return checked_trajectory(
         id=name,
         task=task,
-        instruction=found.input.strip(),
+        instruction=texts.input.strip(),
         steps=tuple(steps),
         final_observation=observation,
     )
 
 
 def _hotpot(output: str) -> list[tuple[str, str]]:
-    """Kind and text of each labelled part, the labels of thoughts included."""
+    """Kind and text of each labelled part; the text of a thought includes its label."""
     labels = list(_HOTPOT.finditer(output))
     ends = [label.start() for label in labels[1:]] + [len(output)]
     kinds = {"Action": "action", "Observation": "observation"}

@@ -1,15 +1,15 @@
-"""Messages with roles, as TRL and Hugging Face data sets have them, and OpenAI's fine-tuning files.
+"""Chat messages with roles: TRL and Hugging Face data sets, and OpenAI's fine-tuning files.
 
 TRL: `{"messages": [{"role", "content", "tool_calls"}], "tools": [...]}`; the arguments of a call
-are an object and all other fields are free. OpenAI: the arguments are a JSON string, `weight: 0`
-takes an agent's message out of the loss, calls have ids, and no other field is allowed. Both are
-read alike.
+are an object, and other fields are free. OpenAI: the arguments are a JSON string, `weight: 0`
+excludes an assistant message from the loss, calls have ids, and other fields are not allowed. Both
+are read in the same way.
 
-An OpenAI file cannot say more than its messages. What is lost there: id, task, score, success,
-truncation, rewards, metadata, where the instruction ends and the first observation begins, and the
-border of thought and action where the text is ambiguous. All texts and calls, in order, are kept.
+An OpenAI file holds nothing but messages. Lost in it are id, task, score, success, truncation,
+rewards, metadata, the boundary between instruction and first observation, and the boundary between
+thought and action where the text is ambiguous. All texts and calls are kept, in order.
 
-Ids of calls are numbered anew, names of user messages are dropped, and `thinking` becomes
+Ids of calls are renumbered, names of user messages are dropped, and `thinking` becomes
 `reasoning_content`.
 """
 
@@ -20,7 +20,7 @@ from pydantic import JsonValue
 from stepagent.actions import Call
 from stepagent.formats.chat import SYSTEM_COLUMNS, Message, read_turns, system_turn, turn_list
 from stepagent.formats.dialogue import Dialogue, Header, read_dialogue, write_dialogue
-from stepagent.formats.dumps import as_messages
+from stepagent.formats.field_aliases import as_messages
 from stepagent.formats.records import KEY, Extras, Notes, checked, id_of
 from stepagent.formats.tools import function_schema, read_tools
 from stepagent.formats.turns import Style
@@ -37,7 +37,7 @@ class MessagesRecord(Record, extra="allow"):
 
     messages: list[Message]
     tools: JsonValue = None
-    """A list, or a list as JSON text (older data sets)."""
+    """A list, or its JSON text (older data sets)."""
     id: JsonValue = None
     task: str | None = None
     stepagent: Extras = Extras()
@@ -46,33 +46,33 @@ class MessagesRecord(Record, extra="allow"):
 def read_messages(
     record: dict[str, JsonValue], name: str, task: str, notes: Notes | None = None
 ) -> Trajectory:
-    """The trajectory of a record; name and task are those of a record that has none itself."""
+    """Reads a record; `name` is its id and `task` its task if it has none itself."""
     notes = Notes() if notes is None else notes
     record = as_messages(record, notes)
     if "messages" in record:
         record = record | {"messages": turn_list(record["messages"], "messages", _FIELDS)}
-    found = checked(record, MessagesRecord, notes)
-    columns = dict(found.model_extra or {})
-    tools = found.tools
+    chat = checked(record, MessagesRecord, notes)
+    columns = dict(chat.model_extra or {})
+    tools = chat.tools
     if not tools and isinstance(columns.get("functions"), list):
         tools = columns.pop("functions")
         notes.renamed["functions to tools"] += 1
-    turns = read_turns(found.messages, "messages", notes, has_tools=bool(tools))
+    turns = read_turns(chat.messages, "messages", notes, has_tools=bool(tools))
     turns = [*system_turn(columns, turns, notes), *turns]
     header = Header(
-        id=id_of(found.id, "id") or name,
-        task=found.task or task,
+        id=id_of(chat.id, "id") or name,
+        task=chat.task or task,
         tools=read_tools(tools, notes),
         columns=columns,
     )
-    return read_dialogue(turns, TRL, header, found.stepagent)
+    return read_dialogue(turns, TRL, header, chat.stepagent)
 
 
 def write_trl(trajectory: Trajectory) -> dict[str, JsonValue]:
-    """The record for TRL; importing it gives the same trajectory."""
+    """The trajectory as a record for TRL; importing it gives the same trajectory."""
     dialogue = write_dialogue(trajectory, TRL, RESERVED)
     tools = list(trajectory.tools)
-    # Schemas that would be read in another way are kept beside the record.
+    # Schemas that the import would change are kept among the extras.
     plain = all(function_schema(tool) == tool for tool in tools)
     extras = dialogue.extras.model_copy(update={"tools": [] if plain else tools})
     return {
@@ -86,7 +86,7 @@ def write_trl(trajectory: Trajectory) -> dict[str, JsonValue]:
 
 
 def write_openai(trajectory: Trajectory) -> dict[str, JsonValue]:
-    """The record for OpenAI's fine-tuning; the start of this module says what is lost."""
+    """The trajectory as a record for OpenAI's fine-tuning; see the module for what is lost."""
     dialogue = write_dialogue(trajectory, OPENAI, RESERVED)
     parallel = {k: v for k, v in dialogue.columns.items() if k == "parallel_tool_calls"}
     return {

@@ -1,7 +1,7 @@
-"""Records of other formats: how they are checked, and what a trajectory holds beyond them.
+"""Validates records of other formats, and keeps the fields that those formats lack.
 
-What a format has no field for stands in its record under `stepagent`, and only what cannot be told
-from the rest of the record; with it, a trajectory that was exported is imported again as it was.
+Whatever a format has no field for, and the rest of the record does not imply, is stored in the
+record under `stepagent`, so that importing an exported trajectory restores it exactly.
 """
 
 import json
@@ -23,22 +23,22 @@ KEY = "stepagent"
 
 
 class FormatError(ValueError):
-    """A record cannot be a trajectory, or the reverse; the message says what was expected."""
+    """A record cannot be read as a trajectory, or a trajectory cannot be written as a record."""
 
 
 @dataclass
 class Notes:
-    """What an import made of the records of a file, beside their trajectories."""
+    """What an import dropped or renamed in the records of a file."""
 
     dropped: Counter[str] = field(default_factory=Counter)
-    """How often something was left out, by what it is."""
+    """How often each kind of content was left out."""
     renamed: Counter[str] = field(default_factory=Counter)
-    """How often something got another name, as `old to new`."""
+    """How often something was renamed, by `old to new`."""
     num_systems: int = 0
-    """Records that begin with a system message."""
+    """Number of records that begin with a system message."""
 
     def add(self, other: "Notes") -> None:
-        """Takes in what was noted of a further record."""
+        """Adds the notes of another record."""
         self.dropped += other.dropped
         self.renamed += other.renamed
         self.num_systems += other.num_systems
@@ -49,7 +49,7 @@ class JSON(Record, extra="allow"):
 
 
 class Dumped(Record):
-    """An object as a program dumped it: fields that are null, or unknown and empty, say nothing."""
+    """An object dumped by a program: null fields, and unknown empty ones, count as absent."""
 
     @model_validator(mode="before")
     @classmethod
@@ -68,14 +68,14 @@ class Dumped(Record):
 
 
 class StepTexts(Record):
-    """A step's texts, where they cannot be told apart in the text of its message."""
+    """Thought and action of a step, for messages in which the two cannot be told apart."""
 
     thought: str
     action: str
 
 
 class Extras(Record):
-    """Fields of a trajectory that its record in another format does not show."""
+    """Fields of a trajectory for which a record in another format has no place."""
 
     task: NonEmpty | None = None
     tools: list[dict[str, JsonValue]] = Field(default_factory=list)
@@ -85,19 +85,19 @@ class Extras(Record):
     rewards: list[float | None] = Field(default_factory=list)
     """One for each step, if any step has one."""
     instruction_chars: int | None = None
-    """Where the instruction ends in the opening text, if that is not where it would be cut."""
+    """Length of the instruction within the opening text, if the usual split would be wrong."""
     steps: dict[str, StepTexts] = Field(default_factory=dict)
-    """By the index of the step."""
+    """Texts by the index of the step."""
     metadata: dict[str, JsonValue] = Field(default_factory=dict)
 
     def field(self) -> dict[str, JsonValue]:
-        """The record's field that holds them; nothing if there is nothing to hold."""
-        held = self.model_dump(mode="json", exclude_defaults=True)
-        return {KEY: held} if held else {}
+        """The field to add to a record; empty if there are no extras."""
+        extras = self.model_dump(mode="json", exclude_defaults=True)
+        return {KEY: extras} if extras else {}
 
 
 def checked(record: JsonValue, record_type: type[R], notes: Notes | None = None) -> R:
-    """The record as its type; what is wrong with it is a `FormatError`."""
+    """Validates a record as the given type; raises `FormatError`."""
     try:
         return record_type.model_validate(record, context=notes)
     except ValidationError as error:
@@ -105,14 +105,14 @@ def checked(record: JsonValue, record_type: type[R], notes: Notes | None = None)
 
 
 def checked_trajectory(**fields: Any) -> Trajectory:
-    """The trajectory of these fields; what is wrong with them is a `FormatError`."""
+    """The trajectory with these fields; raises `FormatError`."""
     return checked(fields, Trajectory)
 
 
 def read_own(
     record: dict[str, JsonValue], name: str, task: str, notes: Notes | None = None
 ) -> Trajectory:
-    """The trajectory of a record that is one already, so that every command reads our own files."""
+    """Reads a record in our own format, so that every command that imports reads our files too."""
     parsed = parse(json.dumps(record).encode() + b"\n", Trajectory)
     if isinstance(parsed, str):
         raise FormatError(parsed)
@@ -120,13 +120,13 @@ def read_own(
 
 
 class _Wrapped(Record):
-    """A value that is not an object, so that it can be read as a record."""
+    """Wraps a value that is not an object, so that it can be validated as a record."""
 
     value: JsonValue
 
 
 def from_text(text: str) -> JsonValue:
-    """What JSON text stands for; a `FormatError` says why it is none."""
+    """The value of a JSON text; raises `FormatError` if it is invalid."""
     line = text.strip().encode(errors="surrogatepass")
     if line.startswith(b"{"):
         parsed = parse(line + b"\n", JSON)
@@ -135,13 +135,13 @@ def from_text(text: str) -> JsonValue:
         raise FormatError(parsed.split("; expected")[0])
     wrapped = parse(b'{"value":%b}\n' % line, _Wrapped)
     if isinstance(wrapped, str):
-        # A column would count what the text was wrapped in.
+        # The column would be off by the wrapper.
         raise FormatError(re.sub(r" at column \d+", "", wrapped).split("; expected")[0])
     return wrapped.value
 
 
 def id_of(value: JsonValue, field: str) -> str | None:
-    """An id, which may be a number; None if there is none."""
+    """An id as text; it may be a whole number, or None."""
     match value:
         case None | str():
             return value

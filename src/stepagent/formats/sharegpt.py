@@ -1,15 +1,17 @@
 r"""ShareGPT dialogues as ETO and AgentGym write them: `{"conversations": [{"from", "value"}]}`.
 
-ETO (also IPR): `id`, the instruction, the reply "OK", the first observation, then actions and
-observations in turn; `reward` from 0 to 1 is the score. Actions are "Thought: ...\nAction: ...".
-ETO's gold dialogues of ALFWorld have no reply: what comes first is all instruction.
+ETO (also IPR): `id`, the instruction, the reply "OK", the first observation, then alternating
+actions and observations; `reward` from 0 to 1 is the score. Actions are
+"Thought: ...\nAction: ...". ETO's gold dialogues of ALFWorld have no reply: the first turn is all
+instruction.
 
-AgentGym: `item_id`, and each turn has `loss`, which alone decides what is learnt: true for actions,
-false for the reply "Ok.", null for observations. Actions are "Thought:\n...\n\nAction:\n...".
+AgentGym: `item_id`, and each turn has `loss`, which alone decides what carries loss: true for
+actions, false for the reply "Ok.", null for observations. Actions are
+"Thought:\n...\n\nAction:\n...".
 
-Turns may be calls and answers of tools, with `tools` and `system` beside them, as LLaMA-Factory has
-them. Other fields, such as `game_file` or `source`, become metadata. The task is ALFWorld's
-`task_type`, or the id without its number (`webshop_12`).
+Turns may be tool calls and their results, with `tools` and `system` beside them, as in
+LLaMA-Factory. Other fields, such as `game_file` or `source`, become metadata. The task is
+ALFWorld's `task_type`, or the id without its number (`webshop_12`).
 """
 
 import re
@@ -38,8 +40,8 @@ _OK = re.compile(r"ok(ay)?[.!]?", re.IGNORECASE)
 _FIELDS = {"role": "from", "content": "value"}
 
 
-class Said(Message):
-    """One turn."""
+class ShareGPTTurn(Message):
+    """One turn: a message with other names for role and content."""
 
     role: str = Field(alias="from")
     content: JsonValue = Field(alias="value")
@@ -48,7 +50,7 @@ class Said(Message):
 class ShareGPTRecord(Record, extra="allow"):
     """One line of a file; fields that are not named here become metadata."""
 
-    conversations: list[Said]
+    conversations: list[ShareGPTTurn]
     id: JsonValue = None
     item_id: JsonValue = None
     tools: JsonValue = None
@@ -59,31 +61,31 @@ class ShareGPTRecord(Record, extra="allow"):
 def read_sharegpt(
     record: dict[str, JsonValue], name: str, task: str, notes: Notes | None = None
 ) -> Trajectory:
-    """The trajectory of a record; name and task are those of a record that has none itself."""
+    """Reads a record; `name` is its id and `task` its task if it has none itself."""
     notes = Notes() if notes is None else notes
     if "conversations" in record:
-        said = turn_list(record["conversations"], "conversations", _FIELDS)
-        record = record | {"conversations": said}
-    found = checked(record, ShareGPTRecord, notes)
-    columns = dict(found.model_extra or {})
-    flagged = any(turn.loss is not None for turn in found.conversations)
-    turns = read_turns(found.conversations, "conversations", notes, has_tools=bool(found.tools))
+        conversations = turn_list(record["conversations"], "conversations", _FIELDS)
+        record = record | {"conversations": conversations}
+    chat = checked(record, ShareGPTRecord, notes)
+    columns = dict(chat.model_extra or {})
+    flagged = any(turn.loss is not None for turn in chat.conversations)
+    turns = read_turns(chat.conversations, "conversations", notes, has_tools=bool(chat.tools))
     turns = [*system_turn(columns, turns, notes), *turns]
     if not flagged:
-        turns = _with_reply(turns)
-    own = id_of(found.item_id, "item_id") or id_of(found.id, "id") or _text(columns, "game")
+        turns = _with_marked_reply(turns)
+    own = id_of(chat.item_id, "item_id") or id_of(chat.id, "id") or _text(columns, "game")
     header = Header(
         id=own or name,
         task=_task(own, columns) or task,
-        tools=read_tools(found.tools, notes),
-        score=None if found.reward is None else _shifted(found.reward, 2),
+        tools=read_tools(chat.tools, notes),
+        score=None if chat.reward is None else _shifted(chat.reward, 2),
         columns=columns,
     )
-    return read_dialogue(turns, AGENTGYM if flagged else ETO, header, found.stepagent)
+    return read_dialogue(turns, AGENTGYM if flagged else ETO, header, chat.stepagent)
 
 
-def _with_reply(turns: list[Turn]) -> list[Turn]:
-    """The turns; an "OK" to the instruction, which something else follows, is not to be learnt."""
+def _with_marked_reply(turns: list[Turn]) -> list[Turn]:
+    """Marks an "OK" to the instruction, if an observation follows it, as carrying no loss."""
     at = next((i for i, turn in enumerate(turns) if turn.role == "agent"), 0)
     spoken = [turn.role for turn in turns[:at] if turn.role not in ("system", "developer")]
     followed = at + 1 < len(turns) and turns[at + 1].role != "agent"
@@ -93,13 +95,13 @@ def _with_reply(turns: list[Turn]) -> list[Turn]:
 
 
 def write_eto(trajectory: Trajectory) -> dict[str, JsonValue]:
-    """The record as ETO writes it; importing it gives the same trajectory."""
+    """The trajectory as a record of ETO; importing it gives the same trajectory."""
     dialogue = write_dialogue(trajectory, ETO, RESERVED)
     reward = None if trajectory.score is None else _shifted(trajectory.score, -2)
     exact = reward is None or _shifted(reward, 2) == trajectory.score
     return {
         "id": trajectory.id,
-        "conversations": [_said(turn) for turn in dialogue.turns],
+        "conversations": [_written_turn(turn) for turn in dialogue.turns],
         **({} if reward is None else {"reward": reward}),
         **dialogue.columns,
         **_extras(trajectory, dialogue, score=None if exact else trajectory.score).field(),
@@ -107,12 +109,12 @@ def write_eto(trajectory: Trajectory) -> dict[str, JsonValue]:
 
 
 def write_agentgym(trajectory: Trajectory) -> dict[str, JsonValue]:
-    """The record as AgentGym writes it; importing it gives the same trajectory."""
+    """The trajectory as a record of AgentGym; importing it gives the same trajectory."""
     dialogue = write_dialogue(trajectory, AGENTGYM, RESERVED)
     return {
         "item_id": trajectory.id,
         "conversations": [
-            _said(turn) | {"loss": turn.learnt if turn.role == "agent" else None}
+            _written_turn(turn) | {"loss": turn.learnt if turn.role == "agent" else None}
             for turn in dialogue.turns
         ],
         **dialogue.columns,
@@ -120,17 +122,17 @@ def write_agentgym(trajectory: Trajectory) -> dict[str, JsonValue]:
     }
 
 
-def _said(turn: Turn) -> dict[str, JsonValue]:
+def _written_turn(turn: Turn) -> dict[str, JsonValue]:
     speaker = {"agent": "gpt", "user": "human"}.get(turn.role, turn.role)
     return {"from": speaker, "value": turn.text}
 
 
 def _extras(trajectory: Trajectory, dialogue: Dialogue, *, score: float | None) -> Extras:
-    told = _task(trajectory.id, dialogue.columns) == trajectory.task
+    is_implied = _task(trajectory.id, dialogue.columns) == trajectory.task
     return dialogue.extras.model_copy(
         update={
             "score": score,
-            "task": None if told else trajectory.task,
+            "task": None if is_implied else trajectory.task,
             "tools": list(trajectory.tools),
         }
     )
@@ -147,5 +149,5 @@ def _text(columns: dict[str, JsonValue], key: str) -> str | None:
 
 
 def _shifted(number: float, places: int) -> float:
-    """The number times a power of ten, with the digits that it is written with."""
+    """The number times a power of ten, without rounding its decimal digits."""
     return float(Decimal(repr(number)).scaleb(places))

@@ -1,4 +1,4 @@
-"""Function schemas as other projects have them: bare, flat, nested, or as JSON text."""
+"""Reads the function schemas of tools in the forms in use: bare, flat, nested, or as JSON text."""
 
 from pydantic import JsonValue
 
@@ -9,7 +9,7 @@ Schema = dict[str, JsonValue]
 
 
 def read_tools(tools: JsonValue, notes: Notes) -> list[Schema]:
-    """The schemas, each as `{"type": "function", "function": ...}` if it can be told."""
+    """The schemas, each as `{"type": "function", "function": ...}` if it is recognised."""
     expected = "tools: expected a list of function schemas, or its JSON text"
     try:
         tools = from_text(tools) if isinstance(tools, str) and tools.strip() else tools
@@ -28,7 +28,7 @@ def read_tools(tools: JsonValue, notes: Notes) -> list[Schema]:
 
 
 def function_schema(tool: Schema) -> Schema:
-    """A tool as `{"type": "function", "function": ...}`; what says something else stays."""
+    """A tool as `{"type": "function", "function": ...}`; other kinds of tools stay unchanged."""
     if isinstance(tool.get("function"), dict):
         return tool if tool.get("type") else {"type": "function", "function": tool["function"]}
     if not isinstance(tool.get("name"), str) or tool.get("type") not in (None, "function"):

@@ -1,4 +1,4 @@
-"""Turns of a dialogue, and what an agent's turn says: a thought and an action."""
+"""Turns of a dialogue, and the conversion of an agent's turn to and from thought and action."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -14,17 +14,17 @@ class Turn(Record):
     """One message of a dialogue."""
 
     role: str
-    """`agent`; any other is observed: `system`, `user`, `tool` or, in ATIF, `environment`."""
+    """`agent`; all others are observations: `system`, `user`, `tool` or, in ATIF, `environment`."""
     text: str = ""
     reasoning: str = ""
-    """What an agent thought, where the format has a field of its own for it."""
+    """The agent's thought, if the format has a separate field for it."""
     call: Call | None = None
     learnt: bool = True
-    """False for an agent's turn that is context only."""
+    """False for an agent's turn that is only context and carries no loss."""
 
     @property
     def is_step(self) -> bool:
-        """Whether this is an action to be learnt."""
+        """Whether this is an action that carries loss."""
         return self.role == "agent" and self.learnt
 
     def observed(self) -> str:
@@ -34,20 +34,21 @@ class Turn(Record):
 
 
 class KeptTurn(Turn):
-    """A turn in the metadata."""
+    """A turn as it is kept in the metadata."""
 
     chars: int | None = None
-    """Length of its text, if that is the next part of what the trajectory has there."""
+    """Length of its text, if the text itself is the next part of the trajectory's text there."""
 
 
 class Kept(Record):
     """What the metadata keeps of an imported record."""
 
     observations: dict[str, list[KeptTurn]] = Field(default_factory=dict)
-    """Turns before the action of each index; the final observation comes after the last one."""
+    """Turns before each action, by its index; those after the last action have the next index."""
     actions: dict[str, Turn] = Field(default_factory=dict)
+    """Turns of actions, by index."""
     header: dict[str, JsonValue] = Field(default_factory=dict)
-    """Fields of the record that only its format knows."""
+    """Fields of the record that only its format has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,19 +56,19 @@ class Style:
     """How a format writes a trajectory as turns."""
 
     name: str
-    """Under which the metadata keeps what an imported record has differently."""
+    """Key of the metadata that keeps how an imported record differs from this style."""
     react: str = "Thought: {thought}\nAction: {action}"
-    """A thought and an action as one text."""
+    """Template of a text with a thought and an action."""
     reply: str | None = None
-    """What the agent says, not to be learnt, between instruction and first observation."""
+    """The agent's reply to the instruction, before the first observation; carries no loss."""
     instruction_role: str | None = None
-    """Role of an instruction in a turn of its own; without it or a reply, one turn has both."""
+    """Role of an instruction in its own turn; None, with no reply either, shares the first turn."""
     observation_role: str = "user"
     has_calls: bool = True
     reasoning: Literal["none", "read", "written"] = "none"
-    """Whether the format has a field of its own for thoughts, and whether they are put there."""
+    """Whether a separate field for thoughts is read only, also written, or does not exist."""
     marks_context: bool = False
-    """Whether the format can say of an agent's turn that it is not to be learnt."""
+    """Whether the format can mark an agent's turn as carrying no loss."""
 
 
 def read_action(turn: Turn) -> StepTexts:
@@ -76,17 +77,17 @@ def read_action(turn: Turn) -> StepTexts:
         thinking, text = split_thinking(turn.text)
         thought = _thoughts(turn.reasoning, thinking or "", without_label(text))
         return StepTexts(thought=thought, action=turn.call.action())
-    said = split_react(turn.text)
-    return StepTexts(thought=_thoughts(turn.reasoning, said.thought), action=said.action)
+    texts = split_react(turn.text)
+    return StepTexts(thought=_thoughts(turn.reasoning, texts.thought), action=texts.action)
 
 
 def _thoughts(*thoughts: str) -> str:
-    """All of them, once each: some servers send a thought both as a field and in the text."""
+    """Joins the thoughts without repetition: some servers send one both as a field and in text."""
     return "\n\n".join(filter(None, dict.fromkeys(thoughts)))
 
 
 def write_action(thought: str, action: str, style: Style) -> Turn:
-    """The agent's turn that says them in the style of a format."""
+    """The agent's turn with this thought and action, in the style of a format."""
     call = call_of(action) if style.has_calls else None
     if style.reasoning == "written":
         return Turn(role="agent", text="" if call else action, reasoning=thought, call=call)

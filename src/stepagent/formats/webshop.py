@@ -1,14 +1,14 @@
-"""WebShop's session logs (princeton-nlp/WebShop, `user_session_logs`): what people did in the shop.
+"""Reads WebShop's session logs of human shoppers (princeton-nlp/WebShop, `user_session_logs`).
 
-A log is a line for each page that was opened: `{"page", "url", "goal", "content"}`, on the last one
-`reward`. A file is one session; several are read as one `{"session", "steps"}` object each. Read
-only.
+A log has one line per page that was opened: `{"page", "url", "goal", "content"}`, the last one with
+`reward`. A file is one session; a file of several has a `{"session", "steps"}` object for each.
+There is no export.
 
-The log does not have the actions, but two pages in a row tell which one leads from the first to the
-second; where none does (a browser's back button), the session is rejected. A page that was loaded
-twice is one step. Nor does it have the text of the pages: observations have the buttons and what
-was logged, without titles, prices and option names. They are good for reading and counting, but not
-the observations that an agent will get from the shop.
+The log does not contain the actions, but two consecutive pages determine the action between them;
+if none leads from one to the other (a browser's back button), the session is rejected. A page
+that was loaded twice is one step. Nor does the log contain the text of the pages: the observations
+here have the buttons and whatever was logged, without titles, prices and option names. They serve
+for reading and counting, but are not the observations that an agent gets from the shop.
 """
 
 import json
@@ -22,13 +22,13 @@ from stepagent.types import NonEmpty, Record, Trajectory
 
 
 class Goal(Record, extra="allow"):
-    """What was to be bought."""
+    """What the shopper was asked to buy."""
 
     instruction_text: NonEmpty
 
 
 class Content(Record, extra="allow"):
-    """What the page showed."""
+    """What was logged of a page's content."""
 
     keywords: list[str] | str = ""
     page: int | str = ""
@@ -37,7 +37,7 @@ class Content(Record, extra="allow"):
     search_result_asins: list[str] = Field(default_factory=list)
 
     def is_of(self, results: "Content") -> bool:
-        """Whether an item's page belongs to a page of results; it has those as Python's text."""
+        """Whether an item's page was opened from `results`, whose fields it has as Python text."""
         return (self.keywords, self.page) == (str(results.keywords), str(results.page))
 
 
@@ -62,17 +62,17 @@ class Session(Record, extra="allow"):
 def read_webshop(
     record: dict[str, JsonValue], name: str, task: str, notes: Notes | None = None
 ) -> Trajectory:
-    """The trajectory of a session; name is that of a session that has none itself."""
-    found = checked(record, Session)
-    # Equal addresses in a row are one page that was loaded again.
+    """Reads a session; `name` is its id if it has none itself, and `task` its task."""
+    session = checked(record, Session)
+    # Consecutive pages with the same address are one page that was loaded again.
     moves = [
         (index, page, after)
-        for index, (page, after) in enumerate(pairwise(found.steps))
+        for index, (page, after) in enumerate(pairwise(session.steps))
         if page.url != after.url
     ]
     if not moves:
         raise FormatError("steps: expected at least two different pages")
-    goal, last = found.steps[0].goal, found.steps[-1]
+    goal, last = session.steps[0].goal, session.steps[-1]
     instruction = goal.instruction_text
     steps: list[dict[str, JsonValue]] = [
         {"observation": _observation(page, instruction), "action": _action(page, after, index)}
@@ -84,7 +84,7 @@ def read_webshop(
     if last.reward_info is not None:
         about["reward_info"] = last.reward_info
     return checked_trajectory(
-        id=id_of(found.session, "session") or name,
+        id=id_of(session.session, "session") or name,
         task=task,
         instruction=instruction,
         steps=tuple(steps),
@@ -96,30 +96,30 @@ def read_webshop(
 
 
 def _action(before: Page, after: Page, index: int) -> str:
-    """The action that leads from one page to the other."""
-    seen, then = before.content, after.content
-    same_item = (then.asin, then.options) == (seen.asin, seen.options)
+    """The action that leads from one page to the next; raises `FormatError` if there is none."""
+    old, new = before.content, after.content
+    same_item = (new.asin, new.options) == (old.asin, old.options)
     match before.page, after.page:
-        case "index", "search_results" if isinstance(then.keywords, list) and then.page == 1:
-            return f"search[{' '.join(then.keywords)}]"
+        case "index", "search_results" if isinstance(new.keywords, list) and new.page == 1:
+            return f"search[{' '.join(new.keywords)}]"
         case "search_results" | "item_page" | "item_sub_page", "index":
             return "click[back to search]"
-        case "search_results", "search_results" if then.keywords == seen.keywords:
-            if isinstance(seen.page, int) and then.page == seen.page + 1:
+        case "search_results", "search_results" if new.keywords == old.keywords:
+            if isinstance(old.page, int) and new.page == old.page + 1:
                 return "click[next >]"
-            if isinstance(seen.page, int) and then.page == seen.page - 1:
+            if isinstance(old.page, int) and new.page == old.page - 1:
                 return "click[< prev]"
-        case "search_results", "item_page" if then.is_of(seen) and not then.options:
-            if then.asin in seen.search_result_asins:
-                return f"click[{then.asin.lower()}]"
-        case "item_page", "search_results" if seen.is_of(then):
+        case "search_results", "item_page" if new.is_of(old) and not new.options:
+            if new.asin in old.search_result_asins:
+                return f"click[{new.asin.lower()}]"
+        case "item_page", "search_results" if old.is_of(new):
             return "click[< prev]"
-        case "item_page", "item_page" if then.asin == seen.asin:
-            chosen = [k for k, value in then.options.items() if seen.options.get(k) != value]
-            if len(chosen) == 1 and then.options == seen.options | {
-                chosen[0]: then.options[chosen[0]]
+        case "item_page", "item_page" if new.asin == old.asin:
+            chosen = [k for k, value in new.options.items() if old.options.get(k) != value]
+            if len(chosen) == 1 and new.options == old.options | {
+                chosen[0]: new.options[chosen[0]]
             }:
-                return f"click[{then.options[chosen[0]]}]"
+                return f"click[{new.options[chosen[0]]}]"
         case "item_page", "item_sub_page" if same_item and after.url.count("/") > 1:
             return f"click[{after.url.split('/')[-2].lower()}]"
         case "item_sub_page", "item_page" if same_item:
@@ -128,12 +128,12 @@ def _action(before: Page, after: Page, index: int) -> str:
             return "click[buy now]"
     raise FormatError(
         f"steps[{index + 1}]: no single action leads to this page ({after.page}) from the one "
-        f"before ({before.page}); expected moves that the shop's buttons make"
+        f"before ({before.page}); expected only moves by the shop's own buttons"
     )
 
 
 def _observation(page: Page, instruction: str) -> str:
-    """What the log has of a page, in the shop's order of texts."""
+    """What the log contains of a page, in the order of the shop's texts."""
     content = page.content
     options = [json.dumps(content.options, ensure_ascii=False)] if content.options else []
     task = ["Instruction:", instruction]

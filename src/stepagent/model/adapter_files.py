@@ -1,4 +1,4 @@
-"""Adapter folders of PEFT's: of which kind they are, what their base is, and their weights."""
+"""Reads PEFT adapter folders: their kind, their base model and their weights."""
 
 import logging
 import re
@@ -19,52 +19,52 @@ logger = logging.getLogger(__name__)
 _BESIDE_THE_LAYERS = (
     PeftType.ADAPTION_PROMPT, PeftType.POLY, PeftType.SHADOW, PeftType.XLORA,
 )  # fmt: skip
-"""Kinds that need more than the layers' forward passes, or attend in a way of their own."""
+"""Kinds that act outside the layers' forward passes or change how they attend."""
 
 
 class AdapterError(ValueError):
-    """An adapter cannot be opened, or not be merged; the message is one line."""
+    """An adapter cannot be opened or merged; the message is one line."""
 
 
 def is_adapter(source: str) -> bool:
-    """Whether a folder or an id on the hub is an adapter."""
+    """Whether a folder or a hub id is an adapter."""
     with one_line(source):
         found = find_adapter_config_file(source)
     return found is not None
 
 
 def base_of(source: str) -> str:
-    """The base model of an adapter: a folder, or an id on the hub.
+    """The base model of an adapter: a folder or a hub id.
 
-    A relative path is looked for in the adapter's folder first. A folder that is not where it was
-    is looked for beside the adapter, by its name. Raises `AdapterError` if it is nowhere.
+    A relative path is tried in the adapter's folder first. A folder that has moved is looked up by
+    name next to the adapter. Raises `AdapterError` if the base is not found.
     """
     name = read_config(source).base_model_name_or_path
     if not name:
-        raise AdapterError(f"{place(source)}: names no base model in its adapter_config.json")
+        raise AdapterError(f"{place(source)}: its adapter_config.json names no base model")
     folder = Path(source)
     for path in (folder / name, Path(name), folder.resolve().parent / Path(name).name):
         if (path / "adapter_config.json").is_file():
             raise AdapterError(
-                f"{place(source)}: its base {place(path)} is an adapter itself; expected a whole "
-                "model, stepagent export-model --merged makes one"
+                f"{place(source)}: its base {place(path)} is an adapter too; expected a whole "
+                "model, as stepagent export-model --merged writes"
             )
         if (path / "config.json").is_file():
             if not Path(name).is_absolute() or path != Path(name):
                 logger.info(
-                    "%s: its base %s is taken from %s", place(source), place(name), place(path)
+                    "%s: its base %s is read from %s", place(source), place(name), place(path)
                 )
             return str(path.resolve())
     if re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
         return str(name)
     raise AdapterError(
-        f"{place(source)}: its base model {place(name)} is not there; put it there or beside the "
-        "adapter, or write its place as base_model_name_or_path into adapter_config.json"
+        f"{place(source)}: its base model {place(name)} does not exist; put it there or next to "
+        "the adapter, or set its path as base_model_name_or_path in adapter_config.json"
     )
 
 
 def read_config(source: str) -> PeftConfig:
-    """Of a folder or an id; refuses what cannot work on a prefix tree."""
+    """The config of an adapter folder or hub id; refuses kinds that do not work on prefix trees."""
     refuse_pointers(source)
     with one_line(source):
         try:
@@ -77,14 +77,14 @@ def read_config(source: str) -> PeftConfig:
         or getattr(config, "alora_invocation_tokens", None)
     ):
         raise AdapterError(
-            f"{place(source)}: an adapter of kind {kind_of(config)} cannot be used: it "
-            "does not work through the layers alone; expected LoRA or another kind that does"
+            f"{place(source)}: unsupported adapter kind {kind_of(config)}: it acts outside the "
+            "model's layers; expected LoRA or another kind inside them"
         )
     return config
 
 
 def kind_of(config: PeftConfig) -> str:
-    """PEFT's name for it, printable."""
+    """PEFT's name for an adapter's kind, printable."""
     return printable(str(getattr(config.peft_type, "value", config.peft_type)))
 
 
@@ -98,7 +98,7 @@ def read_weights(source: str) -> dict[str, Tensor]:
 
 @contextmanager
 def one_line(source: str | Path) -> Iterator[None]:
-    """Errors of PEFT inside become an `AdapterError` that names the folder."""
+    """Turns errors of PEFT into an `AdapterError` of one line that names the folder."""
     try:
         yield
     except UNREADABLE as error:

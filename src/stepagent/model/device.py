@@ -1,4 +1,4 @@
-"""Where a model computes, in which precision, and how many tokens fit into memory at once."""
+"""Device, precision, and how many tokens fit into memory at once."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,15 +6,15 @@ from typing import Literal
 import torch
 
 CPU_TOKEN_BUDGET = 512
-"""Longer rows compute more attention between trees than sharing a pass saves."""
+"""Longer rows spend more on attention between trees than they save by sharing a forward pass."""
 MAX_TOKEN_BUDGET = 16384
-"""Masks are made from dense ones of this length, squared; more does not keep a GPU any busier."""
+"""Memory of a dense mask grows with its square; longer rows make no better use of a GPU."""
 HEADROOM = 0.8
-"""Share of the free memory that is planned with; allocators lose some of it in fragments."""
+"""Share of the free memory that is used; the allocator loses some to fragmentation."""
 
 
 class ComputeError(ValueError):
-    """Settings that this machine cannot follow; the message is one line."""
+    """This machine cannot satisfy the settings; the message is one line."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,39 +22,39 @@ class ComputeConfig:
     """Device, precision and memory."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """`auto` takes a GPU if there is one."""
+    """Where the model runs; `auto` uses a GPU if there is one."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of matrix products; `auto` is bfloat16 on a GPU. Trained weights stay in float32."""
+    """Precision of matrix products; `auto`: bfloat16 on a GPU. Trained weights stay float32."""
     gradient_checkpointing: bool = False
-    """Keep less for the backward pass and compute it again: slower, with less memory."""
+    """Recompute activations in the backward pass: less memory, slower."""
     token_budget: int | None = None
-    """Tokens forwarded together; by default 512 on a CPU, on a GPU what its memory holds."""
+    """Tokens per forward pass; by default 512 on a CPU, on a GPU as many as its memory holds."""
 
     def __post_init__(self) -> None:
-        """Raises `ComputeError` for what cannot be."""
+        """Raises `ComputeError` for a budget below 1, and for a GPU that is not there."""
         if self.token_budget is not None and self.token_budget < 1:
             raise ComputeError(
                 f"--compute.token-budget must be at least 1, not {self.token_budget}"
             )
         if self.device == "cuda" and not torch.cuda.is_available():
-            raise ComputeError("--compute.device cuda: PyTorch finds no GPU here")
+            raise ComputeError("--compute.device cuda: PyTorch finds no GPU on this machine")
 
     @property
     def torch_device(self) -> torch.device:
-        """The device that is meant."""
+        """The device, with `auto` resolved."""
         if self.device == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return torch.device(self.device)
 
     @property
     def is_half(self) -> bool:
-        """Whether matrix products are in bfloat16."""
+        """Whether matrix products are in bfloat16, with `auto` resolved."""
         if self.precision == "auto":
             return self.torch_device.type == "cuda"
         return self.precision == "bfloat16"
 
 
 def fitting_tokens(free: int, reserved: int, bytes_per_token: float) -> int:
-    """How many tokens fit into `free` bytes, of which `reserved` are needed for something else."""
+    """How many tokens fit into `free` bytes, of which `reserved` are needed otherwise."""
     room = HEADROOM * free - reserved
     return max(128, min(MAX_TOKEN_BUDGET, int(room / bytes_per_token) // 128 * 128))

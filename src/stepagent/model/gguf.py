@@ -1,9 +1,8 @@
-"""GGUF files, the format of llama.cpp, as ordinary Hugging Face model folders.
+"""Converts GGUF files, the format of llama.cpp, to Hugging Face model folders.
 
-A file is read once and its quantized weights are written out as float32, since they are to be
-trained. The folder goes to the user's cache under a name with the file's hash. A model that is
-split into files, `NAME-00001-of-00003.gguf` and so on, is read from all of them, whichever is
-named.
+Quantized weights are written as float32, so that they can be trained. The folder is kept in the
+user's cache under a name with the file's hash. A model that is split into parts, such as
+`NAME-00001-of-00003.gguf`, is read whole, whichever part is given.
 """
 
 import hashlib
@@ -24,7 +23,7 @@ from transformers import AutoTokenizer
 from stepagent.console.printable import printable
 from stepagent.files.atomic import TEMPORARY, atomic_folder, file_hash
 from stepagent.files.cache import cache_folder
-from stepagent.files.lines import Unreadable, open_ordinary
+from stepagent.files.lines import Unreadable, open_regular
 from stepagent.model.weights import (
     UNREADABLE,
     WeightsError,
@@ -35,7 +34,7 @@ from stepagent.model.weights import (
 )
 
 _PART = re.compile(r"(?P<name>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})")
-"""What llama.cpp names a file of a split model, without the suffix."""
+"""llama.cpp's name of a part of a split model, without the suffix."""
 
 
 class GGUFError(ValueError):
@@ -45,7 +44,7 @@ class GGUFError(ValueError):
 def convert(file: Path, folder: Path) -> None:
     """Writes the model and tokenizer of a GGUF file as a new Hugging Face folder.
 
-    Raises `GGUFError` if a file of the model or one of its weights is missing or cannot be read.
+    Raises `GGUFError` if a part of the model or a weight is missing or unreadable.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _whole(_parts(file), folder.parent) as whole:
@@ -59,7 +58,7 @@ def convert(file: Path, folder: Path) -> None:
             raise GGUFError(
                 f"{place(file)}: its tokenizer cannot be read: {reason(error)}"
             ) from None
-        # With it the weights would count as quantized still, and could not be saved.
+        # Else transformers takes the weights for quantized ones and refuses to save them.
         del model.config.quantization_config
         model.hf_quantizer = None  # type: ignore[assignment]
         with atomic_folder(folder) as made:
@@ -68,14 +67,14 @@ def convert(file: Path, folder: Path) -> None:
 
 
 def converted(file: Path) -> Path:
-    """The model folder of a GGUF file, made on first use.
+    """The model folder of a GGUF file, converted on first use; raises as `convert` does.
 
-    Processes that make it at once all do the work, and the first to finish keeps its folder.
+    If several processes convert it at once, the folder of the first to finish is kept.
     """
     parts = _parts(file)
     found = _PART.fullmatch(parts[0].stem)
     name = found["name"] if found and len(parts) > 1 else file.stem
-    # Sixteen digits; folders with twelve are from a time when missing weights were not noticed.
+    # Sixteen digits: folders with twelve were written when missing weights went unnoticed.
     digest = hashlib.sha256("".join(map(file_hash, parts)).encode()).hexdigest()[:16]
     folder = cache_folder() / "models" / f"{name}-{digest}"
     if not folder.is_dir():
@@ -88,7 +87,7 @@ def converted(file: Path) -> Path:
 
 
 def _parts(file: Path) -> list[Path]:
-    """All files of the model that a file is, or is a part of, in order."""
+    """All files of the model that a file belongs to, in order."""
     reader = _reader(file)
     count = _field(reader, "split.count", 1)
     if count <= 1:
@@ -97,7 +96,7 @@ def _parts(file: Path) -> list[Path]:
     if not found or int(found["count"]) != count:
         raise GGUFError(
             f"{place(file)}: one of the {count} parts of a model; expected a name that ends in "
-            f"-00001-of-{count:05d}.gguf, and all parts beside it"
+            f"-00001-of-{count:05d}.gguf, with all parts in the same folder"
         )
     parts = [
         file.with_name(f"{found['name']}-{number:05d}-of-{count:05d}.gguf")
@@ -106,15 +105,15 @@ def _parts(file: Path) -> list[Path]:
     missing = [part.name for part in parts if not part.is_file()]
     if missing:
         raise GGUFError(
-            f"{place(file)}: {len(missing)} of the model's {count} parts not there: "
-            f"{', '.join(map(printable, missing[:3]))}; expected all of them beside it"
+            f"{place(file)}: {len(missing)} of the model's {count} parts missing: "
+            f"{', '.join(map(printable, missing[:3]))}; expected all in the same folder"
         )
     return parts
 
 
 @contextmanager
 def _whole(parts: list[Path], scratch: Path) -> Iterator[Path]:
-    """One file with the tensors of all parts; if there are several it is gone afterwards."""
+    """One file with the tensors of all parts; a temporary one if there are several."""
     readers = [_reader(part) for part in parts]
     _refuse_scaled_frequencies(parts, readers)
     if len(parts) == 1:
@@ -122,11 +121,11 @@ def _whole(parts: list[Path], scratch: Path) -> Iterator[Path]:
         return
     for number, (part, reader) in enumerate(zip(parts, readers, strict=True)):
         if (own := _field(reader, "split.no", -1)) != number:
-            raise GGUFError(f"{place(part)}: says it is part {own + 1}; expected {number + 1}")
+            raise GGUFError(f"{place(part)}: its header says part {own + 1}; expected {number + 1}")
     total = sum(len(reader.tensors) for reader in readers)
     if (expected := _field(readers[0], "split.tensors.count", total)) != total:
         raise GGUFError(
-            f"{place(parts[0])}: its parts have {total} tensors; expected {expected}, as it says"
+            f"{place(parts[0])}: its parts have {total} tensors; its header says {expected}"
         )
     prefix, suffix = TEMPORARY.split("*")
     with TemporaryDirectory(dir=scratch, prefix=prefix, suffix=suffix) as folder:
@@ -158,14 +157,17 @@ def _join(readers: list[GGUFReader], whole: Path) -> None:
 
 
 def _drop_inventions(tokenizer: Any, size: int) -> None:
-    """Takes out special tokens that transformers adds although neither file nor model has them."""
+    """Removes special tokens that transformers adds although the file and model lack them."""
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     backend["added_tokens"] = [t for t in backend["added_tokens"] if t["id"] < size]
     tokenizer._tokenizer = Tokenizer.from_str(json.dumps(backend))
 
 
 def _refuse_scaled_frequencies(parts: list[Path], readers: list[GGUFReader]) -> None:
-    """Llama 3.1 and later have their rotary frequencies' scale in a tensor nobody here reads."""
+    """Raises `GGUFError` for scaled rotary frequencies (Llama 3.1 and later).
+
+    They are stored in a tensor that transformers does not read.
+    """
     for part, reader in zip(parts, readers, strict=True):
         for tensor in reader.tensors:
             if tensor.name == "rope_freqs.weight" and not np.all(tensor.data == 1):
@@ -186,12 +188,12 @@ def _reader(file: Path) -> GGUFReader:
     except WeightsError as error:
         raise GGUFError(str(error)) from None
     try:
-        with open_ordinary(file, "expected a GGUF file") as opened:
+        with open_regular(file, "expected a GGUF file") as opened:
             start = opened.read(4)
     except Unreadable as error:
         raise GGUFError(f"{place(file)}: {error}") from None
     if start != b"GGUF":
-        raise GGUFError(f"{place(file)}: not a GGUF file; it should begin with the letters GGUF")
+        raise GGUFError(f"{place(file)}: not a GGUF file: it does not begin with the letters GGUF")
     try:
         return GGUFReader(str(file))
     except UNREADABLE as error:

@@ -1,7 +1,8 @@
-"""Adapters by PEFT: several trained versions of one model in memory, such as LoRA (Hu et al. 2021).
+"""Adapters (PEFT): several trained versions of one model that share its frozen weights.
 
-New ones are LoRA (arXiv 2106.09685); folders of every kind that changes the layers of a model open.
-Policy and discriminator are adapters on the same frozen base. One adapter is active at a time.
+New adapters are LoRA (Hu et al. 2021, arXiv 2106.09685); existing ones may be of any kind that acts
+inside the model's layers. Policy and discriminator are adapters on the same base. One adapter is
+active at a time.
 """
 
 import re
@@ -40,30 +41,30 @@ from stepagent.model.weights import (
 )
 
 _WRAPPED = re.compile(r"\.(base_layer|original_module|modules_to_save)(\.\w+)?$")
-"""What PEFT adds to the name of a layer that it wraps."""
+"""Suffix that PEFT adds to the name of a layer that it wraps."""
 PREFIX = "base_model.model."
-"""What PEFT puts before the names of the weights in its files."""
+"""Prefix of the names of weights in PEFT's files."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoRAConfig:
-    """Which low-rank updates are trained instead of the whole model."""
+    """LoRA: train a small low-rank adapter instead of the whole model."""
 
     rank: int = 0
-    """Rank of the update of each matrix; 0 trains the whole model."""
+    """Rank of each matrix's update, for example 16; 0 trains the whole model without LoRA."""
     alpha: int = 32
-    """The update is scaled by alpha / rank."""
+    """Scale of the updates: each is multiplied by alpha / rank."""
     target_modules: str = "all-linear"
-    """Which layers get one: PEFT's name for all linear layers, or a regular expression."""
+    """Layers that are adapted: all-linear, or a regular expression of their names."""
 
     def __post_init__(self) -> None:
-        """Raises `LoRAError` for a rank that cannot be."""
+        """Raises `LoRAError` for a negative rank."""
         if self.rank < 0:
             raise LoRAError(f"--lora.rank must be at least 0, not {self.rank}")
 
 
 class LoRAError(ValueError):
-    """Adapters cannot be made as asked; the message is one line."""
+    """LoRA cannot be set up with these settings; the message is one line."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +74,14 @@ class Adapter:
     peft: PeftModel
     name: str
     keeps_embeddings: bool = False
-    """Whether its files hold the embeddings as well, since its vocabulary is not its base's."""
+    """Whether its files hold the embeddings too, since its vocabulary differs from its base's."""
 
     @classmethod
     def add(cls, model: PreTrainedModel, config: LoRAConfig, *, seed: int) -> "Adapter":
-        """A new adapter, which changes nothing yet; the model's own weights are frozen."""
+        """Adds a new LoRA adapter, which changes no output yet, and freezes the model's weights.
+
+        Raises `LoRAError` if no layer matches the settings.
+        """
         settings = LoraConfig(
             r=config.rank,
             lora_alpha=config.alpha,
@@ -92,10 +96,10 @@ class Adapter:
 
     @classmethod
     def open(cls, source: str, model: PreTrainedModel) -> "Adapter":
-        """The adapter of a folder, or of an id on the hub, on its base model, ready to be trained.
+        """Opens an adapter folder or hub id on its base model, ready for training.
 
-        Raises `AdapterError` for a kind that does not work through the layers of the model, and
-        `WeightsError` if a weight is missing, superfluous or not finite.
+        Raises `AdapterError` for a kind that acts outside the model's layers, and `WeightsError`
+        if a weight is missing, unexpected or not finite.
         """
         config = read_config(source)
         weights = read_weights(source)
@@ -112,29 +116,29 @@ class Adapter:
         return cast(PreTrainedModel, self.peft.get_base_model())
 
     def activate(self) -> None:
-        """From now on forward passes and gradients go through this adapter."""
+        """Makes forward passes and gradients use this adapter from now on."""
         if self.peft.active_adapter != self.name:
             self.peft.set_adapter(self.name)
 
     def parameters(self) -> list[nn.Parameter]:
-        """What training updates, in an order that is the same for every copy."""
+        """The trained parameters, in the same order for every copy; activates the adapter."""
         self.activate()
         return [parameter for parameter in self.peft.parameters() if parameter.requires_grad]
 
     def copy(self, name: str) -> "Adapter":
-        """Another adapter that starts equal: on the same model if it is nothing but LoRA.
+        """A copy of the adapter, on the same model for plain LoRA.
 
-        Several adapters of the other kinds cannot share a model; the copy is on a copy of it.
-        Raises `AdapterError` where that is impossible.
+        Adapters of other kinds cannot share a model, so the model is copied too. Raises
+        `AdapterError` if that is impossible.
         """
         config = self.peft.peft_config[self.name]
         if not _is_plain_lora(config):
             try:
                 return replace(self, peft=deepcopy(self.peft))
-            except RuntimeError:  # PyTorch copies no views, as tied adapters are of one another
+            except RuntimeError:  # PyTorch cannot copy views, which tied adapters are
                 raise AdapterError(
                     f"an adapter of kind {kind_of(config)} with ensure_weight_tying cannot be "
-                    "copied, so it can have no discriminator"
+                    "copied to make a discriminator"
                 ) from None
         copied = replace(self, name=name)
         weights = {key: value.clone() for key, value in self._weights().items()}
@@ -143,8 +147,8 @@ class Adapter:
         return copied
 
     def save(self, folder: Path) -> None:
-        """Writes an adapter folder of PEFT's; raises `WeightsError` if a weight is not finite."""
-        # Clones, since safetensors takes no tensors that share memory.
+        """Writes a PEFT adapter folder; raises `WeightsError` if a weight is not finite."""
+        # Clones, since safetensors refuses tensors that share memory.
         tensors = {
             key: value.detach().cpu().clone().contiguous() for key, value in self._weights().items()
         }
@@ -156,11 +160,11 @@ class Adapter:
         config.save_pretrained(str(folder))
 
     def restore(self, folder: Path) -> None:
-        """Takes over the weights of an adapter folder; raises as `open` does."""
+        """Loads the weights of an adapter folder in place; raises as `open` does."""
         self._take(read_weights(str(folder)), folder)
 
     def merged(self) -> PreTrainedModel:
-        """The model with the adapter added to its weights; this adapter is used up.
+        """The model with the adapter merged into its weights; the adapter is unusable afterwards.
 
         Raises `AdapterError` if PEFT cannot merge adapters of this kind.
         """
@@ -170,7 +174,7 @@ class Adapter:
         _untie(self.peft)
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of tied embeddings, which are seen to here
+                warnings.simplefilter("ignore")  # about tied embeddings, which are handled here
                 whole = cast(PreTrainedModel, self.peft.merge_and_unload(safe_merge=True))
         except UNREADABLE as error:
             kind = kind_of(self.peft.peft_config[self.name])
@@ -186,10 +190,9 @@ class Adapter:
         return whole
 
     def _ready(self) -> "Adapter":
-        """Without dropout, since what was sampled has to be read as it was.
+        """Disables dropout, so that log-probabilities are those that actions were sampled with.
 
-        Trained weights get float32 at least: small updates get lost in bfloat16, in which the
-        frozen weights may be.
+        Also makes trained weights at least float32: bfloat16 would round small updates away.
         """
         self.peft.eval()
         for parameter in self.parameters():
@@ -197,34 +200,34 @@ class Adapter:
         return self
 
     def _weights(self) -> dict[str, Tensor]:
-        """What PEFT keeps in files of this adapter, by the names that it has there."""
+        """The weights in PEFT's file of this adapter, by their names there."""
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it warns of what is asked for
+            warnings.simplefilter("ignore")  # about saving embeddings, which is intended
             found: dict[str, Tensor] = get_peft_model_state_dict(
                 self.peft, adapter_name=self.name, save_embedding_layers=self.keeps_embeddings
             )
         return found
 
     def _take(self, weights: dict[str, Tensor], source: str | Path) -> None:
-        """Puts all weights of a file in their places."""
+        """Loads all weights of a file; raises as `open` does."""
         with one_line(source):
             try:
                 found: Any = set_peft_model_state_dict(self.peft, weights, adapter_name=self.name)
-            except KeyError as error:  # of what is trained whole it looks up each part by its name
-                raise ValueError(f"has no {error}, which its config asks for") from None
-        # PEFT calls much missing that is not: the base, and tensors that two modules share.
+            except KeyError as error:  # PEFT looks up modules that are trained whole by name
+                raise ValueError(f"lacks {error}, which its config requires") from None
+        # PEFT also reports as missing the base's weights, and tensors that two modules share.
         live = {key: value.data_ptr() for key, value in self.peft.state_dict().items()}
         own = {value.data_ptr() for value in self._weights().values() if value.numel()}
         taken = {pointer for key, pointer in live.items() if key not in found.missing_keys}
         missing = [key for key in found.missing_keys if live[key] in own - taken]
-        # Where the vocabulary was resized PEFT's files have the embeddings a second time, as the
-        # layers of the base that they are in no other place.
+        # If the vocabulary was resized, PEFT's files hold the embeddings a second time under the
+        # base layer's name.
         superfluous = [key for key in found.unexpected_keys if not self._is_embeddings(key)]
         check_complete(source, missing, superfluous)
         check_finite(source, self._weights())
 
     def _is_embeddings(self, key: str) -> bool:
-        """Whether a name in a file is that of the embeddings or the head."""
+        """Whether a name in a file belongs to the embeddings or the LM head."""
         layers = {self.model.get_input_embeddings(), self.model.get_output_embeddings()}
         names = {name for name, module in self.model.named_modules() if module in layers}
         plain = {PREFIX + _WRAPPED.sub("", name) for name in names}
@@ -232,7 +235,7 @@ class Adapter:
 
 
 def _injected(model: PreTrainedModel, config: PeftConfig, seed: int) -> PeftModel:
-    """The model with new layers for an adapter; all others are frozen."""
+    """The model with an adapter's new layers; all others are frozen."""
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(seed)
@@ -240,7 +243,7 @@ def _injected(model: PreTrainedModel, config: PeftConfig, seed: int) -> PeftMode
 
 
 def _resize_vocabulary(model: PreTrainedModel, weights: dict[str, Tensor]) -> bool:
-    """Gives the model as many tokens as the adapter's file has embeddings; whether they differ."""
+    """Resizes the vocabulary to the adapter file's embeddings; returns whether that changed it."""
     layers = cast(nn.Embedding, model.get_input_embeddings())
     name = next(n for n, module in model.named_modules() if module is layers)
     own = re.compile(re.escape(f"{PREFIX}{name}.") + r"([\w.]+\.)?weight")
@@ -252,7 +255,7 @@ def _resize_vocabulary(model: PreTrainedModel, weights: dict[str, Tensor]) -> bo
 
 
 def _is_plain_lora(config: PeftConfig) -> bool:
-    """Whether an adapter adds to frozen layers and changes nothing else of the model."""
+    """Whether an adapter only adds low-rank updates to frozen layers."""
     return (
         isinstance(config, LoraConfig)
         and config.peft_type == PeftType.LORA
@@ -269,7 +272,7 @@ def _is_plain_lora(config: PeftConfig) -> bool:
 
 
 def _untie(model: nn.Module) -> None:
-    """Gives each module weights of its own: merged into shared ones, an adapter counts twice."""
+    """Unshares tied weights, into which an adapter would be merged twice."""
     seen = set[int]()
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):

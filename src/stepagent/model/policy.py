@@ -1,4 +1,4 @@
-"""A policy: a causal language model with its renderer, read through the prefix tree."""
+"""A policy: a causal language model with its renderer; evaluates paths of prefix trees."""
 
 import logging
 from collections.abc import Iterable
@@ -21,9 +21,9 @@ from stepagent.model.prefix_tree import ROOT, Pack, PrefixTree
 from stepagent.model.weights import (
     UNREADABLE,
     check_finite,
+    load_into,
     open_model,
     place,
-    put,
     reason,
 )
 from stepagent.rendering.chat_template import TemplateError
@@ -33,17 +33,17 @@ from stepagent.types import Trajectory
 logger = logging.getLogger(__name__)
 
 MAX_LOGITS = 2**26
-"""Logits that are made at once, 256 MB in float32, however many tokens are read."""
+"""Most logits in memory at once (256 MB in float32), however many tokens are evaluated."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What a policy says about the paths of a pack."""
+    """A policy's log-probabilities, entropies and hidden states for the paths of a pack."""
 
     logprobs: Tensor
-    """(targets,) log-probability of each path token given what is before it, in nats."""
+    """(targets,) log-probability of each path token given its prefix, in nats."""
     entropies: Tensor
-    """(targets,) entropy, in nats, of the distribution that each path token was drawn from."""
+    """(targets,) entropy of the policy's next-token distribution at each path token, in nats."""
     state_hidden: Tensor
     """(paths, width) hidden state at the last token before each path."""
 
@@ -53,10 +53,10 @@ class PolicyError(ValueError):
 
 
 class Policy:
-    """A language model that acts."""
+    """A language model that acts: evaluates, trains and saves it; `Policy.load` opens one."""
 
     def __init__(self, layers: Layers, renderer: Renderer) -> None:
-        """Takes the layers of a causal language model and the renderer of its own tokenizer."""
+        """Combines the layers of a causal language model with the renderer of its tokenizer."""
         self.model = layers.model
         self.layers = layers
         self.renderer = renderer
@@ -70,13 +70,12 @@ class Policy:
         *,
         seed: int = 0,
     ) -> Self:
-        """Opens a Hugging Face model: the id of one on the hub, a model folder, an adapter folder.
+        """Opens a Hugging Face model: a model folder, an adapter folder, or a hub id.
 
-        With LoRA the model is frozen and gets a new adapter, drawn by `seed`, unless the folder is
-        one already.
-        Raises `TemplateError` if the chat template cannot be taken apart, `WeightsError` or
-        `AdapterError` if not all weights are there, `PolicyError` if the model computes its logits
-        in an unknown way or has no embeddings for some tokens.
+        With `lora`, the model is frozen and gets a new adapter, initialized with `seed`, unless it
+        is an adapter already. Raises `TemplateError` if the chat template is unsupported,
+        `WeightsError` or `AdapterError` if weights are missing or unreadable, and `PolicyError` if
+        the model's logits are not decoder + LM head, or if tokens have no embeddings.
         """
         source = str(name)
         adapted = is_adapter(source)
@@ -98,8 +97,8 @@ class Policy:
         ids = max(tokenizer.get_vocab().values())
         if ids >= rows:
             raise PolicyError(
-                f"{place(source)}: its tokenizer has {ids + 1} tokens, its model embeddings for "
-                f"{rows} only; expected the tokenizer that belongs to the model"
+                f"{place(source)}: its tokenizer has {ids + 1} tokens, but its model embeddings "
+                f"for only {rows}; expected the model's own tokenizer"
             )
         if compute.gradient_checkpointing:
             model.activation_checkpointing_enable()
@@ -116,21 +115,23 @@ class Policy:
             kinds = ", ".join(sorted(layer_kinds(layers.config)))
             logger.info("%s: %s layers cannot share prefixes: slower, same results", source, kinds)
         if not policy.renderer.is_stable:
-            logger.info("%s: its chat template rewrites earlier turns; states share less", source)
+            logger.info(
+                "%s: its chat template rewrites earlier turns, so states share fewer tokens", source
+            )
         if compute.token_budget is None and device.type == "cuda":
             layers.token_budget = policy._fitting_tokens()
-            logger.info("%s: %d tokens fit at once", source, layers.token_budget)
+            logger.info("%s: %d tokens per forward pass", source, layers.token_budget)
         return policy
 
     @torch.no_grad()
     def _check_reading(self) -> None:
-        """Compares a small tree with plain calls of the model.
+        """Compares log-probabilities of a small tree with plain calls of the model.
 
-        Raises `PolicyError` if one path alone is read differently: then the model does more than
-        its layers and its head. Where a tree is read differently, paths get rows of their own.
+        If the tree's differ, each path gets its own row from then on. Raises `PolicyError` if
+        single paths differ too: then the model is more than decoder + LM head.
         """
         if getattr(self.layers.config, "max_position_embeddings", None) is None:
-            raise PolicyError(f"{self._place}: its config states no longest sequence")
+            raise PolicyError(f"{self._place}: its config lacks max_position_embeddings")
         adapter = self.layers.adapter
         whole = self.model if adapter is None else adapter.peft
         root, left, right = list(range(1, 6)), [6, 7, 8], [9, 10, 11]
@@ -146,7 +147,7 @@ class Policy:
         for branch in (left, right):
             tree.add_path(state, branch)
 
-        tolerance = 0.5 if self.layers.is_half else 0.05  # of rounding, in nats
+        tolerance = 0.5 if self.layers.is_half else 0.05  # for rounding, in nats
 
         def reads_alike() -> bool:
             (packed,) = self.layers.packs([tree])
@@ -157,11 +158,11 @@ class Policy:
         self.layers.shares_prefixes = False
         if not reads_alike():
             raise PolicyError(
-                f"{self._place}: its log-probabilities are not those of its layers and its head"
+                f"{self._place}: unsupported model: its logits differ from decoder + LM head"
             )
 
     def _fitting_tokens(self) -> int:
-        """The token budget for training that the free memory of the GPU allows, by two tries."""
+        """Extrapolates from two trial passes how many training tokens fit into the GPU's memory."""
         peaks = []
         for tokens in (512, 1024):
             tree = PrefixTree()
@@ -178,13 +179,13 @@ class Policy:
         return fitting_tokens(torch.cuda.mem_get_info()[0], reserved, (peaks[1] - peaks[0]) / 512)
 
     def copy(self, name: str) -> Self:
-        """Another policy that starts equal; an adapter gets a copy, `name`, on the same model."""
+        """A copy of the policy; of an adapter only the adapter is copied, under `name`."""
         return type(self)(self.layers.copy(name), self.renderer)
 
     def save(self, folder: Path) -> None:
-        """Writes a Hugging Face model folder, or an adapter folder if there is an adapter.
+        """Writes a Hugging Face model folder, or an adapter folder if the policy has an adapter.
 
-        Raises `WeightsError` if a weight is not finite; then nothing is written.
+        Raises `WeightsError` and writes nothing if a weight is not finite.
         """
         if self.layers.adapter is not None:
             self.layers.adapter.save(folder)
@@ -194,18 +195,18 @@ class Policy:
         self.renderer.tokenizer.save_pretrained(folder)
 
     def restore(self, folder: Path) -> None:
-        """Takes over the weights that `save` wrote, in place; raises as `load` does."""
+        """Loads weights that `save` wrote, in place; raises as `load` does."""
         if self.layers.adapter is not None:
             self.layers.adapter.restore(folder)
         else:
             saved = open_model(str(folder), torch.float32)
-            put(folder, self.model, saved.state_dict())
+            load_into(folder, self.model, saved.state_dict())
 
     def render(self, trajectory: Trajectory) -> RenderedTrajectory:
-        """The trajectory as token ids.
+        """Renders a trajectory as token ids.
 
-        Raises `PolicyError` if it is longer than the context, `TemplateError` if the chat template
-        or the tokenizer would lose a part of it.
+        Raises `PolicyError` if it is longer than the context, and `TemplateError` if the chat
+        template or the tokenizer would lose a part of it.
         """
         rendered = self.renderer.render(trajectory)
         if rendered.num_tokens > self.context:
@@ -218,10 +219,10 @@ class Policy:
     def render_fitting(
         self, trajectories: Iterable[Trajectory]
     ) -> tuple[list[RenderedTrajectory], list[str]]:
-        """Those that fit into the context and can be written, and why each other one is left out.
+        """Renders the trajectories that can be used; also returns why each other one is left out.
 
-        Nothing is cut out of a history: what the agent learns to do in a state, it is to do in the
-        same state. Raises `PolicyError` if none is left.
+        Histories are never truncated, so that the agent trains on the states in which it later
+        acts. Raises `PolicyError` if no trajectory can be used.
         """
         fitting, left_out = list[RenderedTrajectory](), list[str]()
         for trajectory in trajectories:
@@ -234,7 +235,7 @@ class Policy:
         return fitting, left_out
 
     def read(self, pack: Pack) -> Reading:
-        """Log-probabilities of all paths of a pack, one forward pass for each row."""
+        """Evaluates all paths of a pack, with one forward pass for each row."""
         hidden, at_predictors = self.layers.hidden(pack)
         order = torch.argsort(pack.target_predictor, stable=True)
         predictor, ids = pack.target_predictor[order], pack.target_ids[order]
@@ -250,7 +251,7 @@ class Policy:
             if len(at_predictors) <= size:
                 parts.append(self._read_targets(*arguments))
             else:
-                # Each part's logits are made again for its gradient, so only one is held at a time.
+                # Logits are recomputed in the backward pass, so that one part is held at a time.
                 parts.append(checkpoint(self._read_targets, *arguments, use_reentrant=False))
         back = torch.argsort(order)
         logprobs, entropies = (torch.cat(part)[back] for part in zip(*parts, strict=True))
@@ -272,17 +273,20 @@ class Policy:
         return place(self.model.name_or_path or "model")
 
     def parameters(self) -> list[nn.Parameter]:
-        """What training updates: the adapter if there is one, else the whole model."""
+        """The trained parameters: those of the adapter if there is one, else the whole model's."""
         return self.layers.parameters()
 
     @property
     def context(self) -> int:
-        """Longest sequence that the model can see, in tokens."""
+        """Longest sequence that the model can read, in tokens."""
         return cast(int, self.layers.config.max_position_embeddings)
 
 
 def open_tokenizer(source: str, base: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model, or of its base if an adapter has none; raises `PolicyError`."""
+    """Opens the tokenizer of a model, or of its base if an adapter has none.
+
+    Raises `PolicyError` if it cannot be opened.
+    """
     own = Path(source)
     if source != base and own.is_dir() and not (own / "tokenizer_config.json").is_file():
         source = base

@@ -1,16 +1,16 @@
-"""One structure for every loss: paths that share prefixes, each shared token forwarded once.
+"""Prefix trees: the batch format of every loss, in which each shared token is forwarded once.
 
-An expert trajectory is a trunk; each action, the expert's or a practised one, is a *path* that
-leaves the trunk at its state. A `PrefixTree` merges equal prefixes, so a branch that begins like
-another one shares those tokens too. `pack` lays trees out in preorder as `Row`s for the model:
+An expert trajectory is a trunk; each action, the expert's or the agent's own, is a *path* that
+leaves the trunk at its state. A `PrefixTree` merges equal prefixes, so paths that begin alike share
+those tokens too. `pack` lays out trees in preorder as `Row`s for the model:
 
-- token k is visible to token q exactly if `k <= q < subtree_end[k]`: ancestors and itself, nothing
-else; - the position of a token is its depth in the tree, not its index in the row; - a token at a
-branch point predicts several next tokens: its logits are read once for each child.
+- token q attends to token k exactly if `k <= q < subtree_end[k]`: to its ancestors and itself;
+- the position of a token is its depth in the tree, not its index in the row;
+- a token at a branch point predicts several next tokens: its logits are used once for each child.
 
-What is read back belongs to the original paths, so a loss on a `Pack` equals the same loss on the
-paths one at a time, in value and in gradient (Tree Training, arXiv 2511.00413, calls this
-gradient-equivalent).
+Outputs are mapped back to the original paths, so a loss on a `Pack` equals the same loss on the
+paths one at a time, in value and gradient (called gradient-equivalent in Tree Training,
+arXiv 2511.00413).
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ class PrefixTree:
     """A trie of token ids with marked paths."""
 
     def __init__(self) -> None:
-        """Starts empty."""
+        """Makes an empty tree."""
         self.tokens: list[int] = []
         self.parents: list[int] = []
         self.paths: list[tuple[int, ...]] = []
@@ -39,7 +39,7 @@ class PrefixTree:
         return len(self.tokens)
 
     def add(self, parent: int, tokens: Sequence[int]) -> list[int]:
-        """Nodes of `tokens` continued from `parent`; those that are there already are shared."""
+        """Adds tokens below `parent`, sharing existing nodes; returns their nodes."""
         nodes = []
         for token in tokens:
             key = (parent, token)
@@ -52,9 +52,12 @@ class PrefixTree:
         return nodes
 
     def add_path(self, parent: int, tokens: Sequence[int]) -> list[int]:
-        """Adds tokens as `add` does and marks them as a path whose log-probability will be read."""
+        """Adds tokens as `add` does and marks them as a path, whose log-probability is evaluated.
+
+        Raises `ValueError` for an empty path, and for one without a token before it.
+        """
         if parent == ROOT:
-            raise ValueError("a path needs a state before it: its first token has to be predicted")
+            raise ValueError("a path needs a state before it to predict its first token")
         if not tokens:
             raise ValueError("a path needs at least one token")
         nodes = self.add(parent, tokens)
@@ -70,7 +73,7 @@ class PrefixTree:
         return nodes[::-1]
 
     def separate(self) -> list["PrefixTree"]:
-        """One tree for each path with its own prefix: the same paths with nothing shared."""
+        """One tree for each path with its prefix: the same paths, with nothing shared."""
         trees = []
         for path in self.paths:
             tree = PrefixTree()
@@ -82,7 +85,7 @@ class PrefixTree:
 
 @dataclass(frozen=True)
 class Row:
-    """Trees laid out one after another for one forward pass."""
+    """Trees laid out one after another for a single forward pass."""
 
     token_ids: Tensor
     """(length,)"""
@@ -95,14 +98,14 @@ class Row:
 
     @property
     def is_sequence(self) -> bool:
-        """True if nothing branches: plain causal attention is the same, and any model can do it."""
+        """Whether nothing branches, so that plain causal attention gives the same result."""
         return bool((self.subtree_end == len(self.subtree_end)).all())
 
     def mask(self, window: int | None = None) -> Tensor:
-        """(1, 1, length, length) bool, true where a query (second to last) may see a key (last).
+        """(1, 1, length, length) bool: true if the query (dimension 2) attends to the key (3).
 
-        With a window a query sees its `window` nearest ancestors only, itself included. Depths
-        tell how near they are, so layers with a sliding window follow the tree exactly as well.
+        With a window a query attends to its `window` nearest ancestors only, itself included,
+        counted by depth, as a sliding-window layer does on the path alone.
         """
         index = torch.arange(len(self.token_ids), device=self.token_ids.device)
         query, key = index[:, None], index[None, :]
@@ -118,23 +121,23 @@ class Row:
 
 @dataclass(frozen=True)
 class Pack:
-    """Rows that hold a set of trees, and where each of their paths is read.
+    """Rows that hold a set of trees, and where the log-probabilities of their paths are found.
 
-    Predictor and token indices run over the rows one after another. `targets` are the tokens of all
-    paths, one after another, in the order of the trees and of the paths within a tree.
+    Predictor and token indices count through all rows. `targets` are the tokens of all paths, in
+    the order of the trees and of the paths within a tree.
     """
 
     rows: tuple[Row, ...]
     target_predictor: Tensor
-    """(targets,) which predictor foretells the token."""
+    """(targets,) index of the predictor whose logits predict the token."""
     target_ids: Tensor
-    """(targets,)"""
+    """(targets,) the token's id."""
     target_path: Tensor
-    """(targets,) which path the token belongs to."""
+    """(targets,) index of the path that the token belongs to."""
     path_state: Tensor
     """(paths,) index of the last token before the path: the end of its state."""
     trees: tuple[int, ...]
-    """Which trees the pack holds, in the order of their paths."""
+    """Indices of the trees in the pack, in the order of their paths."""
 
     @property
     def num_paths(self) -> int:
@@ -185,7 +188,7 @@ def _preorder(tree: PrefixTree) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def fill_rows(sizes: Sequence[int], token_budget: int) -> list[list[int]]:
-    """Items of each row, first fit by falling size; one over the budget has a row to itself."""
+    """Item indices of each row: first fit, largest first; an oversized item gets its own row."""
     rows: list[list[int]] = []
     room: list[int] = []
     for item in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
@@ -201,12 +204,11 @@ def fill_rows(sizes: Sequence[int], token_budget: int) -> list[list[int]]:
 
 
 def pack(trees: Sequence[PrefixTree], token_budget: int, *, shared: bool = True) -> list[Pack]:
-    """Packs of at most `token_budget` tokens, more only where one tree alone is longer.
+    """Packs trees into batches of at most `token_budget` tokens; a longer tree is a pack alone.
 
-    A tree is never torn apart, so a loss may compare any paths of one tree. With `shared=False`
-    each path becomes a row of its own, for models whose layers cannot follow a tree mask; paths,
-    their order and every value read from them stay the same, and the budget counts the tokens then
-    forwarded.
+    A tree is never split, so a loss may compare any paths of one tree. With `shared=False` each
+    path gets its own row, for models whose layers cannot compute a tree mask. Paths, their order
+    and their values stay the same; the budget then counts repeated prefixes too.
     """
     if shared:
         groups = fill_rows([len(tree) for tree in trees], token_budget)
@@ -219,9 +221,9 @@ def pack(trees: Sequence[PrefixTree], token_budget: int, *, shared: bool = True)
 def lay_out(
     forest: Sequence[PrefixTree], reads: Sequence[Sequence[int]]
 ) -> tuple[Row, list[np.ndarray]]:
-    """A row of trees, whose predictors are the nodes to be read in each tree.
+    """Lays out trees as a row whose predictors are the nodes `reads[i]` of each tree i.
 
-    Also returns for each tree the index in the row of each of its nodes.
+    Also returns, for each tree, the index of each of its nodes in the row.
     """
     tokens, depths, ends, places = [], [], [], []
     offset = 0
@@ -244,7 +246,7 @@ def lay_out(
 
 
 def _lay_out(row_trees: Sequence[Sequence[PrefixTree]], names: Sequence[int]) -> Pack:
-    """A pack with one row for each group of trees; `names` are the trees the paths belong to."""
+    """A pack with one row for each group of trees; `names` are the indices of the trees."""
     rows = []
     predictor, ids, path_of, state = [], [], [], []
     base = num_paths = num_predictors = 0

@@ -1,7 +1,7 @@
-"""Weights of a model, from files and to them: all of them, and only real numbers.
+"""Opens a model's weights strictly: none may be missing, unexpected or not finite.
 
-Libraries that open models draw what a file lacks at random, and say so in a warning at most. Here
-a model opens with every weight that it has, or not at all.
+Libraries initialize missing weights at random and at most log a warning. Here a model opens with
+all of its weights or not at all.
 """
 
 import re
@@ -25,26 +25,25 @@ UNREADABLE = (
     ValueError, RuntimeError, LookupError, TypeError, AttributeError, EOFError,
     ArithmeticError, AssertionError, MemoryError,
 )  # fmt: skip
-"""What transformers, PEFT and their readers raise for files that they cannot make sense of."""
+"""Errors that transformers, PEFT and their file readers raise for unusable files."""
 
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _POINTER_SIZE = 1024
-"""Git LFS never writes a larger one."""
+"""Most bytes of a Git LFS pointer file."""
 _MOST = {"num_hidden_layers": 10_000, "hidden_size": 10**6, "max_position_embeddings": 10**12}
-"""Far beyond any model: more would be built for hours before memory runs out."""
+"""Limits far beyond any model: larger ones would take hours to build before memory runs out."""
 _NAMED = 3
-"""Names of tensors in a message; the others are counted."""
+"""Tensors that a message names; the others are counted."""
 
 
 class WeightsError(ValueError):
-    """Weights are missing, superfluous, of another shape or not finite; the message is one line."""
+    """Weights are missing, unexpected, of a wrong shape or not finite; the message is one line."""
 
 
 def open_config(source: str) -> PretrainedConfig:
-    """What the config.json of a folder, or of an id on the hub, says of the language model.
+    """The language model's config, of a folder or hub id.
 
-    Raises `WeightsError` if it cannot be read, or states a size that cannot be, and as
-    `refuse_pointers`.
+    Raises `WeightsError` if it cannot be read or has an absurd size, and as `refuse_pointers` does.
     """
     refuse_pointers(source)
     try:
@@ -56,15 +55,15 @@ def open_config(source: str) -> PretrainedConfig:
             if number is not None and not 1 <= number <= most:
                 raise ValueError(f"{name} is {number}; expected 1 to {most}")
     except UNREADABLE as error:
-        raise WeightsError(f"{place(source)}: not a usable policy: {reason(error)}") from None
+        raise WeightsError(f"{place(source)}: cannot open the model: {reason(error)}") from None
     return config
 
 
 def open_model(source: str, dtype: torch.dtype, *, gguf_file: str | None = None) -> PreTrainedModel:
-    """A causal language model, by its folder or its id on the hub, with all its weights.
+    """Opens a causal language model with all its weights, by folder or hub id.
 
-    With `gguf_file` it is that file in the folder. Raises `WeightsError` if the model cannot be
-    opened or a weight is missing, superfluous, of another shape or not finite.
+    With `gguf_file`, opens that file in the folder. Raises `WeightsError` if the model cannot be
+    opened, or if a weight is missing, unexpected, of a wrong shape or not finite.
     """
     where = Path(source) / gguf_file if gguf_file else source
     if gguf_file:
@@ -72,7 +71,7 @@ def open_model(source: str, dtype: torch.dtype, *, gguf_file: str | None = None)
     else:
         open_config(source)
     verbosity = transformers_logging.get_verbosity()
-    # Its table of what it did not find is several lines; the checks below say it in one.
+    # Its table of missing weights takes several lines; the checks below report them in one.
     transformers_logging.set_verbosity_error()
     try:
         opened: Any = AutoModelForCausalLM.from_pretrained(
@@ -85,7 +84,7 @@ def open_model(source: str, dtype: torch.dtype, *, gguf_file: str | None = None)
             gguf_file=gguf_file,
         )
     except UNREADABLE as error:
-        raise WeightsError(f"{place(where)}: not a usable policy: {reason(error)}") from None
+        raise WeightsError(f"{place(where)}: cannot open the model: {reason(error)}") from None
     finally:
         transformers_logging.set_verbosity(verbosity)
     model: PreTrainedModel = opened[0]
@@ -98,7 +97,7 @@ def open_model(source: str, dtype: torch.dtype, *, gguf_file: str | None = None)
     if shapes := sorted(found["mismatched_keys"]):
         name, given, expected = shapes[0]
         raise WeightsError(
-            f"{place(where)}: {counted(shapes)} of another shape than its config says: "
+            f"{place(where)}: {counted(shapes)} of a different shape than its config says: "
             f"{printable(name, 120)} is {tuple(given)}, expected {tuple(expected)}"
         )
     state = model.state_dict()
@@ -109,7 +108,7 @@ def open_model(source: str, dtype: torch.dtype, *, gguf_file: str | None = None)
     ]
     if whole_numbers:
         raise WeightsError(
-            f"{place(where)}: {counted(whole_numbers)} quantized, and its config does not say how: "
+            f"{place(where)}: {counted(whole_numbers)} quantized, but its config does not say how: "
             f"{named(whole_numbers)}; expected floating-point weights"
         )
     check_finite(where, state)
@@ -126,36 +125,36 @@ _FLOATS = {
 
 
 def stored_dtypes(source: str) -> dict[str, torch.dtype | None]:
-    """The precision in which a folder's safetensors hold each tensor; None if it is no plain one.
+    """The dtype of each tensor in a folder's safetensors; None if it is not a floating-point one.
 
-    Empty for an id on the hub.
+    Empty for a hub id.
     """
     found: dict[str, torch.dtype | None] = {}
     for file in sorted(Path(source).glob("*.safetensors")) if Path(source).is_dir() else ():
-        # A pointer to another copy of the weights may lie beside those that were opened.
+        # Git LFS pointers may lie next to the files that were opened.
         with suppress(SafetensorError), safe_open(file, "pt") as opened:
-            for name in opened.keys():  # noqa: SIM118 -- it is no dictionary
+            for name in opened.keys():  # noqa: SIM118 -- not a dictionary
                 found[name] = _FLOATS.get(opened.get_slice(name).get_dtype())
     return found
 
 
 def check_complete(source: str | Path, missing: Iterable[str], superfluous: Iterable[str]) -> None:
-    """Raises `WeightsError` that names the tensors which a file lacks, or which nothing takes."""
+    """Raises `WeightsError` if tensors are missing or unexpected, and names them."""
     missing, superfluous = sorted(missing), sorted(superfluous)
     if missing:
         raise WeightsError(
             f"{place(source)}: {counted(missing)} missing: {named(missing)}; expected a complete "
-            "model, is every file of it there?"
+            "model; check that none of its files is missing"
         )
     if superfluous:
         raise WeightsError(
-            f"{place(source)}: {counted(superfluous)} too many, since the model that its config "
-            f"describes has no place for them: {named(superfluous)}"
+            f"{place(source)}: {counted(superfluous)} unexpected: {named(superfluous)}; the model "
+            "that its config describes does not have them"
         )
 
 
 def check_finite(source: str | Path, tensors: Mapping[str, Tensor]) -> None:
-    """Raises `WeightsError` that names the tensors which hold NaN or infinity."""
+    """Raises `WeightsError` if tensors contain NaN or infinity, and names them."""
     alone = {tensor.data_ptr(): name for name, tensor in reversed(list(tensors.items()))}
     bad = [
         name
@@ -168,37 +167,37 @@ def check_finite(source: str | Path, tensors: Mapping[str, Tensor]) -> None:
         )
 
 
-def put(source: str | Path, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Takes weights over in place; raises `WeightsError` if they are not those of the module."""
+def load_into(source: str | Path, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Loads weights in place; raises `WeightsError` if they do not match the module."""
     try:
         module.load_state_dict(tensors)
     except RuntimeError as error:
         found = " ".join(str(error).split())
         raise WeightsError(
-            f"{place(source)}: not the weights of this model: {printable(found, 300)}"
+            f"{place(source)}: its weights do not match this model: {printable(found, 300)}"
         ) from None
 
 
 def refuse_pointers(source: str | Path) -> None:
-    """Raises `WeightsError` if a file, or one that a folder's model needs, is a Git LFS pointer.
+    """Raises `WeightsError` if a file, or one that a model folder needs, is a Git LFS pointer.
 
-    Also for one that is no ordinary file: from a pipe nothing may ever come.
+    Also if it is not a regular file, since reading a pipe may block for ever.
     """
     path = Path(source)
     for file in _needed(path) if path.is_dir() else [path]:
         if file.exists() and not file.is_file() and not file.is_dir():
-            raise WeightsError(f"{place(file)}: a pipe or a device; expected a file of a model")
+            raise WeightsError(f"{place(file)}: is a pipe or a device; expected a regular file")
         if file.is_file() and file.stat().st_size <= _POINTER_SIZE:
             with open(file, "rb") as opened:
                 if opened.read(len(_POINTER)) == _POINTER:
                     raise WeightsError(
-                        f"{place(file)}: a Git LFS pointer, not the file itself; run `git lfs "
+                        f"{place(file)}: is a Git LFS pointer, not the file itself; run `git lfs "
                         "pull` in its repository"
                     )
 
 
 def _needed(folder: Path) -> list[Path]:
-    """The files of a model, without copies in other formats, which may stay pointers."""
+    """The files that opening a model reads; others may stay Git LFS pointers."""
     files = sorted(folder.iterdir())
     weights = [f for f in files if re.fullmatch(r"(adapter_)?model.*\.safetensors", f.name)]
     weights = weights or [f for f in files if f.suffix == ".bin"]
@@ -206,9 +205,9 @@ def _needed(folder: Path) -> list[Path]:
 
 
 def reason(error: BaseException) -> str:
-    """The first line of another library's error, printable; its kind if it has no words.
+    """The first line of another library's error, printable; its type if it has no message.
 
-    A line that ends in a colon says nothing yet: the next one goes with it.
+    If that line ends in a colon, the next one is added.
     """
     lines = [line.strip() for line in str(error).strip().splitlines()]
     count = 2 if lines and lines[0].endswith(":") else 1
@@ -216,17 +215,17 @@ def reason(error: BaseException) -> str:
 
 
 def place(source: str | Path) -> str:
-    """The name of a file, folder or model, printable."""
+    """The path or hub id of a file, folder or model, printable."""
     return printable(str(source), 4096)
 
 
 def counted(tensors: list[Any]) -> str:
-    """How many, with the verb that follows."""
+    """The number of tensors with its verb: `1 tensor is`, `2 tensors are`."""
     return "1 tensor is" if len(tensors) == 1 else f"{len(tensors)} tensors are"
 
 
 def named(tensors: list[str]) -> str:
-    """The first few."""
+    """The first few tensor names, and how many more there are."""
     rest = len(tensors) - _NAMED
     shown = ", ".join(printable(name, 120) for name in tensors[:_NAMED])
     return shown + (f" and {rest} more" if rest > 0 else "")

@@ -1,1 +1,1 @@
-"""Child processes, and how a signal ends a command in time."""
+"""Child processes, and ending a command in time after a signal."""

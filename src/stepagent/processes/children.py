@@ -1,4 +1,4 @@
-"""Child processes: started here, read with a time limit, and ended before this process ends."""
+"""Starts child processes, reads their output with a time limit, and kills them at the end."""
 
 import os
 import subprocess
@@ -10,27 +10,27 @@ from multiprocessing.connection import wait
 from typing import Any
 
 ENDING = threading.Event()
-"""Set as soon as this process is about to end: nothing is started or tried again."""
+"""Set when this process is about to end: nothing is started or retried after that."""
 
 _children: "weakref.WeakSet[subprocess.Popen[bytes]]" = weakref.WeakSet()
 _lock = threading.Lock()
 
 
 def start_child(arguments: Sequence[str], **options: Any) -> "subprocess.Popen[bytes]":
-    """A process that `end_children` ends; raises what `subprocess.Popen` raises.
+    """Starts a process that `end_children` will kill; raises what `subprocess.Popen` raises.
 
-    It leads a session of its own, since signals from the terminal are for this process to handle.
+    It runs in its own session, so that signals from the terminal reach this process only.
     """
     with _lock:
         if ENDING.is_set():
-            raise SystemExit  # ends a thread without a word
+            raise SystemExit  # ends the calling thread quietly
         child = subprocess.Popen(arguments, bufsize=0, start_new_session=True, **options)
         _children.add(child)
     return child
 
 
 def end_children() -> None:
-    """Kills every child, stopped ones too; who waits for one of them notices at once."""
+    """Kills every child, stopped ones too; threads that wait for one of them continue at once."""
     ENDING.set()
     with _lock:
         for child in list(_children):
@@ -38,17 +38,17 @@ def end_children() -> None:
 
 
 class Lines:
-    """Lines from a pipe, each awaited for a limited time."""
+    """Reads lines from a pipe, each with a time limit."""
 
     def __init__(self, descriptor: int) -> None:
-        """Reads the descriptor, and leaves it to others to close it."""
+        """Reads the file descriptor; the caller closes it."""
         self._descriptor = descriptor
         self._left = b""
 
     def next(self, seconds: float) -> bytes:
-        """The next line without its end.
+        """The next line, without its line break.
 
-        Raises `TimeoutError` if it is not there in time and `EOFError` if it never will be.
+        Raises `TimeoutError` after `seconds`, and `EOFError` if the pipe was closed.
         """
         deadline = time.monotonic() + seconds
         while b"\n" not in self._left:

@@ -1,9 +1,9 @@
-"""Ctrl-C, SIGTERM and SIGHUP end a command within seconds, wherever it is at that moment.
+"""Ends a command within seconds of Ctrl-C, SIGTERM or SIGHUP, whatever it is doing.
 
-The main thread gets an exception, so that locks are released and journals closed. It may not get
-there in time: Python handles signals between its own instructions only, and a backward pass, a
-socket or a thread that is joined can take minutes. So a second thread hears of the signal from the
-operating system, ends the child processes, and ends this one when the time is up.
+The signal raises an exception in the main thread, so that locks are released and journals closed.
+That may come too late: Python handles signals only between its own instructions, and a backward
+pass, a socket or joining a thread can take minutes. So a second thread also receives the signal,
+kills the child processes, and ends this process when the time is up.
 """
 
 import os
@@ -18,29 +18,30 @@ from stepagent.processes.children import end_children
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 GRACE_SECONDS = 4.0
-"""From the signal to the end; schedulers that kill wait for at least five."""
+"""From the signal to the forced end; schedulers wait at least five seconds before they kill."""
 
 
 class Stopped(KeyboardInterrupt):
     """A signal asked this process to end."""
 
     def __init__(self, number: int) -> None:
-        """Number of the signal."""
+        """`number` is the signal's number."""
         super().__init__()
         self.number = number
 
 
 @contextmanager
 def stopping(last_words: Callable[[int], int], *, at_end: bool = False) -> Iterator[None]:
-    """Inside, a signal raises `Stopped` in the main thread, and comes out as that whatever follows.
+    """Within the block, a signal raises `Stopped` in the main thread.
 
-    If the process is still there `GRACE_SECONDS` later, or when a second signal comes, it ends at
-    once, with the exit code that `last_words` returns for the first signal. Signals that were
-    ignored, as `nohup` does with SIGHUP, stay ignored. With `at_end` the process ends right after
-    this: signals are ignored from then on, since everything is done.
+    The block then always ends with `Stopped`, whatever other error follows. If the process is still
+    running after `GRACE_SECONDS`, or a second signal arrives, it ends at once with the exit code
+    that `last_words` returns for the first signal. Signals that were ignored, such as SIGHUP under
+    `nohup`, stay ignored. With `at_end`, the process ends right after the block, so signals are
+    ignored from then on.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield  # only there can signals be handled
+        yield  # only the main thread can handle signals
         return
     before = {number: signal.getsignal(number) for number in SIGNALS}
     heard = [number for number, handler in before.items() if handler != signal.SIG_IGN]
@@ -67,11 +68,11 @@ def stopping(last_words: Callable[[int], int], *, at_end: bool = False) -> Itera
     try:
         yield
     except BaseException:
-        if stopped:  # libraries that are torn out of their work raise all kinds of errors
+        if stopped:  # interrupted libraries raise all kinds of errors
             raise Stopped(stopped[0]) from None
         raise
     finally:
-        # After a signal all of this stays as it is, for what else is done before the end.
+        # After a signal the handlers stay, to guard the clean-up before the process ends.
         if not stopped:
             for number in heard:
                 signal.signal(number, signal.SIG_IGN if at_end else before[number])
@@ -83,7 +84,7 @@ def stopping(last_words: Callable[[int], int], *, at_end: bool = False) -> Itera
 
 
 def _next(reader: int, seconds: float | None, heard: list[signal.Signals]) -> int:
-    """The next signal; 0 if none came in time, or if none is waited for any more."""
+    """The next signal; 0 if none arrives in time, or if the block has ended."""
     while select.select([reader], [], [], seconds)[0]:
         number = os.read(reader, 1)[0]
         if number in (0, *heard):

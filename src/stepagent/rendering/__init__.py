@@ -1,1 +1,1 @@
-"""Text to token ids and back, as a model's chat template writes it."""
+"""Rendering: dialogues to token ids by a model's chat template, and back to text."""

@@ -1,7 +1,7 @@
-"""A tokenizer's chat template, taken apart into the markup around the contents of a dialogue.
+"""Splits a tokenizer's chat template into the pieces of markup around the contents of a dialogue.
 
-Short dialogues of marks are rendered by the template itself; what stands between the marks is the
-markup. Nothing is known of any family of models.
+The template renders short dialogues whose contents are placeholders; the text between the
+placeholders is the markup. No model family gets special treatment.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,51 +16,51 @@ from stepagent.console.printable import printable
 from stepagent.rendering.encoding import Encoder
 
 TURNS = 8
-"""User turns of the longest dialogue of marks: templates may treat later turns in another way."""
+"""User turns of the longest placeholder dialogue: templates may treat later turns differently."""
 USER = tuple(f"\ue000user{i}\ue000" for i in range(TURNS))
 ASSISTANT = tuple(f"\ue000assistant{i}\ue000" for i in range(TURNS))
 Tool = dict[Any, Any] | Callable[..., Any]
-"""A function schema, with the types that transformers' signature asks for."""
+"""A function schema, typed as in transformers' signature."""
 Message = dict[str, Any]
-"""A message, as chat templates take it."""
+"""A message as chat templates take it: role, content, tool calls."""
 DAY = datetime(2024, 7, 26)
-"""What templates are told today is, so that ids do not depend on the day."""
+"""The date that templates get as today's, so that token ids do not depend on the day."""
 NOW = (
     "{% macro strftime_now(format) %}{{ format"
     + "".join(f"|replace('%{code}', '{DAY.strftime('%' + code)}')" for code in "aAbBdHIjmMpSyY")
     + " }}{% endmacro %}"
 )
-"""Put before a template, in place of the function that asks the clock."""
+"""Macro put before a template to replace the function that reads the clock."""
 CALL_ID = "call00000"
-"""Nine letters and digits, as Mistral's template wants them."""
+"""Nine letters and digits, which Mistral's template requires."""
 TOOL_NAME = "toolname0mark"
-"""Who answers in a dialogue of marks."""
+"""Name of the tool in a placeholder dialogue."""
 
 
 class TemplateError(ValueError):
-    """The chat template cannot be used for dialogues that grow by appending; one line."""
+    """A chat template cannot render dialogues losslessly by appending; the message is one line."""
 
 
 class Space(NamedTuple):
-    """Spaces that a template puts before contents; they are encoded with the first word."""
+    """Spaces that a template writes before contents; they are tokenized with the first word."""
 
     user: str
     assistant: str
 
 
 class Markup(NamedTuple):
-    """What a template writes around the contents of a dialogue."""
+    """The text that a template writes around the contents of a dialogue."""
 
     before: str
     """Before the first user content."""
     ask: str
-    """After a user content, when the assistant is to speak."""
+    """After a user content: the generation prompt."""
     lead: str
-    """Between `ask` and the assistant's content, if anything: said with the action."""
+    """Between `ask` and the assistant's content, often empty; counts as part of the action."""
     end: str
     """After the assistant's content, at the end of the dialogue."""
     past: str
-    """Between user and assistant content in an earlier turn."""
+    """Between the user's and the assistant's content of an earlier turn."""
     between: str
     """After `end`, before the next user content."""
     suffix: str
@@ -75,19 +75,18 @@ def render_messages(
     *,
     ask: bool,
 ) -> str:
-    """The text of messages; `ask` adds what makes the assistant speak."""
+    """Renders messages as text; `ask` adds the generation prompt. Raises `TemplateError`."""
     if not tokenizer.chat_template:
         raise TemplateError("tokenizer: expected a chat template, found none")
     shown = [*tools] or None
     names: dict[str, Any] = {
         **tokenizer.special_tokens_map,
-        "enable_thinking": False,  # the action comes at once, without a block to fill first
+        "enable_thinking": False,  # the action comes directly, without a thinking block
         "date_string": DAY.strftime("%d %b %Y"),
     }
     try:
-        # Not by `apply_chat_template`, which takes out fields that are None: DeepSeek's templates
-        # write a call only where the content is None. Names that a template does not know are
-        # ignored by it.
+        # Not `apply_chat_template`, which removes fields that are None: DeepSeek's templates write
+        # a call only if the content is None. Templates ignore variables that they do not know.
         rendered = render_jinja_template(
             [[*messages]],
             tools=cast(Any, shown),
@@ -95,14 +94,14 @@ def render_messages(
             add_generation_prompt=ask,
             **names,
         )
-    except Exception as error:  # a template is a program: it can raise anything
+    except Exception as error:  # a template is a program and can raise anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise TemplateError(f"chat template: {printable(reason, limit=300)}") from None
     return rendered[0][0]
 
 
-def around_contents(tokenizer: PreTrainedTokenizerBase, tools: Sequence[Tool] = ()) -> str:
-    """All that the template writes between the contents of a short dialogue."""
+def dialogue_markup(tokenizer: PreTrainedTokenizerBase, tools: Sequence[Tool] = ()) -> str:
+    """The text that the template writes between and after the contents of a short dialogue."""
     dialogue = [
         {"role": role, "content": content}
         for role, content in zip(
@@ -110,20 +109,21 @@ def around_contents(tokenizer: PreTrainedTokenizerBase, tools: Sequence[Tool] = 
         )
     ]
     text = render_messages(tokenizer, dialogue, tools, ask=True)
-    # Behind the first content only: what a system message says before it is text like any other.
+    # From the first content on: a default system message before it is ordinary text.
     return text.partition(USER[0])[2]
 
 
-def take_apart(
+def split_template(
     encoder: Encoder,
     tools: Sequence[Tool] = (),
     *,
     call: tuple[Message, str] | None = None,
 ) -> Markup:
-    """The markup of a dialogue between user and assistant.
+    """Splits the template's rendering of a dialogue between user and assistant into its markup.
 
-    `call` is an assistant's message that calls a tool, and how the template writes the call. Given
-    that, the assistant says nothing else, and later observations are answers of the tool.
+    With `call`, a message with a tool call and the template's text for it, every assistant turn is
+    that call and later user turns are tool results. Raises `TemplateError` if the markup of later
+    turns differs from the first.
     """
     said = [call] * TURNS if call else [({"role": "assistant", "content": t}, t) for t in ASSISTANT]
     observed: Message = {"role": "user"}
@@ -137,16 +137,16 @@ def take_apart(
         contents += [USER[number], text]
 
     def pieces(count: int, *, ask: bool) -> list[str]:
-        """The text around the first `count` contents."""
+        """The markup before, between and after the first `count` contents."""
         rest = render_messages(encoder.tokenizer, dialogue[:count], tools, ask=ask)
         found = []
         for content in contents[:count]:
             piece, mark, rest = rest.partition(content)
             if not mark:
-                raise TemplateError("chat template: leaves out or reorders messages")
+                raise TemplateError("chat template: drops or reorders messages")
             found.append(piece)
         if TOOL_NAME in "".join([*found, rest]):
-            raise TemplateError("chat template: names the tool beside its answer")
+            raise TemplateError("chat template: writes the tool's name next to its result")
         return [*found, rest]
 
     before, ask = pieces(1, ask=True)
@@ -177,38 +177,38 @@ def take_apart(
 
 
 def _ask_and_lead(encoder: Encoder, ask: str, live: str) -> tuple[str, str]:
-    """What asks for an action, and what is said with it before its content.
+    """The generation prompt, and the markup between it and the content of an action.
 
-    `ask` is what the template adds to make the assistant speak, `live` what it writes before what
-    the assistant has said last.
+    `ask` is the template's own generation prompt, `live` its markup before the content of the last
+    assistant turn.
     """
     if live.startswith(ask):
         return ask, live[len(ask) :]
     if ask.startswith(live):
-        # What is added opens a block of thinking, which a plain answer does not have; but one that
-        # is closed again belongs to what the model is used to read.
+        # The generation prompt opens a thinking block, which a plain answer does not have. A block
+        # that is closed again is kept, since the model was trained to read it.
         added = len(encoder.controls(encoder.markup(ask[len(live) :])))
         is_closed = added > 0 and added % 2 == 0
         return (ask if is_closed else live), ""
     marks = encoder.control.values()
     last_mark = max((ask.rfind(mark) for mark in marks if mark in ask), default=0)
-    if live.endswith(ask[last_mark:]):  # only the user's turn before it is written otherwise
+    if live.endswith(ask[last_mark:]):  # they differ only in the user's turn before
         return ask, ""
-    # It opens a block where an answer opens or closes another one.
+    # The prompt opens a block where an answer opens or closes a different one.
     pairs = takewhile(lambda pair: pair[0] == pair[1], zip(ask, live, strict=False))
     common = "".join(letter for letter, _ in pairs)
     shared = max((common.rfind(mark) + len(mark) for mark in marks if mark in common), default=0)
     if not shared or not encoder.controls(encoder.markup(ask[shared:])):
-        raise TemplateError("chat template: asks for an action in another way than it writes one")
+        raise TemplateError("chat template: its generation prompt does not match an answer's start")
     return live[:shared], live[shared:]
 
 
 def _end_of_turn(encoder: Encoder, last: str, between: str) -> str:
-    """What closes assistant turns: up to the first control token behind the content.
+    """The markup that ends an assistant turn, up to the first control token after its content.
 
-    The line break that may follow belongs to the next turn. Some templates write nothing behind the
-    last turn, or another token than behind earlier ones: then it is what those end with, if only
-    the mark of the next turn.
+    A line break after that token belongs to the next turn. Some templates end the last turn with
+    nothing, or with another token than earlier turns: then the end of earlier turns is used, even
+    if that is only the marker of the next turn.
     """
     for text in (last, between):
         marks = [(text.index(t), -len(t)) for t in encoder.control.values() if t in text]
@@ -222,5 +222,5 @@ def _end_of_turn(encoder: Encoder, last: str, between: str) -> str:
 
 
 def _spaces(markup: str) -> str:
-    """The spaces, not line breaks, that a piece of markup ends with."""
+    """The trailing spaces, not line breaks, of a piece of markup."""
     return markup[len(markup.rstrip(" ")) :]

@@ -1,9 +1,9 @@
-"""Text to token ids and back: markup may write control tokens, content never does.
+"""Text to token ids and back: markup may contain control tokens, content never does.
 
-A control token is an added token of the tokenizer that marks something: every special one, every
-one that the chat template writes around contents, and every other that is more than a word, blank
-space or one character. Whether the tokenizer calls it special does not matter: `<think>` and
-`<tool_call>` often are not.
+A control token is an added token of the tokenizer that structures the dialogue: every special
+token, every one that the chat template writes around contents, and every other one that is not just
+a word, blank space or a single character. The tokenizer's own `special` flag is not enough:
+`<think>` and `<tool_call>` often lack it.
 """
 
 import re
@@ -14,23 +14,23 @@ from typing import cast
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 _WORD = re.compile(r"[\w\s'-]*")
-"""Added tokens of this form are vocabulary, such as a name that a user has added."""
+"""Added tokens of this form are ordinary vocabulary, such as a name that a user has added."""
 
 _SHOWN = 60
-"""Characters of a text in a message."""
+"""Characters of a text that a message quotes."""
 
 
 class EncodingError(ValueError):
-    """The tokenizer cannot write a text; the message is one line."""
+    """The tokenizer cannot encode a text; the message is one line."""
 
 
 class Encoder:
-    """One tokenizer, used so that text of tasks and models stays text."""
+    """A tokenizer that never turns the text of tasks and models into control tokens."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, written: str = "") -> None:
-        """Finds out which of the tokenizer's tokens are control tokens.
+        """Determines which of the tokenizer's tokens are control tokens.
 
-        `written` is what its chat template writes around contents.
+        `written` is the text that the chat template writes around contents.
         """
         self.tokenizer = tokenizer
         special = {*tokenizer.all_special_ids}
@@ -44,27 +44,27 @@ class Encoder:
                 or (str(token).strip() and str(token) in written)
             )
         }
-        """Control tokens by their ids."""
+        """Control tokens by id."""
         self._anchors = [(text, self._plain(text)) for text in ("\n", "x")]
 
     def markup(self, text: str, *, behind: str = "") -> list[int]:
-        """Ids of text that a chat template wrote; control tokens in it count as such.
+        """Ids of text that the chat template wrote, in which control tokens are recognized.
 
-        `behind` is markup that it stands behind: some tokenizers begin texts with a space of their
-        own.
+        `behind` is the markup before it: some tokenizers add a space at the start of a text.
         """
         before, whole = self._encode(behind), self._encode(behind + text)
         return whole[len(before) :] if whole[: len(before)] == before else self._encode(text)
 
     def content(self, text: str, space: str = "", head: str = "") -> list[int]:
-        """Ids of somebody's text that follows markup, without any control token.
+        """Ids of content, such as an observation, that follows markup; never has control tokens.
 
-        `space` is what the template puts before it, and `head` the plain text that follows it, up
-        to the next control token: tokenizers join a full stop and a line break, for one. Raises
-        `EncodingError` if the tokenizer turns the text into a control token however it is cut.
+        `space` is what the template writes before it, and `head` the plain text after it up to the
+        next control token: tokenizers merge across that border, for example a full stop and a line
+        break. Raises `EncodingError` if the tokenizer makes a control token of the text wherever it
+        is cut.
         """
         ids: list[int] = []
-        # Lone surrogates, which environments of others can return, are no text.
+        # Lone surrogates, which some environments return, cannot be encoded.
         parts = [space + text.encode("utf-8", "replace").decode().strip() + head]
         while parts:
             part = parts.pop()
@@ -72,30 +72,30 @@ class Encoder:
             if self.control.keys().isdisjoint(found):
                 ids += found
             else:
-                # The tokenizer reads marks in the text, if only after it has normalised it. Two
-                # halves of a mark are no mark.
+                # The tokenizer finds control tokens in the text, perhaps only after normalising
+                # it. Cut in the middle, they are plain text.
                 cuts = [0, *self._inside_marks(part), len(part)]
                 parts += [part[start:end] for start, end in reversed([*pairwise(cuts)])]
         return ids
 
     def split_head(self, markup: str) -> tuple[str, str]:
-        """Markup up to its first control token, and from there on; no head if there is none."""
+        """Markup before its first control token, and the rest; all is rest if it has none."""
         places = [markup.index(mark) for mark in self.control.values() if mark in markup]
         head = min(places, default=0)
         return markup[:head], markup[head:]
 
     def _behind_anchor(self, text: str) -> list[int]:
-        # A line break hardly ever joins with what follows it, and where it does, a letter does not;
-        # with one of them in front, tokenizers that begin every text with a space of their own do
-        # not put one between markup and content.
+        # Some tokenizers add a space at the start of every text, which must not come between markup
+        # and content. So the text is encoded after an anchor: a line break, which rarely merges
+        # with what follows, or else a letter.
         for anchor, before in self._anchors:
             ids = self._plain(anchor + text)
             if ids[: len(before)] == before:
                 return ids[len(before) :]
-        raise EncodingError("the tokenizer joins a text with what stands before it")
+        raise EncodingError("the tokenizer merges a text with what stands before it")
 
     def _inside_marks(self, text: str) -> list[int]:
-        """A place within each mark that the tokenizer reads in a text."""
+        """A position inside each control token that the tokenizer finds in a text."""
         cuts = []
         for start, end in sorted(set(self._marks(text))):
             cut = (start + end) // 2
@@ -104,7 +104,7 @@ class Encoder:
                 raise EncodingError(f"the tokenizer turns {mark!r} into a control token")
             cuts.append(cut)
         if not cuts:
-            raise EncodingError("the tokenizer turns a part of the text into a control token")
+            raise EncodingError("the tokenizer turns part of the text into a control token")
         return cuts
 
     def _marks(self, text: str) -> Iterable[tuple[int, int]]:
@@ -128,14 +128,14 @@ class Encoder:
             encoded: BatchEncoding = self.tokenizer(text, add_special_tokens=False, **options)
             return encoded
         except BaseException as error:
-            # A panic inside the tokenizers library, which its binding keeps apart from Exception.
+            # A panic in the tokenizers library, whose Python type is not an Exception.
             if type(error).__name__ != "PanicException":
                 raise
             start = text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
-            raise EncodingError(f"the tokenizer breaks down on {start!r}") from None
+            raise EncodingError(f"the tokenizer crashes on {start!r}") from None
 
     def text(self, ids: list[int], *, with_control: bool = False) -> str:
-        """What ids say; special tokens are left out unless they are asked for."""
+        """The text of ids, without special tokens unless `with_control`."""
         decoded = self.tokenizer.decode(
             ids, skip_special_tokens=not with_control, clean_up_tokenization_spaces=False
         )
@@ -147,9 +147,9 @@ class Encoder:
 
 
 def _unknown(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The token that stands for what the vocabulary lacks, if texts are really written with it.
+    """The id of the unknown token, if the tokenizer really uses it for text.
 
-    Many tokenizers only call their end-of-text token the unknown one as well.
+    Many tokenizers merely name their end-of-text token as the unknown one.
     """
     model = tokenizer.backend_tokenizer.model if tokenizer.is_fast else None
     never = model is not None and getattr(model, "unk_token", None) is None

@@ -1,21 +1,21 @@
-"""Messages to token ids and back. Ids are made here or sampled by the policy, once, and then kept.
+"""Trajectories to token ids and back. Each id is made once, here or by sampling, and then kept.
 
-A trajectory is a dialogue: the user turn at step t holds the observation (the first one the
-instruction too), the assistant turn the action. The tokenizer's own chat template decides how turns
-are marked. It is taken apart once, on short dialogues of marks, into the pieces around the
-contents, so that a dialogue grows by appending ids and never has to be rendered again:
+A trajectory is a dialogue: the user turn at step t holds the observation (the first one also the
+instruction), the assistant turn the action. The tokenizer's own chat template marks the turns. It
+is split once into its markup (`chat_template.py`), so that a dialogue grows by appending ids and is
+never rendered again:
 
     history 0     = opening(instruction, observation 0)
     history t + 1 = history t + past(action t) + observation(observation t + 1)
-    state t       = history t + ask                  what the policy reads before it says action t
+    state t       = history t + ask                  the policy's context for action t
 
-With most templates past(a) = ask + a: each state is a prefix of the next one. Some rewrite earlier
-turns, as Qwen3 does, which drops their thinking block. Then states share their histories only, and
-`ask` and action are a branch of their own; the prefix tree holds both kinds alike.
+With most templates past(a) = ask + a, and each state is a prefix of the next. Some rewrite earlier
+turns: Qwen3's drops their thinking block. Then states share only their histories, and each `ask`
+and action is a separate branch; the prefix tree holds both kinds alike.
 
-A trajectory with tools has its calls and what they return as the template writes those, or in the
-text form of `tool_calls.py` where the template would lose a part of them. What is trained is what
-the trajectory says: the text of every action is found again in its ids, or rendering fails.
+Tool calls and their results are written in the template's format, or as plain text
+(`tool_calls.py`) if the template would lose a part of them. Nothing is trained that the trajectory
+does not say: the text of every action can be read back from its ids, or rendering fails.
 """
 
 import json
@@ -29,9 +29,9 @@ from itertools import groupby
 from pydantic import JsonValue
 from transformers import PreTrainedTokenizerBase
 
-from stepagent.actions import Said, read_call, same_action, split_react
+from stepagent.actions import ThoughtAndAction, read_call, same_action, split_react
 from stepagent.console.printable import printable
-from stepagent.rendering.chat_template import Markup, TemplateError, around_contents, take_apart
+from stepagent.rendering.chat_template import Markup, TemplateError, dialogue_markup, split_template
 from stepagent.rendering.encoding import Encoder, EncodingError
 from stepagent.rendering.tool_calls import CallError, TemplateCalls, tools_as_text
 from stepagent.types import Trajectory
@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 @cache
 def warn_once(message: str) -> None:
-    """Logs a warning, however many trajectories and policies it is about."""
+    """Logs a warning once per process, however many trajectories and policies it concerns."""
     logger.warning(message)
 
 
@@ -51,17 +51,17 @@ class RenderedTrajectory:
 
     trajectory: Trajectory
     additions: tuple[tuple[int, ...], ...]
-    """One for each step: what it adds to the history, from the action before to its observation."""
+    """For each step the ids it adds to the history: the previous action and the observation."""
     ask: tuple[int, ...]
-    """Follows the history and asks for an action."""
+    """The generation prompt: follows a history and starts the agent's turn."""
     actions: tuple[tuple[int, ...], ...]
-    """One for each step; ends with the end-of-turn token."""
+    """For each step the ids of its action, with the end-of-turn token."""
     has_text_form: bool = False
-    """Whether its tools and calls are written as text, not as the template writes them."""
+    """Whether its tools and calls are plain text rather than in the template's format."""
 
     @property
     def states(self) -> Iterator[list[int]]:
-        """For each step all that is read before its action."""
+        """For each step the context of its action: the history and the generation prompt."""
         history: list[int] = []
         for addition in self.additions:
             history += addition
@@ -69,7 +69,7 @@ class RenderedTrajectory:
 
     @property
     def num_tokens(self) -> int:
-        """Longest sequence, in tokens."""
+        """Length in tokens of the longest state with its action."""
         longest = history = 0
         for addition, action in zip(self.additions, self.actions, strict=True):
             history += len(addition)
@@ -78,19 +78,19 @@ class RenderedTrajectory:
 
 
 class Renderer:
-    """Instructions, observations and actions as token ids, by one tokenizer's chat template."""
+    """Writes instructions, observations and actions as token ids, and reads actions back."""
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, tools: Sequence[dict[str, JsonValue]] = ()
     ) -> None:
-        """Takes the chat template apart; raises `TemplateError` if that cannot be done.
+        """Splits the tokenizer's chat template; raises `TemplateError` if that is impossible.
 
-        With `tools`, function schemas, the template has to write them and their calls so that they
-        can be read back; raises `CallError` if it does not. `for_tools` then takes the text form.
+        With `tools` (function schemas) raises `CallError` if calls that the template writes cannot
+        be read back. `for_tools` falls back to plain text in that case.
         """
         self.tokenizer = tokenizer
-        self._encoder = Encoder(tokenizer, around_contents(tokenizer, tools))
-        markup = take_apart(self._encoder, tools)
+        self._encoder = Encoder(tokenizer, dialogue_markup(tokenizer, tools))
+        markup = split_template(self._encoder, tools)
         self._space = markup.space
         self._before = self._encoder.markup(markup.before)
         head, ask = self._encoder.split_head(markup.ask)
@@ -99,11 +99,11 @@ class Renderer:
         self._head = head
         self.ask = tuple(self._encoder.markup(ask, behind=markup.end))
         self.marks_are_text = not self._encoder.controls(list(self.ask))
-        """Whether an observation can hold what looks like the beginning of the agent's turn."""
+        """Whether the agent's turn starts with plain text, which an observation can imitate."""
         if self.marks_are_text:
             warn_once(
                 f"chat template: marks the agent's turn by plain text, '{printable(markup.ask)}'; "
-                "an observation that holds it looks like a turn"
+                "an observation that contains it looks like a turn"
             )
         self._lead = self._encoder.markup(markup.lead, behind=markup.end)
         self._close = self._end_of_turn(markup.end)
@@ -115,7 +115,7 @@ class Renderer:
         self.is_stable = markup.past == markup.ask + markup.lead
         """Whether each state is a prefix of the next one."""
         self.tools_in_prompt = ""
-        """What the text form says of tools before the instruction."""
+        """Description of the tools before the instruction, if they are written as plain text."""
         self._with_tools: dict[str, Renderer] = {}
         self._calls: TemplateCalls | None = None
         if tools:
@@ -123,28 +123,27 @@ class Renderer:
             self._read_answers(markup, self._calls, tools)
 
     def _end_of_turn(self, end: str) -> list[int]:
-        """Ids that close an action, up to the first control token."""
+        """Ids that end an action, up to the first control token."""
         if not end:
-            raise TemplateError("chat template: nothing marks the end of an assistant turn")
+            raise TemplateError("chat template: does not mark the end of an assistant turn")
         ids = self._encoder.markup(end)
         places = [place for place, i in enumerate(ids) if i in self._encoder.control]
         if not places:
             raise TemplateError(
-                f"chat template: ends a turn with '{printable(end)}', which is no token of its own "
-                "in this tokenizer; expected an end-of-turn token"
+                f"chat template: ends a turn with '{printable(end)}', which is not a single token "
+                "of this tokenizer; expected an end-of-turn token"
             )
         return ids[: places[0] + 1]
 
     def _behind_end(self, markup: Markup) -> list[int]:
-        # Encoded behind the end token, where it will stand: some tokenizers begin texts with a
-        # space of their own.
+        # Encoded after the end token: some tokenizers add a space at the start of a text.
         end, after = (self._encoder.markup(t) for t in (markup.end, markup.end + markup.between))
         if after[: len(end)] != end:
-            raise TemplateError("chat template: joins the end of a turn with the next one")
+            raise TemplateError("the tokenizer merges the end of a turn with the next turn")
         return after[len(self._close) :]
 
     def _behind_observation(self, markup: Markup) -> tuple[str, list[int]]:
-        """What follows a later observation up to `ask`: the plain head, and the ids behind that."""
+        """Markup between a later observation and `ask`: its plain start, and ids of the rest."""
         head, rest = self._encoder.split_head(markup.suffix)
         if head or self.marks_are_text or self._encoder.controls(self._encoder.markup(rest)):
             return head, self._encoder.markup(rest + self._head, behind=markup.end)
@@ -153,11 +152,11 @@ class Renderer:
     def _read_answers(
         self, user: Markup, calls: TemplateCalls, tools: Sequence[dict[str, JsonValue]]
     ) -> None:
-        """What the template puts around a tool's answer, beside what is around a user's."""
-        tool = take_apart(self._encoder, tools, call=calls.example)
+        """Finds the template's markup around a tool's result."""
+        tool = split_template(self._encoder, tools, call=calls.example)
         if tool._replace(between=user.between, suffix="", space=user.space) != user:
             raise TemplateError(
-                "chat template: an action after a tool's answer is marked otherwise"
+                "chat template: marks an action after a tool's result differently from others"
             )
         self._tool_turn = self._behind_end(tool)
         self._tool_space = tool.space.user
@@ -175,17 +174,17 @@ class Renderer:
         return (*self._next_turn, *content, *self._suffix)
 
     def answer(self, observation: str) -> tuple[int, ...]:
-        """Ids of what a tool returned, which follow `past` of the call."""
+        """Ids of a tool's result, which follow `past` of the call."""
         if self._calls is None:
             return self.observation(observation)
         content = self._encoder.content(observation, self._tool_space, self._tool_head)
         return (*self._tool_turn, *content, *self._tool_suffix)
 
     def action(self, action: str, thought: str = "") -> tuple[int, ...]:
-        """Ids of an action that was given as text, with its end-of-turn token.
+        """Ids of an action given as text, with the end-of-turn token.
 
-        Raises `TemplateError` if the tokenizer cannot write it, and `CallError` if it is a call
-        that the chat template would not write whole.
+        Raises `TemplateError` if the ids would not read back as the same text, and `CallError` if
+        the chat template would lose a part of a tool call.
         """
         call = read_call(action) if self._calls or self.tools_in_prompt else None
         if self._calls and call:
@@ -195,18 +194,19 @@ class Renderer:
         ids = self._encoder.content(said, self._space.assistant)
         if (found := self._encoder.text(ids).strip()) != said.strip():
             raise TemplateError(
-                f"the tokenizer cannot write '{printable(said)}': it becomes '{printable(found)}'"
+                f"the tokenizer cannot encode '{printable(said)}': it becomes '{printable(found)}'"
             )
         read = self.parse(ids)
         if read.thought != thought.strip() or not same_action(read.action, action):
             raise TemplateError(
                 f"the action '{printable(action)}' would be read back as '{printable(read.action)}'"
-                "; expected the thought in a field of its own, and no label within a text"
+                "; expected the thought in its own field, and no `Thought:` or `Action:` label "
+                "inside a text"
             )
         return (*self._lead, *ids, *self._close)
 
     def past(self, action: Sequence[int]) -> tuple[int, ...]:
-        """Ids of an action as later histories hold it; one that was cut off is closed."""
+        """Ids of an action as later histories hold it; adds an end if it was cut off."""
         closed = action if action[-1] == self.end_id else (*action, *self._close)
         if self.is_stable:
             return (*self.ask, *closed)
@@ -214,8 +214,8 @@ class Renderer:
         content = closed[lead:] if list(closed[:lead]) == self._lead else closed
         return (*self._past_lead, *content)
 
-    def parse(self, action: Sequence[int]) -> Said:
-        """The text of an action's ids: ReAct's `Thought: ... Action: ...` and calls taken apart."""
+    def parse(self, action: Sequence[int]) -> ThoughtAndAction:
+        """Thought and action of an action's ids: splits `Thought: ... Action: ...`, reads calls."""
         ids, lead = list(action), len(self._lead)
         if ids[:lead] == self._lead:
             ids = ids[lead:]
@@ -224,22 +224,22 @@ class Renderer:
         if self._calls and (call := self._calls.read(ids)):
             return call
         text = self._encoder.text(ids).strip()
-        said = split_react(text) if text.startswith("Thought:") else Said("", text)
+        said = split_react(text) if text.startswith("Thought:") else ThoughtAndAction("", text)
         if self.tools_in_prompt and (written := read_call(said.action)):
-            return Said(said.thought, written.action())
+            return ThoughtAndAction(said.thought, written.action())
         return said
 
     def text(self, ids: Sequence[int]) -> str:
-        """What ids say, control tokens included."""
+        """The text of ids, with control tokens."""
         return self._encoder.text(list(ids), with_control=True)
 
     def parts(self, ids: Sequence[int]) -> Iterator[tuple[str, bool]]:
-        """What ids say, in runs of text and of control tokens, and whether a run is the latter."""
+        """The text of ids in runs, each with whether it consists of control tokens."""
         for is_control, run in groupby(ids, self._encoder.control.__contains__):
             yield self.text([*run]), is_control
 
     def for_tools(self, tools: Sequence[dict[str, JsonValue]]) -> "Renderer":
-        """The renderer of trajectories with these tools, as the template writes them if it can."""
+        """The renderer for trajectories with these tools: in the template's format if possible."""
         if not tools:
             return self
         key = json.dumps(tools)
@@ -251,20 +251,20 @@ class Renderer:
         return self._with_tools[key]
 
     def in_text_form(self, tools: Sequence[dict[str, JsonValue]], reason: str = "") -> "Renderer":
-        """The renderer that writes these tools and their calls as text; says why, once."""
+        """The renderer that writes these tools and their calls as plain text; logs the reason."""
         if reason:
-            warn_once(f"{reason}; tool calls are written as text")
+            warn_once(f"{reason}; tool calls are written as plain text")
         own = copy(self)
         own.tools_in_prompt = tools_as_text(tools)
         return own
 
     def of(self, rendered: RenderedTrajectory) -> "Renderer":
-        """The renderer that has rendered a trajectory, and reads its actions back."""
+        """The renderer that rendered a trajectory and can read its actions back."""
         tools = rendered.trajectory.tools
         return self.in_text_form(tools) if rendered.has_text_form else self.for_tools(tools)
 
     def render(self, trajectory: Trajectory) -> RenderedTrajectory:
-        """The whole trajectory as ids; raises `TemplateError` if a part of it would be lost."""
+        """The trajectory as token ids; raises `TemplateError` if a part of it would be lost."""
         own = self.for_tools(trajectory.tools)
         try:
             return own._render(trajectory)

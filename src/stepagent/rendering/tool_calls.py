@@ -1,10 +1,10 @@
-"""Tool calls as a chat template writes them, and as they are read back.
+"""Writes tool calls in a chat template's own format, and reads them back.
 
-How a template writes a call is found out from calls of marks: what stands before the name, between
-name and arguments, and after the arguments. No family of models is known by name. A call is written
-that way only if it can be read back; else the trajectory gets the text form, which every template
-can write: the schemas stand before the instruction, an action that is a call is its compact JSON,
-and what a tool returns is an observation like any other.
+The format is found by rendering calls of placeholders: the text before the name, between name and
+arguments, and after the arguments. No model family gets special treatment. The template's format is
+used only if calls can be read back from it; else tools are plain text, which every template can
+write: the schemas come before the instruction, a call is compact JSON, and a tool's result is an
+ordinary observation.
 """
 
 import json
@@ -14,7 +14,7 @@ from itertools import product
 
 from pydantic import JsonValue, ValidationError
 
-from stepagent.actions import Call, Said
+from stepagent.actions import Call, ThoughtAndAction
 from stepagent.console.printable import printable
 from stepagent.rendering.chat_template import (
     CALL_ID,
@@ -31,39 +31,39 @@ Tools = Sequence[dict[str, JsonValue]]
 
 EXAMPLE = Call(name="callname0mark", arguments={"callkey0mark": "callvalue0mark"})
 SILENT: tuple[Message, ...] = ({}, {"content": ""}, {"content": None})
-"""How a message says that there is no text beside a call; templates ask for one or another."""
+"""Ways to say that a message with a call has no text; templates differ in which they need."""
 
 INTRODUCTION = (
     "You can call the tools below. To call one, say nothing but a JSON object such as "
     '{"name":"TOOL","arguments":{"PARAMETER":"VALUE"}}'
 )
-"""Stands before the schemas in the text form."""
+"""Comes before the schemas if tools are plain text."""
 
 
 class CallError(ValueError):
-    """A chat template cannot write a call, or not so that it can be read back; one line."""
+    """A chat template cannot write a tool call losslessly; the message is one line."""
 
 
 def tools_as_text(tools: Tools) -> str:
-    """What a prompt says of tools in the text form."""
+    """The description of tools in a prompt if they are plain text."""
     schemas = (json.dumps(_function(tool), ensure_ascii=False) for tool in tools)
     return "\n".join([INTRODUCTION, *schemas])
 
 
 def _function(tool: dict[str, JsonValue]) -> dict[str, JsonValue]:
-    """The schema itself; some files have it without the envelope `{"type", "function"}`."""
+    """The schema itself; some files lack the envelope `{"type": ..., "function": ...}`."""
     function = tool.get("function")
     return function if isinstance(function, dict) else tool
 
 
 class TemplateCalls:
-    """How a chat template writes calls of some tools."""
+    """A chat template's format of calls to given tools."""
 
     def __init__(self, encoder: Encoder, tools: Tools, markup: Markup) -> None:
-        """`markup` is that of a dialogue with these tools.
+        """Finds the format; `markup` is that of a dialogue with these tools.
 
-        Raises `CallError` if the template does not show the tools or does not write calls so that
-        they can be read back.
+        Raises `CallError` if the template leaves out the tools, or if its calls cannot be read
+        back.
         """
         self._encoder = encoder
         self._tools = list(tools)
@@ -72,7 +72,7 @@ class TemplateCalls:
         self._learn()
 
     def _check_schemas(self) -> None:
-        """Raises `CallError` if a schema is not in the prompt, or writes control tokens there."""
+        """Raises `CallError` if the prompt lacks a schema or a schema contains control tokens."""
         marked, marks = [], list[str]()
         for tool in self._tools:
             marked.append(_marked(tool, marks))
@@ -81,7 +81,7 @@ class TemplateCalls:
             raise CallError("chat template: leaves out the tools")
         controls = [self._encoder.controls(self._encoder.markup(text)) for text in (before, shown)]
         if controls[0] != controls[1]:
-            raise CallError("a tool's schema has a control token of the model in its text")
+            raise CallError("a tool's schema contains a control token of the model")
 
     def _before_first_turn(self, tools: Tools) -> str:
         messages = [{"role": "user", "content": USER[0]}]
@@ -89,7 +89,7 @@ class TemplateCalls:
         return text.partition(USER[0])[0]
 
     def _learn(self) -> None:
-        """Finds the form in which the template writes all of a call."""
+        """Finds a message format for which the template writes a whole call."""
         end = self._encoder.controls(self._encoder.markup(self._markup.end))
         for self._as_text, self._silent in product((False, True), SILENT):
             try:
@@ -99,33 +99,33 @@ class TemplateCalls:
                 continue
             ids = self._ids(said)
             self._controls = self._encoder.controls(ids)
-            # A call that holds the end of a turn in itself would be cut there.
+            # A call that contains the end of a turn would be cut there.
             if set(end) & set(ids):
                 continue
-            if self.read(ids) == Said("", EXAMPLE.action()):
+            if self.read(ids) == ThoughtAndAction("", EXAMPLE.action()):
                 self.example: tuple[Message, str] = self._message(EXAMPLE, ""), said
-                """A call as a message, and as the template writes it."""
+                """A call as a message, and the template's text for it."""
                 return
-        raise CallError("chat template: does not write tool calls, or not so that they can be read")
+        raise CallError("chat template: cannot write tool calls that can be read back")
 
     def write(self, call: Call, thought: str) -> list[int]:
         """Ids of a call, with the thought as the text before it.
 
-        Raises `CallError` if a part of it would be lost or would write a control token.
+        Raises `CallError` if a part of it would be lost or would become a control token.
         """
         ids = self._ids(self._said(call, thought))
         name = printable(call.name)
         if self._encoder.controls(ids) != self._controls:
-            raise CallError(f"a call of '{name}' has a control token of the model in its text")
+            raise CallError(f"a call of '{name}' contains a control token of the model")
         found = self.read(ids)
         if found is None or not _is_call(found.action, call):
-            raise CallError(f"chat template: loses a part of a call of '{name}'")
+            raise CallError(f"chat template: loses part of a call of '{name}'")
         if found.thought != thought.strip():
-            raise CallError(f"chat template: loses the thought beside a call of '{name}'")
+            raise CallError(f"chat template: loses the thought before a call of '{name}'")
         return ids
 
-    def read(self, ids: list[int]) -> Said | None:
-        """The thought and the call in ids; None if there is no call, or only text that looks so."""
+    def read(self, ids: list[int]) -> ThoughtAndAction | None:
+        """The thought and the call in ids; None without a call, or if only text looks like one."""
         if not set(self._controls) <= set(ids):
             return None
         thought, mark, rest = self._encoder.text(ids, with_control=True).partition(self._before)
@@ -141,7 +141,7 @@ class TemplateCalls:
             call = Call.model_validate({"name": name, "arguments": arguments})
         except (json.JSONDecodeError, RecursionError, ValidationError):
             return None
-        return Said(thought.strip(), call.action())
+        return ThoughtAndAction(thought.strip(), call.action())
 
     def _ids(self, said: str) -> list[int]:
         return self._encoder.markup(said, behind=self._markup.end)
@@ -156,7 +156,7 @@ class TemplateCalls:
         }
 
     def _said(self, call: Call, thought: str) -> str:
-        """What the template writes between the mark of the assistant's turn and its end."""
+        """The template's text for a call, between the start and the end of the assistant turn."""
         written = render_messages(
             self._encoder.tokenizer,
             [{"role": "user", "content": USER[0]}, self._message(call, thought)],
@@ -165,15 +165,15 @@ class TemplateCalls:
         )
         _, found, said = written.partition(f"{USER[0]}{self._markup.ask}{self._markup.lead}")
         if not found or self._markup.end not in said:
-            raise CallError("chat template: writes a call elsewhere than after its mark")
+            raise CallError("chat template: does not write a call in the assistant's turn")
         said = said[: said.rindex(self._markup.end)]
         if not thought and said.lstrip().startswith("None"):
-            raise CallError("chat template: writes None where a call has no text beside it")
+            raise CallError("chat template: writes None for a call without text")
         return said
 
 
 def _around(said: str) -> tuple[str, str]:
-    """What is before the example's name, and between its name and its arguments."""
+    """The text before the example's name, and between its name and its arguments."""
     before, name, rest = said.partition(EXAMPLE.name)
     brace = rest.find("{")
     if not name or brace < 0 or not before.strip():
@@ -186,7 +186,7 @@ def _is_call(action: str, call: Call) -> bool:
 
 
 def _marked(tool: dict[str, JsonValue], marks: list[str]) -> dict[str, JsonValue]:
-    """The schema with marks for its names and descriptions, which are added to `marks`."""
+    """The schema with placeholders for names and descriptions, which are appended to `marks`."""
 
     def mark() -> str:
         marks.append(f"toolpart{len(marks)}mark")
@@ -209,7 +209,7 @@ def _marked(tool: dict[str, JsonValue], marks: list[str]) -> dict[str, JsonValue
 
 
 def _without_markup(value: JsonValue) -> JsonValue:
-    """A JSON value without anything in its texts that could belong to a control token."""
+    """A JSON value whose texts have no character that could belong to a control token."""
     match value:
         case str():
             return re.sub(r"[^\w\s./-]", "x", value, flags=re.ASCII)

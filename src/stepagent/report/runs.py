@@ -32,7 +32,7 @@ from stepagent.experiment.run_folder import (
     RESULTS_JSON,
     SUMMARY,
 )
-from stepagent.files.lines import Unreadable, open_ordinary
+from stepagent.files.lines import Unreadable, open_regular
 from stepagent.trajectories import TrajectoryError, read_jsonl
 from stepagent.types import PracticedStep, Record, Trajectory
 
@@ -248,7 +248,7 @@ def _metrics(path: Path) -> tuple[list[tuple[int, Metrics]], bool]:
 
 def _text(path: Path) -> str:
     try:
-        with open_ordinary(path, "expected a file of a run") as file:
+        with open_regular(path, "expected a file of a run") as file:
             return file.read().decode("utf-8", "replace")
     except OSError as error:
         raise ReportError(f"{shown(path)}: cannot be read: {error.strerror}") from None

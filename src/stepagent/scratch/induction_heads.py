@@ -1,19 +1,19 @@
-"""Copying, written into the weights of a fresh Llama: gradients need not find it first.
+"""Writes induction heads into the weights of a new Llama, so that it can copy before training.
 
 Small agents seldom learn from few demonstrations to copy a name from an observation into an action.
 Pretrained models do it with induction heads (Elhage et al. 2021, "A mathematical framework for
-transformer circuits"; Olsson et al. 2022, arXiv 2209.11895): after `A B ... A` comes `B`. The two
-attention layers of that circuit are written down here, and half of a third one, which may learn to
-look for anything:
+transformer circuits"; Olsson et al. 2022, arXiv 2209.11895), which continue `A B ... A` with `B`.
+This module writes the two attention layers of that circuit, and half of a third, whose attention is
+learnt:
 
-    layer 0          one head looks at the previous token and notes which token that is
-    layer L / 2      all heads but one look where the noted token is the current one, and add the
-                     token found there to the prediction
-    last layer       all heads but one look everywhere, and add the tokens found there to the
-                     prediction; where to look is left to training
+    layer 0          one head attends to the previous token and stores which token it is, the "note"
+    layer L / 2      all heads but one attend to tokens whose note is the current token, and add
+                     them to the prediction
+    last layer       all heads but one add the tokens that they attend to to the prediction; where
+                     they attend is left to training
 
-The residual stream is split: one dimension is constant, one head's size of them hold the note, all
-others the token. Nothing is frozen, and the model stays an ordinary Llama.
+The residual stream is split: one dimension is constant, `head size` dimensions hold the note, and
+the others the token. No weight is frozen, and the model remains an ordinary Llama.
 """
 
 import math
@@ -24,34 +24,34 @@ from transformers import LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaAttention
 
 ROPE_THETA = 1e8
-"""Base of the rotary frequencies, so large that part of each head hardly turns with distance."""
+"""Base of the rotary frequencies, so large that some dimensions hardly rotate with distance."""
 
 _FAST = 0.02
-"""Pairs of dimensions that turn faster, in radians for each token, tell neighbours apart."""
+"""Pairs of dimensions that rotate faster (radians per token) distinguish neighbouring tokens."""
 _SLOW = 6e-4
-"""Pairs that turn slower compare contents over a thousand tokens and more."""
+"""Pairs that rotate slower compare tokens over distances of a thousand tokens and more."""
 _NEIGHBOUR_SCORE = 15.0
-"""By how many nats the previous token is ahead of the tokens beside it."""
+"""Attention score of the previous token above that of its neighbours, in nats."""
 _MATCH_SCORE = 12.0
-"""Nats of a match; two different tokens get about a fifth of it, up or down. With much more,
-training could not turn a head to anything else."""
+"""Attention score of a match, in nats; that of different tokens is about a fifth of it, either way.
+If it were much larger, training could not change what a head attends to."""
 _COPY_GAIN = 6.0
-"""How much longer the token that is copied is than the current one, in the residual stream."""
+"""Norm of a copied token relative to the current one, in the residual stream."""
 
 
 @torch.no_grad()
 def write_copying(model: LlamaForCausalLM) -> None:
-    """Replaces embeddings and some heads of a freshly made model with tied embeddings, in place.
+    """Overwrites the embeddings and some heads of a newly initialized model, in place.
 
-    The model's config has to have `ROPE_THETA`. Draws from torch's global generator. A model of one
-    layer or one head has no room for the circuit and stays as it is.
+    The model must have tied embeddings and the RoPE base `ROPE_THETA`. Draws from torch's global
+    generator. A model with one layer or one head has no room for the circuit and is left unchanged.
     """
     config = model.config
     if config.num_hidden_layers < 2 or config.num_attention_heads < 2:
         return
     layers = model.model.layers
     for layer in layers:
-        # As in GPT-2: else the sum of all random outputs is louder than the circuit.
+        # As in GPT-2: else the sum of the random outputs would drown the circuit.
         for output in (layer.self_attn.o_proj, layer.mlp.down_proj):
             output.weight /= math.sqrt(2 * config.num_hidden_layers)
 
@@ -60,7 +60,7 @@ def write_copying(model: LlamaForCausalLM) -> None:
     embeddings = model.model.embed_tokens.weight
     embeddings.zero_()
     embeddings[:, 0] = 1
-    # Signs, not Gaussians: then every part of every token has the same length.
+    # Random signs rather than Gaussians, so that every slice of every token has the same norm.
     signs = torch.randint(2, (len(embeddings), width)) * 2.0 - 1.0
     embeddings[:, 1 : 1 + width] = signs / math.sqrt(width)
 
@@ -74,12 +74,12 @@ def write_copying(model: LlamaForCausalLM) -> None:
 def _write_previous_token_head(
     attention: LlamaAttention, hidden: int, size: int, width: int
 ) -> None:
-    """Head 0 attends one token back and copies the first `size` dimensions of that token."""
+    """Head 0 attends to the previous token and copies its first `size` dimensions as the note."""
     speeds = _speeds(size)
     fast = torch.nonzero(speeds > _FAST)[:, 0]
-    scale = math.sqrt(hidden / 2)  # RMSNorm makes it of constant and token, 1 each
+    scale = math.sqrt(hidden / 2)  # RMSNorm's factor for a constant and a token of norm 1 each
     _clear(attention, 0, size)
-    # Of all distances the sum of cos(speed * (distance - 1)) is largest at one.
+    # The sum of cos(speed * (distance - 1)) over the fast pairs is largest at distance 1.
     lead = float((1 - speeds[fast].cos()).sum())
     weight = math.sqrt(_NEIGHBOUR_SCORE / lead * math.sqrt(size)) / scale
     attention.q_proj.weight[fast, 0] = weight
@@ -91,13 +91,13 @@ def _write_previous_token_head(
 
 
 def _write_induction_heads(attention: LlamaAttention, hidden: int, size: int, width: int) -> None:
-    """Each head compares other dimensions of the token with the note, and copies other ones."""
+    """Each head compares its own part of the token with the note, and copies its own part."""
     noted = min(size, width)
     slow = torch.nonzero(_speeds(size) < _SLOW)[:, 0]
     inside = torch.cat([slow, slow + size // 2])[:noted]
-    # Constant and token have length 1 each, the note has that of its share of the token.
+    # Constant and token have norm 1 each; the note that of its share of the token.
     scale = math.sqrt(hidden / (2 + noted / width))
-    match = scale * math.sqrt(len(inside) / width)  # length of what a head compares
+    match = scale * math.sqrt(len(inside) / width)  # norm of the part that a head compares
     weight = math.sqrt(_MATCH_SCORE * math.sqrt(size)) / match
     gain = math.sqrt(_COPY_GAIN / scale)
     for head, start in enumerate(range(0, width, size)):
@@ -109,7 +109,7 @@ def _write_induction_heads(attention: LlamaAttention, hidden: int, size: int, wi
 
 
 def _write_pointers(attention: LlamaAttention, hidden: int, size: int, width: int) -> None:
-    """Each head copies other dimensions of the token; where it looks stays as random as it was."""
+    """Each head copies its own part of the token; its attention stays randomly initialized."""
     gain = math.sqrt(_COPY_GAIN / math.sqrt(hidden / 2))
     for head, start in enumerate(range(0, width, size)):
         own = slice(head * size, (head + 1) * size)
@@ -119,14 +119,14 @@ def _write_pointers(attention: LlamaAttention, hidden: int, size: int, width: in
 
 
 def _write_copy(attention: LlamaAttention, start: int, end: int, gain: float) -> None:
-    """Values are these dimensions of the token, and are added to the same ones."""
+    """Makes the value of a head these dimensions of the token, and adds it to the same ones."""
     copied = torch.arange(start, end)
     attention.v_proj.weight[copied, 1 + copied] = gain
     attention.o_proj.weight[1 + copied, copied] = gain
 
 
 def _speeds(size: int) -> Tensor:
-    """(size / 2,) radians for each token by which RoPE turns the dimensions (i, i + size / 2)."""
+    """(size / 2,) RoPE's rotation of the dimensions (i, i + size / 2), in radians per token."""
     return ROPE_THETA ** (-torch.arange(0, size, 2) / size)
 
 

@@ -1,15 +1,15 @@
-"""Pretraining of a model made from scratch: to read, and to take names from what it has read.
+"""Pretraining of a model made from scratch, so that it copies names from its context.
 
-    1. language modelling of whole demonstrations, observations included
-    2. cloning of demonstrations whose names are exchanged and whose observations are cut short
+    1. reading: language modelling of whole demonstrations, observations included
+    2. copying: behavioural cloning of demonstrations with permuted names and shortened observations
 
-What a pretrained model brings along, above all copying a name from an instruction into an action
-hundreds of tokens later, is not learnt from the few action tokens of the demonstrations: it is
-quicker to learn what a name does there by heart. So in 2. every trajectory has its names, the
-tokens that few trajectories have, permuted among themselves, anew each time: then only copying
-helps (cf. Chan et al. 2022, arXiv 2205.05055: many rare, changing classes bring it about). Cut
-short, a trajectory has less between a name and its copy. A name that nothing before it has is not
-asked for: it cannot be copied, and guessing it would be most of the loss.
+A pretrained model can copy a name from an instruction into an action hundreds of tokens later. From
+the few action tokens of the demonstrations a new model does not learn that: memorizing the names is
+easier. So stage 2 permutes the names, the tokens that occur in few demonstrations, among each
+other, differently in every pass, and only copying helps (cf. Chan et al. 2022, arXiv 2205.05055:
+many rare, changing classes lead to in-context learning). Shortened observations bring a name closer
+to its copy. Names absent from the context carry no loss: they cannot be copied, and would dominate
+the loss.
 """
 
 from collections import Counter
@@ -36,20 +36,20 @@ class PretrainConfig:
     reading: SFTConfig = SFTConfig(
         epochs=1, batch_size=1, optimizer=OptimizerConfig(learning_rate=2e-3)
     )
-    """Language modelling of whole demonstrations."""
+    """Stage 1: language modelling of whole demonstrations."""
     copying: SFTConfig = SFTConfig(
         epochs=12, batch_size=1, optimizer=OptimizerConfig(learning_rate=1e-3)
     )
-    """Cloning of renamed demonstrations; each pass has other names."""
+    """Stage 2: cloning of demonstrations with permuted names, so that the model learns to copy."""
     renamed: float = 0.7
-    """Share of the trajectories that are renamed; the others keep their names."""
+    """Share (0 to 1) of the demonstrations whose names are permuted in each pass of stage 2."""
     rare: float = 0.3
-    """A token is a name if a smaller share of the demonstrations has it."""
+    """A token is a name if fewer than this share (0 to 1) of the demonstrations contain it."""
     characters: int = 40
-    """How much is left of each observation."""
+    """Characters to which stage 2 shortens each observation."""
 
     def __post_init__(self) -> None:
-        """Raises `OutOfBounds` for numbers that cannot be."""
+        """Raises `OutOfBounds` for values out of range."""
         check_bounds(self, {"renamed": SHARE, "rare": AMOUNT, "characters": AMOUNT})
 
 
@@ -61,7 +61,7 @@ def pretrain(
     seed: int,
     log: Callable[[Metrics], None],
 ) -> None:
-    """Trains the policy in place on demonstrations that fit into its context."""
+    """Trains the policy in place on demonstrations, which must fit into its context."""
     whole = [policy.render(d) for d in demonstrations]
     trees = [_as_one_path(d) for d in whole]
     maximize_likelihood(policy, trees, config.reading, "Reading", seed=seed, log=log)
@@ -79,7 +79,7 @@ def pretrain(
 
 
 def names(demonstrations: Sequence[RenderedTrajectory], rare: float) -> set[int]:
-    """Ids of tokens that less than this share of the demonstrations have."""
+    """Ids of the tokens that occur in less than the share `rare` of the demonstrations."""
     counts = Counter(
         token
         for d in demonstrations
@@ -91,7 +91,7 @@ def names(demonstrations: Sequence[RenderedTrajectory], rare: float) -> set[int]
 def rename(
     demonstration: RenderedTrajectory, own_names: set[int], rng: np.random.Generator
 ) -> RenderedTrajectory:
-    """The demonstration with its names permuted among all names, each everywhere alike."""
+    """The demonstration with its names replaced by a random permutation of all names."""
     before = sorted(own_names)
     now = dict(zip(before, rng.permutation(before).tolist(), strict=True))
 
@@ -106,7 +106,7 @@ def rename(
 
 
 def copying_tree(demonstration: RenderedTrajectory, own_names: set[int]) -> PrefixTree:
-    """The expert's actions as paths, without the names that nothing before them has."""
+    """The tree of the expert's actions, without the names that are absent from their context."""
     tree = step_tree(demonstration).tree
     tree.paths = [run for path in tree.paths for run in _known_runs(tree, path, own_names)]
     return tree
@@ -115,7 +115,7 @@ def copying_tree(demonstration: RenderedTrajectory, own_names: set[int]) -> Pref
 def _known_runs(
     tree: PrefixTree, path: Sequence[int], own_names: set[int]
 ) -> Iterator[tuple[int, ...]]:
-    """The parts of a path between its new names."""
+    """The runs of a path between names that are absent from the context before them."""
     seen = {tree.tokens[node] for node in tree.ancestors(tree.parents[path[0]])}
 
     def is_new_name(node: int) -> bool:
@@ -138,7 +138,7 @@ def _cut(demonstration: Trajectory, characters: int) -> Trajectory:
 
 
 def _as_one_path(demonstration: RenderedTrajectory) -> PrefixTree:
-    """Every token after the first is to be predicted."""
+    """The demonstration as a single path: every token after the first is predicted."""
     *_, last = demonstration.states
     first, *rest = (*last, *demonstration.actions[-1])
     tree = PrefixTree()

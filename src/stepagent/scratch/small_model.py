@@ -1,8 +1,7 @@
-"""A small language model made from the demonstrations alone: a first run downloads nothing.
+"""Makes a small language model from the demonstrations alone: a first run downloads nothing.
 
-Only construction is special: the model can copy before it has learnt anything. What is written
-here is an ordinary Hugging Face folder (config, safetensors weights, tokenizer with a chat
-template) that `Policy.load` opens like any other.
+Its initial weights can copy (`induction_heads.py`). The result is an ordinary Hugging Face folder
+(config, safetensors weights, tokenizer with a chat template) that `Policy.load` opens.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,21 +28,21 @@ CHAT_TEMPLATE = (
 
 @dataclass(frozen=True, kw_only=True)
 class TinyConfig:
-    """Size of the model that is built from scratch."""
+    """Size of a model that is made from scratch."""
 
     vocab_size: int = 2048
-    """Entries of the byte-level BPE vocabulary."""
+    """Most tokens in the byte-level BPE vocabulary."""
     hidden_size: int = 256
-    """Width of the residual stream."""
+    """Width of the residual stream; a multiple of twice the number of heads."""
     num_layers: int = 4
-    """Transformer layers."""
+    """Number of transformer layers."""
     num_heads: int = 4
-    """Attention heads."""
+    """Attention heads per layer."""
     context: int = 8192
     """Longest sequence, in tokens."""
 
     def __post_init__(self) -> None:
-        """Raises `OutOfBounds` for numbers that cannot be."""
+        """Raises `OutOfBounds` for values out of range."""
         check_bounds(
             self,
             {
@@ -62,7 +61,7 @@ class TinyConfig:
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer with the turn markers and chat template of this module."""
+    """Trains a byte-level BPE tokenizer with the turn markers and chat template of this module."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -94,7 +93,7 @@ def _texts(trajectories: Sequence[Trajectory]) -> Iterator[str]:
 def build_tiny_model(
     trajectories: Sequence[Trajectory], config: TinyConfig, *, seed: int, folder: Path
 ) -> None:
-    """Writes a Llama that only copies, and a tokenizer trained on the trajectories, to `folder`."""
+    """Writes an untrained Llama that can copy, and a tokenizer of the trajectories, to `folder`."""
     tokenizer = train_tokenizer(_texts(trajectories), config.vocab_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -52,6 +52,14 @@ class EnvironmentLost(_Line):
     """The engine died or hangs: the episode has no score and must be repeated."""
 
 
+class EnvironmentFailed(EnvironmentLost):
+    """The environment's own code raised, or it answered with something that cannot be used.
+
+    A repeated episode would fail again, so it is not repeated: the episodes of other items are
+    played to their end, then this is raised (`play_all`).
+    """
+
+
 class EngineMissing(_Line):
     """The engine cannot be started on this machine, however often it is tried."""
 

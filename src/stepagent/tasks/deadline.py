@@ -1,4 +1,4 @@
-"""A time limit for a whole exchange over HTTP, however little comes at a time."""
+"""A time limit for a whole HTTP exchange, however slowly its data trickles in."""
 
 import contextlib
 import socket
@@ -9,44 +9,43 @@ from typing import Any
 
 
 class Deadline:
-    """A time limit for a whole exchange, which ends the connection when it is over.
+    """A time limit for a whole exchange; when it expires, the connection is closed.
 
-    The client's own limits are for each piece, and a server that sends a byte now and then, in its
-    headers or its body, would be waited for without end.
+    The client's own limits apply to each read, so a server that sends a byte now and then, in its
+    headers or its body, would be waited for forever.
     """
 
     def __init__(self, seconds: float) -> None:
-        """It begins with the block."""
+        """The time starts when the `with` block is entered."""
         self.seconds = seconds
         self.is_over = False
         self._sockets: list[socket.socket] = []
 
     def __enter__(self) -> "Deadline":
-        """The time runs."""
+        """Starts the time."""
         self._begin()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """The time is not needed any more."""
+        """Stops the time."""
         self._timer.cancel()
 
     def begin_again(self) -> None:
-        """Gives the whole time once more."""
+        """Restarts the time."""
         self._timer.cancel()
         self._begin()
 
     def seconds_left(self) -> float:
-        """How much is left; raises TimeoutError if that is nothing."""
+        """Seconds that are left; raises TimeoutError if there are none."""
         left = self._until - time.monotonic()
         if self.is_over or left <= 0:
             raise TimeoutError
         return left
 
     def watch(self, event: str, info: Mapping[str, Any]) -> None:
-        """Takes note of the connection, as a `trace` of the client."""
+        """A `trace` callback for the client, which remembers its connections to close them."""
         if event.endswith("connect_tcp.complete"):
-            found = info["return_value"].get_extra_info("socket")
-            self._sockets.append(found)
+            self._sockets.append(info["return_value"].get_extra_info("socket"))
             if self.is_over:
                 self._end()
 
@@ -58,7 +57,7 @@ class Deadline:
 
     def _end(self) -> None:
         self.is_over = True
-        for found in self._sockets:
+        for connection in self._sockets:
             with contextlib.suppress(OSError):
-                # Of the plain socket, whatever stands around it: that only ends the waiting.
-                socket.socket.shutdown(found, socket.SHUT_RDWR)
+                # On the plain socket, below TLS: this only wakes the thread that waits for data.
+                socket.socket.shutdown(connection, socket.SHUT_RDWR)

@@ -1,8 +1,8 @@
-"""Gets the data of tasks: official files over the network, or files that are on disk already.
+"""Installs the data of tasks, from official files that are downloaded or already on disk.
 
-Files come into `<task>.download` beside the task's folder; what the task reads is made of them in
-`<task>.unfinished` and gets its name in one step, so that the folder is whole or not there. Its
-`manifest.json` says what was read, by hash, and what was written.
+Downloads go to `<task>.download` beside the task's folder. The data that the task reads is prepared
+in `<task>.unfinished` and renamed in one step, so the task's folder is complete or absent. Its
+`manifest.json` lists the files that were read, with their hashes, and the records written.
 """
 
 import json
@@ -20,7 +20,7 @@ from stepagent.tasks import webshop
 from stepagent.tasks.alfworld import games as alfworld_games
 from stepagent.tasks.base import TaskDataError
 from stepagent.tasks.data.fetch import TIMEOUT_SECONDS, fetch
-from stepagent.tasks.data.files import TaskData, data_folder
+from stepagent.tasks.data.sources import TaskData, data_folder
 from stepagent.tasks.mind2web import data as mind2web_data
 from stepagent.tasks.qa import data as qa_data
 
@@ -33,17 +33,20 @@ DATA: dict[str, TaskData] = {
         for name, sources in qa_data.SOURCES.items()
     },
 }
-"""The data of every task that has any."""
+"""Where the data of each task comes from; tasks without data are not listed."""
 
 MANIFEST = "manifest.json"
 
 
 def install(task: str, source: Path, *, skip_invalid: bool = False) -> dict[str, Any]:
-    """Makes the task's data of files anywhere below `source`; returns its manifest."""
+    """Prepares the task's data from files anywhere below `source`; returns its manifest.
+
+    Raises `TaskDataError` if the folder or the data in it cannot be used.
+    """
     if not source.is_dir():
         raise TaskDataError(f"{source}: no such folder; expected one with the data of {task}")
     _check_is_free(task)
-    with _alone(task):
+    with _locked(task):
         return _install(task, source, skip_invalid)
 
 
@@ -63,9 +66,9 @@ def _install(task: str, source: Path, skip_invalid: bool) -> dict[str, Any]:
 
 @contextmanager
 def _unfinished(task: str) -> Iterator[Path]:
-    """A folder that becomes the task's when the block ends well.
+    """A folder that becomes the task's data folder if the block succeeds.
 
-    It has a fixed name, so that what a kill leaves behind is gone with the next start.
+    Its name is fixed, so that the next start removes what a killed process left behind.
     """
     out = data_folder(task).with_name(f"{task}.unfinished")
     shutil.rmtree(out, ignore_errors=True)
@@ -80,31 +83,32 @@ def _unfinished(task: str) -> Iterator[Path]:
 
 
 def manifest_of(task: str) -> dict[str, Any] | None:
-    """What `install` wrote; None if the task's data is not there."""
+    """The manifest that `install` wrote; None if the task's data is not installed."""
     path = data_folder(task) / MANIFEST
     if not path.is_file():
         return None
     try:
-        found = json.loads(path.read_bytes())
+        manifest = json.loads(path.read_bytes())
     except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict) or not all(
-        isinstance(found.get(name), dict) for name in ("counts", "skipped")
+        manifest = None
+    if not isinstance(manifest, dict) or not all(
+        isinstance(manifest.get(name), dict) for name in ("counts", "skipped")
     ):
         raise TaskDataError(f"{path}: damaged; remove the folder and download {task} again")
-    return found
+    return manifest
 
 
 def download(
     task: str, *, skip_invalid: bool = False, timeout_seconds: float = TIMEOUT_SECONDS
 ) -> dict[str, Any]:
-    """Fetches the official files, makes the task's data of them, and removes them again.
+    """Downloads the official files, prepares the task's data from them, then deletes them.
 
-    If they cannot be used, they stay, so that `skip_invalid` can be tried without fetching again.
+    Returns the manifest. If the files cannot be used, they stay, so that `skip_invalid` can be
+    tried without another download. Raises `TaskDataError`.
     """
     _check_is_free(task)
-    folder = _fetched(task)
-    with _alone(task):
+    folder = _download_folder(task)
+    with _locked(task):
         for source in DATA[task].sources:
             fetch(source, folder, task, timeout_seconds=timeout_seconds)
         try:
@@ -113,22 +117,23 @@ def download(
             if all(source.sha256 for source in DATA[task].sources):
                 raise
             raise TaskDataError(
-                f"{error}; if the download is to blame, delete {folder} and run the command again"
+                f"{error}; if the download is at fault, delete {folder} and run the command again"
             ) from None
-    # Without the lock: network file systems cannot remove a folder with an open file.
+    # After the lock is released: network file systems cannot remove a folder with an open file.
     shutil.rmtree(folder, ignore_errors=True)
     return manifest
 
 
 def remove_leftovers(task: str) -> None:
-    """What a kill left behind after the data was there; nothing while somebody works on it."""
-    if _fetched(task).exists() or data_folder(task).with_name(f"{task}.unfinished").exists():
-        with suppress(TaskDataError), _alone(task):
-            shutil.rmtree(data_folder(task).with_name(f"{task}.unfinished"), ignore_errors=True)
-            shutil.rmtree(_fetched(task), ignore_errors=True)
+    """Removes what a killed process left beside the data, unless another process is at work."""
+    unfinished = data_folder(task).with_name(f"{task}.unfinished")
+    if _download_folder(task).exists() or unfinished.exists():
+        with suppress(TaskDataError), _locked(task):
+            shutil.rmtree(unfinished, ignore_errors=True)
+            shutil.rmtree(_download_folder(task), ignore_errors=True)
 
 
-def _fetched(task: str) -> Path:
+def _download_folder(task: str) -> Path:
     return data_folder(task).with_name(f"{task}.download")
 
 
@@ -138,13 +143,15 @@ def _check_is_free(task: str) -> None:
     is_folder = target.is_dir() and not target.is_symlink()
     is_free = not any(target.iterdir()) if is_folder else not os.path.lexists(target)
     if not is_free:
-        raise TaskDataError(f"{target}: the data of {task} is there; to make it anew, remove it")
+        raise TaskDataError(
+            f"{target}: the data of {task} is already installed; remove it to install it again"
+        )
 
 
 @contextmanager
-def _alone(task: str) -> Iterator[None]:
-    """Keeps a second process from working on the same task; its folder is gone if left empty."""
-    folder = _fetched(task)
+def _locked(task: str) -> Iterator[None]:
+    """Keeps other processes from installing the same task; removes an empty download folder."""
+    folder = _download_folder(task)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / ".lock"
     try:

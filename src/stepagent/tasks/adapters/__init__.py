@@ -1,1 +1,1 @@
-"""Environments of others as tasks: Gymnasium, OpenEnv, AgentGym."""
+"""Foreign environments as tasks: Gymnasium, OpenEnv, AgentGym."""

@@ -1,9 +1,9 @@
 """Environments on the servers of AgentGym, over HTTP.
 
-AgentGym (Xi et al. 2024, arXiv 2406.04151; github.com/WooooDyy/AgentGym) runs one server for each
-environment. Their routes are the same, their fields are not: see `agentgym_servers`. An item is
-`ENVIRONMENT_NUMBER` as in AgentGym's data sets, e.g. `webshop_6`. Servers have no names for splits,
-so the numbers of each are given.
+AgentGym (Xi et al. 2024, arXiv 2406.04151; github.com/WooooDyy/AgentGym) runs one server per
+environment. All have the same routes but different fields: see `agentgym_servers`. An item is
+`ENVIRONMENT_NUMBER` as in AgentGym's data sets, e.g. `webshop_6`. Servers do not define splits, so
+the config lists the item numbers of each.
 """
 
 from collections.abc import Mapping
@@ -19,21 +19,21 @@ from stepagent.tasks.adapters.foreign import (
     Expert,
     ForeignEnv,
     ForeignTask,
-    Scoring,
 )
 from stepagent.tasks.adapters.remote import CLOSE_SECONDS, JsonServer, ServerError
 from stepagent.tasks.adapters.replies import Unusable, flag, number, quoted, text
+from stepagent.tasks.adapters.scoring import Scoring
 from stepagent.tasks.base import EnvironmentLost, Split
 
 
 @dataclass(frozen=True, kw_only=True)
 class AgentGymConfig:
-    """Which server, and which of its items."""
+    """The server, and the items of each split."""
 
     environment: Environment
-    """Whose server it is."""
+    """The environment that the server runs."""
     url: str = "http://127.0.0.1:36001"
-    """Its address."""
+    """The server's address."""
     train: tuple[int, ...] = ()
     """Numbers of the training items."""
     dev: tuple[int, ...] = ()
@@ -41,26 +41,27 @@ class AgentGymConfig:
     test: tuple[int, ...] = ()
     """Numbers of the test items; AgentGym's are in its data set AgentEval."""
     step_limit: int = 30
-    """Steps after which an episode is cut off."""
+    """Step limit of an episode."""
     timeout_seconds: float = 60.0
-    """How long one answer may take."""
+    """Timeout of one answer, in seconds."""
 
     def __post_init__(self) -> None:
-        """Raises `OutOfBounds` for numbers that cannot be."""
+        """Raises `OutOfBounds` for a timeout that is not positive."""
         check_bounds(self, {"timeout_seconds": SECONDS})
 
 
 class AgentGymTask(ForeignTask):
-    """One AgentGym server as a task, without an expert unless one is given."""
+    """An AgentGym server as a task; it has an expert only if one is given."""
 
     def __init__(self, config: AgentGymConfig, *, expert: Expert | None = None) -> None:
-        """Raises `ServerError` for an address that is none; asks the server nothing yet."""
+        """Raises `ServerError` for an invalid address or environment; sends nothing yet."""
         numbers: dict[Split, tuple[int, ...]] = {
             "train": config.train, "dev": config.dev, "test": config.test
         }  # fmt: skip
         if config.environment not in SERVERS:
             raise ServerError(
-                f"no environment {quoted(config.environment)}; there are: {', '.join(SERVERS)}"
+                f"AgentGym has no environment {quoted(config.environment)}; "
+                f"it has: {', '.join(SERVERS)}"
             )
         self.config = config
         self.fields = SERVERS[config.environment]
@@ -92,10 +93,10 @@ class AgentGymTask(ForeignTask):
 
 
 class AgentGymEnv(ForeignEnv):
-    """One session on the server, made at the first reset and again after a failure."""
+    """A session on the server, created at the first reset and again after a failure."""
 
     def __init__(self, task: AgentGymTask, step_limit: int | None) -> None:
-        """Asks the server nothing yet."""
+        """Sends nothing yet."""
         super().__init__(task, step_limit)
         self._server = task.server
         self._fields = task.fields
@@ -118,19 +119,20 @@ class AgentGymEnv(ForeignEnv):
             raise
 
     def play(self, action: str) -> Answer:
-        """Does the action in the session."""
+        """Plays the action in the session."""
         fields = self._fields
         try:
             reply = self._checked("/step", {fields.session: self._session, "action": action})
             observation = text(field_of(reply, fields.observation), "the observation")
             is_over = flag(field_of(reply, fields.done), f"{fields.done!r}")
+            score = number(field_of(reply, fields.score), "the score")
             return Answer(
                 observation=observation,
                 reward=number(field_of(reply, "reward"), "the reward"),
                 terminated=is_over,
                 info={
                     fields.done: is_over,
-                    fields.score: number(field_of(reply, fields.score), "the score"),
+                    fields.score: min(score, fields.best) if fields.exceeds_best else score,
                 },
             )
         except Unusable as error:
@@ -140,8 +142,13 @@ class AgentGymEnv(ForeignEnv):
             self.end()
             raise
 
+    def unscored(self, reason: str) -> ServerError:
+        """Ends the session: the server's scores are not on the scale of our table."""
+        self.end()
+        return ServerError(f"{self._server.url}: {self._item}: {reason}")
+
     def end(self) -> None:
-        """Ends the session, also after a failure; servers that cannot do that are left alone."""
+        """Ends the session, also after a failure; ignores servers that cannot."""
         session, self._session = self._session, None
         if session is not None:
             try:
@@ -159,7 +166,7 @@ class AgentGymEnv(ForeignEnv):
         return self._without_error(path, self._server.post(path, body))
 
     def _without_error(self, path: str, reply: JsonValue) -> JsonValue:
-        """The reply; some servers say with status 200 that something went wrong."""
+        """The reply; some servers report errors with status 200."""
         if isinstance(reply, dict) and "error" in reply:
             raise self._lost(path, f"it says: {quoted(reply['error'])}")
         return reply
@@ -169,7 +176,7 @@ class AgentGymEnv(ForeignEnv):
 
 
 def _session(reply: JsonValue) -> int:
-    """The session's number, which some servers wrap."""
+    """The number of the session, which some servers wrap in an object."""
     found = reply.get("id", reply.get("env_idx")) if isinstance(reply, dict) else reply
     if not isinstance(found, int) or isinstance(found, bool):
         raise Unusable(f"expected the number of a session, got {quoted(reply)}")

@@ -1,7 +1,7 @@
-"""What the servers of AgentGym are asked and answer: the fields of each, and how it begins.
+"""Request and response fields of AgentGym's servers, and how each starts an episode.
 
-Read in `agentenv-*/` of github.com/WooooDyy/AgentGym; SearchQA's server is AgentGym-RL's. Those of
-Maze and Wordle (LMRL-Gym) are one server with a path for each.
+Taken from `agentenv-*/` of github.com/WooooDyy/AgentGym; SearchQA's server is from AgentGym-RL.
+Maze and Wordle (LMRL-Gym) share a server, with a path prefix for each.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,7 +13,7 @@ from pydantic import JsonValue
 from stepagent.tasks.adapters.replies import Unusable, quoted, text
 
 Get = Callable[[str], JsonValue]
-"""Asks the server for one more thing about the session, by its path."""
+"""Requests a path of the session from the server."""
 
 Environment = Literal[
     "academia", "alfworld", "babyai", "maze", "movie", "sciworld", "searchqa", "sheet", "sqlgym",
@@ -35,11 +35,11 @@ def _sciworld_start(reply: JsonValue, get: Get) -> tuple[str, str]:
 
 
 def _alfworld_start(reply: JsonValue, get: Get) -> tuple[str, str]:
-    """The first observation lists the actions, as AgentGym's own client has it."""
+    """Appends the available actions to the first observation, as AgentGym's client does."""
     observation = text(field_of(reply, "observation"), "the observation")
     actions = field_of(reply, "available_actions")
     if not isinstance(actions, list):
-        raise Unusable(f"'available_actions' is no list: {quoted(actions)}")
+        raise Unusable(f"'available_actions' is not a list: {quoted(actions)}")
     listed = ",".join(text(action, "an action") for action in actions)
     instruction = observation.rpartition("Your task is to: ")[2].strip()
     return instruction, f"{observation}\nAVAILABLE ACTIONS: {listed}"
@@ -95,33 +95,35 @@ WORDLE = (
     "one that belongs elsewhere, g one in its place."
 )
 SQL = "Answer the question about the database with one SQL statement."
-"""What to do, where the server does not say it."""
+"""Instructions of environments whose server gives none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Server:
-    """What the fields of one environment's server are called."""
+    """Field names and scale of one environment's server."""
 
     start: Callable[[JsonValue, Get], tuple[str, str]]
-    """Reads instruction and first observation from the answer to `/reset`."""
+    """Returns instruction and first observation, from the answer to `/reset`."""
     session: str
-    """Names the session in every request."""
+    """Field of the session in every request."""
     item: str
-    """Names the item's number in `/reset`."""
+    """Field of the item's number in `/reset`."""
     observation: str = "observation"
     score: str = "reward"
     best: float = 1.0
-    """The score that is worth 100."""
+    """The score that maps to 100."""
+    exceeds_best: bool = False
+    """Whether the score may exceed the best by a fault of the server; it is then clipped."""
     create: Mapping[str, JsonValue] = field(default_factory=dict)
-    """What `/create` wants."""
+    """Body of `/create`."""
     reset: Mapping[str, JsonValue] = field(default_factory=dict)
-    """What `/reset` wants besides session and item."""
+    """Further fields of `/reset`."""
     done: str = "done"
-    """Says that the episode has ended."""
+    """Field that says whether the episode has ended."""
     success: str | None = None
-    """Says that it is solved; None: it is if the score is the best."""
+    """Field that says whether the item is solved; None: if the score is the best."""
     prefix: str = ""
-    """Before every path."""
+    """Prefix of every path."""
 
 
 TOOLS: tuple[Environment, ...] = ("academia", "movie", "sheet", "todo", "weather")
@@ -137,9 +139,11 @@ SERVERS: Mapping[Environment, Server] = {
         start=_alfworld_start, session="id", item="game", reset={"world_type": "Text"}
     ),
     "searchqa": Server(start=_searchqa_start, session="env_idx", item="id", create={"id": 0}),
-    # The reward is less than 1 for every move made; an episode ends only when it is solved.
+    # Every move lowers the reward below 1, and an episode ends only when it is solved. The server
+    # adds its last reward to the score again at every later action that has no effect.
     "babyai": Server(
-        start=_babyai_start, session="id", item="data_idx", score="score", success="done"
+        start=_babyai_start, session="id", item="data_idx", score="score", success="done",
+        exceeds_best=True,
     ),
     "textcraft": Server(
         start=_textcraft_start, session="id", item="data_idx",
@@ -160,7 +164,7 @@ SERVERS: Mapping[Environment, Server] = {
 
 
 def field_of(reply: JsonValue, name: str) -> JsonValue:
-    """A field of an answer; `Unusable` if it is not there."""
+    """A field of an answer; raises `Unusable` if it is missing."""
     if not isinstance(reply, dict) or name not in reply:
         raise Unusable(f"expected {name!r} in the answer, got {quoted(reply)}")
     return reply[name]

@@ -1,16 +1,9 @@
 """Text environments with the interface of Gymnasium, or of the older `gym`, as a task.
 
-    task = GymTask(
-        "guess",
-        GuessEnv,
-        {"train": {str(n): {"seed": n} for n in range(100)}, "test": {"final": {"seed": 100}}},
-        instruction="Guess the number.",
-        scoring=Scoring(of="sum", best=1.0),
-        step_limit=20,
-    )
+    task = GymTask("guess", GuessEnv, instruction="Guess the number.", step_limit=20)
 
-What `reset` returns, `observation` or `(observation, info)`, and `step`, five values or the older
-four, is told apart by its shape.
+Both return shapes of `reset`, `observation` and `(observation, info)`, and of `step`, five values
+and the older four, are accepted.
 """
 
 import inspect
@@ -19,48 +12,64 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from gymnasium import spaces
+
 from stepagent.console.printable import printable
-from stepagent.tasks.adapters.foreign import (
-    Answer,
-    EnvironmentFailed,
-    Expert,
-    ForeignEnv,
-    ForeignTask,
-    Items,
-    Scoring,
-)
+from stepagent.tasks.adapters.foreign import Answer, Expert, ForeignEnv, ForeignTask, Items
+from stepagent.tasks.adapters.raised import raised
 from stepagent.tasks.adapters.replies import Unusable, flag, names, number, quoted, text
-from stepagent.tasks.base import EnvironmentLost
+from stepagent.tasks.adapters.scoring import Scoring
+from stepagent.tasks.adapters.seeds import seed_items
+from stepagent.tasks.base import EnvironmentFailed, EnvironmentLost
 
 logger = logging.getLogger(__name__)
 
+SUM = Scoring(of="sum")
+
+SEED_HINT = (
+    "; without a seed all items would be the same: write "
+    "`def reset(self, *, seed=None, options=None)`"
+)
+
 Instruction = str | Callable[[str, Mapping[str, Any]], str]
-"""A text for all items, or what makes one of an episode's first observation and info."""
+"""One text for all items, or a function of an episode's first observation and info."""
+
+STEP_LIMIT = 30
+"""The default step limit of environments that this project did not make."""
 
 
 class GymTask(ForeignTask):
-    """Environments that this process makes.
+    """A task of environments that live in this process.
 
-    `make_env` makes one; it is asked for once for each environment of the task, which then resets
-    it for every item with the item's arguments. A `seed` goes to the environment's `seed` method
-    if its `reset` takes none, as in `gym` before 0.26, or into its attribute `seed`.
+    `make_env`, such as the class itself, is called once per environment of the task, which is then
+    reset to many items with the item's arguments. A `seed` that `reset` does not take goes to the
+    environment's method `seed`, as in `gym` before 0.26, or to its attribute `seed`.
+
+    The defaults fit most text environments: items are seeds (`seed/17`, see `seed_items`), the
+    score is the sum of rewards, of which 1 is the best, and the instruction is the environment's,
+    `info["instruction"]` of `reset` or an attribute `instruction`.
     """
 
     def __init__(
         self,
         name: str,
         make_env: Callable[[], Any],
-        items: Items,
+        items: Items | None = None,
         *,
-        instruction: Instruction,
-        scoring: Scoring,
-        step_limit: int | None,
+        instruction: Instruction | None = None,
+        scoring: Scoring = SUM,
+        step_limit: int | None = STEP_LIMIT,
         group: Callable[[str], str] | None = None,
         expert: Expert | None = None,
     ) -> None:
         """Makes no environment yet; see `ForeignTask` for the rest."""
         super().__init__(
-            name, items, scoring=scoring, step_limit=step_limit, group=group, expert=expert
+            name,
+            seed_items() if items is None else items,
+            scoring=scoring,
+            step_limit=step_limit,
+            group=group,
+            expert=expert,
         )
         self.make_inner = make_env
         self.instruction = instruction
@@ -73,8 +82,10 @@ class GymTask(ForeignTask):
 class GymTaskEnv(ForeignEnv):
     """One environment of a `GymTask`.
 
-    What it raises is `EnvironmentFailed`, after which the next episode gets another one; what
-    cannot be used, no text or no score, is `Unusable`.
+    Raises `EnvironmentFailed`, naming item, action and place, when the inner environment raises or
+    returns something unusable. The same seed and actions would fail again, so the episode is not
+    repeated, except after a ConnectionError or TimeoutError: those are `EnvironmentLost`. Either
+    way the next episode gets a new inner environment.
     """
 
     def __init__(self, task: GymTask, step_limit: int | None) -> None:
@@ -82,30 +93,29 @@ class GymTaskEnv(ForeignEnv):
         super().__init__(task, step_limit)
         self._gym_task = task
         self._inner: Any = None
-        self._item = ""
 
     def start(self, item: str, arguments: Mapping[str, Any]) -> tuple[str, str]:
         """Resets the inner environment with the item's arguments."""
-        self._item = item
         if self._inner is None:
             self._inner = self._made()
         taken = self._accepted(arguments)
-        with self._lost_if_it_fails("reset"):
+        given = ", ".join(f"{name}={quoted(value)}" for name, value in taken.items())
+        with self._explained(f"reset({given})"):
             said = self._inner.reset(**taken)
         observation, info = said if isinstance(said, tuple) and len(said) == 2 else (said, None)
         observation, info = self._text(observation), self._info(info)
-        instruction = self._gym_task.instruction
-        if not isinstance(instruction, str):
-            instruction = instruction(observation, info)
-        return text(instruction, f"{item}: the instruction"), observation
+        return self._instruction(observation, info), observation
 
     def play(self, action: str) -> Answer:
         """Steps the inner environment; a time limit of the older interface truncates."""
-        with self._lost_if_it_fails("step"):
+        with self._explained(f"step('{printable(action)}')", self._action_hint()):
             said = self._inner.step(action)
         count = len(said) if isinstance(said, tuple | list) else 1
         if count not in (4, 5):
-            raise self._unusable(f"step returned {count} values, not 4 (gym) or 5 (gymnasium)")
+            raise self._failed(
+                f"step returned {count} values; expected observation, reward, terminated, "
+                "truncated, info"
+            )
         observation, reward, terminated, *truncated, info = said
         info, observation = self._info(info), self._text(observation)
         try:
@@ -116,14 +126,10 @@ class GymTaskEnv(ForeignEnv):
                 is_cut = flag(info.get("TimeLimit.truncated"), "'TimeLimit.truncated' in the info")
                 is_over = is_over and not is_cut
         except Unusable as error:
-            raise self._unusable(str(error)) from None
+            raise self._failed(str(error)) from None
         return Answer(
             observation=observation, reward=reward, terminated=is_over, truncated=is_cut, info=info
         )
-
-    def unscored(self, reason: str) -> Exception:
-        """An answer without the score, of which item."""
-        return super().unscored(f"{self._item}: {reason}")
 
     def end(self) -> None:
         """Closes the inner environment, if it can be closed."""
@@ -133,16 +139,19 @@ class GymTaskEnv(ForeignEnv):
             try:
                 close()
             except Exception as error:
-                logger.warning("%s: close failed: %s", printable(self._gym_task.name), _said(error))
+                logger.warning(
+                    "%s: close() raised %s", printable(self._gym_task.name), raised(error)
+                )
 
     def _made(self) -> Any:
         try:
             return self._gym_task.make_inner()
         except Exception as error:
-            raise self._unusable(f"the environment cannot be made: {_said(error)}") from error
+            reason = f"the environment cannot be made: {raised(error)}"
+            raise self._failed(reason) from error
 
     def _accepted(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments that `reset` takes, after the seed was set in another way if need be."""
+        """The arguments that `reset` takes; a seed may have been set in another way before."""
         left = dict(arguments)
         try:
             takes = inspect.signature(self._inner.reset).parameters
@@ -151,48 +160,81 @@ class GymTaskEnv(ForeignEnv):
         if any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values()):
             return left
         if "seed" in left and "seed" not in takes and hasattr(self._inner, "seed"):
-            with self._lost_if_it_fails("seed"):
+            with self._explained("setting the seed"):
                 if callable(self._inner.seed):
                     self._inner.seed(left.pop("seed"))
                 else:  # a number that the environment reads when it is reset
                     self._inner.seed = left.pop("seed")
         if unknown := left.keys() - takes.keys():
-            raise self._unusable(
-                f"reset takes no {names(unknown)}, which the item gives; it takes {names(takes)}"
+            hint = SEED_HINT if "seed" in unknown else ""
+            raise self._failed(
+                f"reset does not take {names(unknown)} of the item; it takes {names(takes)}{hint}"
             )
         return left
 
+    def _instruction(self, observation: str, info: Mapping[str, Any]) -> str:
+        """The instruction of the task if it has one, else the environment's own."""
+        found: Any = self._gym_task.instruction
+        if callable(found):
+            with self._explained("the function of the instruction"):
+                found = found(observation, info)
+        elif found is None:
+            inner = getattr(self._inner, "unwrapped", self._inner)  # wrappers hide attributes
+            found = info.get("instruction", getattr(inner, "instruction", None))
+            if found is None:
+                raise self._failed(
+                    "the environment has no instruction: return it from reset as "
+                    "info['instruction'], make it an attribute `instruction` of the class, or give "
+                    "it with --instruction"
+                )
+        return self._checked(found, "the instruction")
+
+    def _action_hint(self) -> str:
+        """For an environment that takes no text: what its actions are."""
+        space = getattr(self._inner, "action_space", None)
+        if isinstance(space, spaces.Space) and not isinstance(space, spaces.Text):
+            return (
+                f"; its actions are {quoted(str(space))[1:-1]}, not text: wrap the environment so "
+                "that it reads the agent's words"
+            )
+        return "; step has to answer any text, if only by saying that nothing happens"
+
     @contextmanager
-    def _lost_if_it_fails(self, what: str) -> Iterator[None]:
+    def _explained(self, what: str, hint: str = "") -> Iterator[None]:
+        """Turns exceptions of the inner environment into ours, and lets go of it."""
         try:
             yield
         except Exception as error:
             self.end()
             if isinstance(error, EnvironmentLost):
                 raise
-            raise EnvironmentFailed(f"{self._item}: {what} failed: {_said(error)}") from error
+            if isinstance(error, ConnectionError | TimeoutError):
+                raise EnvironmentLost(f"{self._item}: {what} raised {raised(error)}") from error
+            raise self._failed(f"{what} raised {raised(error)}{hint}") from error
 
     def _text(self, value: object) -> str:
         if isinstance(value, bytes):
             try:
                 value = value.decode()
             except UnicodeDecodeError:
-                raise self._unusable("the observation is bytes that are no UTF-8") from None
+                raise self._failed("the observation is bytes that are not UTF-8") from None
         if not isinstance(value, str):
-            raise self._unusable(
-                f"the observation is no text but {type(value).__name__}; wrap the environment so "
-                "that it says in words what is seen"
+            raise self._failed(
+                f"the observation is not text but {type(value).__name__}; wrap the environment so "
+                "that it says in words what the agent sees"
             )
-        return text(value, f"{self._item}: the observation")
+        return self._checked(value, "the observation")
+
+    def _checked(self, value: object, what: str) -> str:
+        try:
+            return text(value, what)
+        except Unusable as error:
+            raise self._failed(str(error)) from None
 
     def _info(self, info: object) -> Mapping[str, Any]:
         if info is not None and not isinstance(info, Mapping):
-            raise self._unusable(f"the info is no dict but {type(info).__name__}")
+            raise self._failed(f"the info is not a dict but {type(info).__name__}")
         return info or {}
 
-    def _unusable(self, reason: str) -> Unusable:
-        return Unusable(f"{self._item}: {reason}")
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {quoted(str(error))}"
+    def _failed(self, reason: str) -> EnvironmentFailed:
+        return EnvironmentFailed(f"{self._item}: {reason}")

@@ -1,10 +1,10 @@
 """Environments on an OpenEnv server (github.com/huggingface/OpenEnv), over its WebSocket.
 
-Each environment of the task is one session of the server. Servers differ in what they call the text
-of actions and observations, and few say how good an episode was: see `OpenEnvConfig`. As it stands
-it fits a task that StepAgent serves (`stepagent.tasks.serving.server`).
+Each environment of the task is one session of the server. Servers name the text fields of actions
+and observations differently, and few report a score: see `OpenEnvConfig`, whose defaults fit a task
+served by StepAgent (`stepagent.tasks.serving.server`).
 
-Only `websockets` and `httpx2` are needed: OpenEnv's own client comes with a hundred packages.
+Only `websockets` and `httpx2` are required: OpenEnv's own client has a hundred dependencies.
 """
 
 import threading
@@ -22,52 +22,52 @@ from stepagent.tasks.adapters.foreign import (
     ForeignEnv,
     ForeignTask,
     Items,
-    Scoring,
     checked_items,
 )
 from stepagent.tasks.adapters.openenv_session import Session
 from stepagent.tasks.adapters.remote import JsonServer, ServerError
 from stepagent.tasks.adapters.replies import Unusable, flag, names, number, quoted, text
+from stepagent.tasks.adapters.scoring import Scoring
 from stepagent.tasks.base import EnvironmentLost, Split
 
 SPLIT_TYPES: Mapping[str, Split] = {"train": "train", "validation": "dev", "test": "test"}
-"""OpenEnv's types of splits."""
+"""Our split for each of OpenEnv's split types; others count as dev."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OpenEnvConfig:
-    """Which server, and how its fields are read."""
+    """The server, and the meaning of its fields."""
 
     url: str = "http://127.0.0.1:8000"
-    """Its address."""
+    """The server's address."""
     name: str = "openenv"
-    """What the task is called in results."""
+    """The task's name in results."""
     action: str = "text"
-    """The field of an action that takes the agent's text."""
+    """Field of an action that takes the agent's text."""
     observation: str = "text"
-    """The field of an observation with what the agent sees: a text, or messages with `content`."""
+    """Field of an observation that the agent sees: text, or messages with `content`."""
     instruction: str = "instruction"
-    """The field of the first observation that says what to do."""
+    """Field of the first observation with the instruction."""
     fixed_instruction: str | None = None
-    """What to do, where no field says it."""
+    """The instruction of all items, if no field has it."""
     scoring: Scoring = Scoring(of="info", best=100.0, success="success")
-    """How rewards, or the metadata of observations, become a score."""
+    """How rewards, or the metadata of observations, become the score."""
     step_limit: int | None = None
-    """Steps after which an episode is cut off; None leaves that to the server."""
+    """Step limit of an episode; None leaves it to the server."""
     timeout_seconds: float = 60.0
-    """How long one answer may take."""
+    """Timeout of one answer, in seconds."""
 
     def __post_init__(self) -> None:
-        """Raises `OutOfBounds` for numbers that cannot be."""
+        """Raises `OutOfBounds` for a timeout that is not positive."""
         check_bounds(self, {"timeout_seconds": SECONDS})
 
 
 class OpenEnvTask(ForeignTask):
-    """An OpenEnv server as a task, without an expert unless one is given.
+    """An OpenEnv server as a task; it has an expert only if one is given.
 
-    `items` says what `reset` is given for each item, e.g. `{"train": {"0": {"seed": 0}}}`. Without
-    it the server is asked, once, through OpenEnv's Task API. `headers`, such as an authorization,
-    go to the server with every request.
+    `items` gives the arguments of `reset` for each item, e.g. `{"train": {"0": {"seed": 0}}}`.
+    Without it the items are requested once, through OpenEnv's Task API. `headers`, such as an
+    authorization, are sent with every request.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class OpenEnvTask(ForeignTask):
         expert: Expert | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        """Raises `ServerError` if the address is none or a package is missing; asks nothing yet."""
+        """Raises `ServerError` for an invalid address; sends nothing yet."""
         super().__init__(
             config.name,
             items or {},
@@ -102,14 +102,14 @@ class OpenEnvTask(ForeignTask):
         return OpenEnvTaskEnv(self, step_limit)
 
     def known_items(self) -> Items:
-        """The given items, or those of the server."""
+        """The given items, or those that the server lists."""
         with self._lock:
             if self._asked is None:
                 self._asked = checked_items(self._ask_for_items())
             return self._asked
 
     def group(self, item: str) -> str:
-        """The kind of the item, which the server may know."""
+        """The group of the item, which the server may define."""
         kind = super().group(item)
         return self._groups.get(item, kind)
 
@@ -118,7 +118,7 @@ class OpenEnvTask(ForeignTask):
         return super().facts() | {"engine": "a server of OpenEnv", "url": self.server.url}
 
     def _ask_for_items(self) -> dict[Split, dict[str, Any]]:
-        """What the Task API lists; items are called by their `id`s, or else `SPLIT/INDEX`."""
+        """Items that the Task API lists, named by their `id`s, or else `SPLIT/INDEX`."""
         found: list[tuple[Split, str, int, JsonValue]] = []
         try:
             environment = quote(_only(self.server.get("/list_environments")), safe="")
@@ -129,7 +129,7 @@ class OpenEnvTask(ForeignTask):
                 specs = _list(reply.get("tasks") if isinstance(reply, dict) else None)
                 found += [(there, split, index, spec) for index, spec in enumerate(specs)]
         except (ServerError, Unusable) as error:
-            raise ServerError(f"{error}; it lists no items: give them as items=") from None
+            raise ServerError(f"{error}; the server lists no items: give them as items=") from None
         ids = [spec.get("id") if isinstance(spec, dict) else None for *_, spec in found]
         named = all(isinstance(item, str) for item in ids) and len(set(map(str, ids))) == len(ids)
         items: dict[Split, dict[str, Any]] = {}
@@ -142,7 +142,7 @@ class OpenEnvTask(ForeignTask):
 
 
 class OpenEnvTaskEnv(ForeignEnv):
-    """One session on the server, opened at the first reset and again after a failure."""
+    """A session on the server, opened at the first reset and again after a failure."""
 
     def __init__(self, task: OpenEnvTask, step_limit: int | None) -> None:
         """Connects at the first reset."""
@@ -168,7 +168,7 @@ class OpenEnvTaskEnv(ForeignEnv):
             raise ServerError(f"{self._url}: {item}: {error}; see OpenEnvConfig") from None
 
     def play(self, action: str) -> Answer:
-        """Does the action in the session."""
+        """Plays the action in the session."""
         data = self._session.ask("step", {self._config.action: action})
         try:
             metadata = data.get("metadata")
@@ -188,7 +188,7 @@ class OpenEnvTaskEnv(ForeignEnv):
             raise EnvironmentLost(f"{self._url}: {error}") from None
 
     def unscored(self, reason: str) -> ServerError:
-        """Ends the session: the server's answers do not fit the config."""
+        """Ends the session: the server's answers do not match the config."""
         self.end()
         return ServerError(f"{self._url}: {reason}")
 
@@ -197,7 +197,7 @@ class OpenEnvTaskEnv(ForeignEnv):
         self._session.close()
 
     def _text(self, seen: Mapping[str, JsonValue], name: str) -> str:
-        """The text of a field of the observation; of chat messages, their contents."""
+        """The text of a field of the observation; for chat messages, their contents."""
         if name not in seen:
             raise Unusable(f"no field {name!r} in the observation, which has: {names(seen)}")
         value = seen[name]
@@ -209,12 +209,12 @@ class OpenEnvTaskEnv(ForeignEnv):
 def _observation(data: Mapping[str, JsonValue]) -> Mapping[str, JsonValue]:
     seen = data.get("observation")
     if not isinstance(seen, dict):
-        raise Unusable(f"the observation is no object: {quoted(seen)}")
+        raise Unusable(f"the observation is not an object: {quoted(seen)}")
     return seen
 
 
 def _only(reply: JsonValue) -> str:
-    """The name of the one environment of a server."""
+    """The name of the server's only environment."""
     listed = _list(reply)
     if len(listed) != 1 or not isinstance(listed[0], str):
         raise Unusable(f"expected the name of one environment, got {quoted(reply)}")

@@ -1,4 +1,4 @@
-"""One session on an OpenEnv server: its connection, its messages, and what goes wrong with them.
+"""A session on an OpenEnv server: connection, messages and their errors.
 
 A message is `{"type": "reset" | "step" | "close", "data": {...}}`, its answer
 `{"type": "observation", "data": {"observation", "reward", "done", "metadata"}}`, or
@@ -21,20 +21,20 @@ from stepagent.tasks.adapters.remote import (
 )
 from stepagent.tasks.adapters.replies import quoted
 from stepagent.tasks.base import EnvironmentLost
-from stepagent.tasks.data.extras import needs
+from stepagent.tasks.data.optional_packages import needs
 
 if TYPE_CHECKING:
     from websockets.sync.client import ClientConnection
 
 REFUSALS = ("INVALID_JSON", "UNKNOWN_TYPE", "VALIDATION_ERROR")
-"""Error codes of requests that would be refused again; after others the episode is repeated."""
+"""Error codes of requests that would be refused again; other errors are worth a retry."""
 
 
 class Session:
-    """A session that connects at the first question, and anew after a failure."""
+    """A session that connects at the first request, and again after a failure."""
 
     def __init__(self, url: str, *, timeout_seconds: float, headers: Mapping[str, str]) -> None:
-        """Raises `PackageMissing` if websockets is missing; connects to nothing yet."""
+        """Raises `PackageMissing` if websockets is not installed; does not connect yet."""
         with needs("openenv"):
             import websockets
         self._closed = websockets.ConnectionClosed
@@ -45,7 +45,7 @@ class Session:
         self._open = contextlib.ExitStack()
 
     def ask(self, kind: str, data: dict[str, Any]) -> dict[str, JsonValue]:
-        """The data of the server's answer; the session ends where there is none."""
+        """The data of the server's answer; an error ends the session."""
         try:
             if self._connection is None:
                 self._connection = self._connect()
@@ -56,7 +56,7 @@ class Session:
             raise
 
     def close(self) -> None:
-        """Says goodbye and ends the connection."""
+        """Sends a close message and ends the connection."""
         connection, self._connection = self._connection, None
         if connection is not None:
             with contextlib.suppress(OSError, self._closed):
@@ -84,7 +84,7 @@ class Session:
             if status >= 500 or status == 429:
                 raise EnvironmentLost(f"{address}: error {status}") from None
             raise ServerError(
-                f"{address}: error {status}; it is no OpenEnv server, or it refuses the headers"
+                f"{address}: error {status}; it is not an OpenEnv server, or it rejects the headers"
             ) from None
         except (OSError, InvalidHandshake) as error:
             raise EnvironmentLost(
@@ -92,7 +92,7 @@ class Session:
             ) from None
 
     def _exchange(self, connection: "ClientConnection", message: dict[str, Any]) -> bytes | str:
-        # A server that is full says so and hangs up, perhaps before this is sent.
+        # A full server says so and disconnects, perhaps before this is sent.
         with contextlib.suppress(self._closed):
             connection.send(json.dumps(message))
         try:
@@ -111,7 +111,7 @@ class Session:
         said = value.get("type") if isinstance(value, dict) else None
         data = value.get("data") if isinstance(value, dict) else None
         if said not in ("observation", "error") or not isinstance(data, dict):
-            raise EnvironmentLost(f"{self._url}: no answer of OpenEnv: {quoted(value)}")
+            raise EnvironmentLost(f"{self._url}: not an answer of OpenEnv: {quoted(value)}")
         if said == "error":
             code = data.get("code")
             errors = f", {quoted(data['errors'])}" if "errors" in data else ""

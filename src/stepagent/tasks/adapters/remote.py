@@ -1,8 +1,8 @@
-"""Servers that environments live on: their addresses, what goes wrong, JSON over HTTP.
+"""Servers of environments: addresses, JSON over HTTP, and which errors are worth a retry.
 
-Whatever may go better next time, an unreachable or restarted server, no answer in time, an answer
-that cannot be read, is `EnvironmentLost`: the episode is repeated a few times. A refusal that would
-come again is `ServerError`. Text from servers is data: checked, cut and escaped in messages.
+Failures that may be temporary (server unreachable or restarted, timeout, unreadable answer) raise
+`EnvironmentLost`, and the episode is repeated a few times. A refusal that would be repeated raises
+`ServerError`. Text from servers is untrusted: validated, and shortened and escaped in messages.
 """
 
 import json
@@ -26,19 +26,19 @@ MAX_REDIRECTS = 5
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 CLOSE_SECONDS = 5.0
-"""How long a farewell may take."""
+"""Timeout of closing a session."""
 
 
 class ServerError(RuntimeError):
-    """The server refuses what it is asked, or is no server of this kind; the message is a line."""
+    """The server refuses a request, or is of another kind; the message is one line."""
 
     def __init__(self, message: str) -> None:
-        """Text of servers may be in the message."""
+        """The message may hold text from servers."""
         super().__init__(printable(message, limit=4096))
 
 
 def server_url(url: str) -> str:
-    """The address without a slash at its end; `ServerError` if it is none."""
+    """The address without a trailing slash; raises `ServerError` unless it is one over HTTP."""
     try:
         parts = urlsplit(url)
         is_address = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
@@ -52,28 +52,28 @@ def server_url(url: str) -> str:
 
 
 def is_loopback(url: str) -> bool:
-    """Whether the server is on this machine, where no proxy reaches it."""
+    """Whether the server is on this machine, which no proxy can reach."""
     return urlsplit(url).hostname in LOOPBACK
 
 
 def parsed(reply: bytes | str, place: str) -> JsonValue:
-    """The JSON of a reply; `EnvironmentLost` if it is none."""
+    """The JSON value of a reply; raises `EnvironmentLost` if it is not JSON."""
     try:
         value: JsonValue = json.loads(reply)
     except (ValueError, RecursionError):
-        raise EnvironmentLost(f"{place}: the answer is no JSON: {quoted(reply[:200])}") from None
+        raise EnvironmentLost(f"{place}: the answer is not JSON: {quoted(reply[:200])}") from None
     return value
 
 
 class JsonServer:
-    """Asks a server for JSON, from any thread, with a connection for each question.
+    """Requests JSON from a server, from any thread, with a new connection for each request.
 
-    A kept connection could be closed by the server just when the next action is sent, and nobody
-    would know whether the action was done.
+    The server could close a kept connection just when an action is sent, and it would be unknown
+    whether the action was played.
     """
 
     def __init__(self, url: str, *, timeout_seconds: float, headers: Mapping[str, str]) -> None:
-        """Raises `ServerError` if the address is none; asks nothing yet."""
+        """Raises `ServerError` for an invalid address; sends nothing yet."""
         self.url = server_url(url)
         self.timeout_seconds = timeout_seconds
         self._headers = dict(headers)
@@ -83,7 +83,7 @@ class JsonServer:
         )
 
     def get(self, path: str, **query: JsonValue) -> JsonValue:
-        """The answer to a GET, which is asked once more if there is none and there is time."""
+        """The answer to a GET; repeated once on failure if the timeout allows."""
         begun = time.monotonic()
         try:
             return self._ask("GET", path, timeout_seconds=self.timeout_seconds, params=query)
@@ -96,7 +96,7 @@ class JsonServer:
     def post(
         self, path: str, body: JsonValue = None, *, timeout_seconds: float | None = None
     ) -> JsonValue:
-        """The answer to a POST; no body if it is None. It is sent once: it may be a step."""
+        """The answer to a POST, without a body if it is None; sent once, as it may be a step."""
         sent = {} if body is None else {"json": body}
         return self._ask(
             "POST", path, timeout_seconds=timeout_seconds or self.timeout_seconds, **sent
@@ -111,7 +111,7 @@ class JsonServer:
                     break
                 if status == httpx2.codes.SEE_OTHER:
                     method, sent = "GET", {}
-                # The address that a redirect names has the query in it already.
+                # The address of a redirect already includes the query.
                 sent.pop("params", None)
                 address = _same_host(place, address, moved)
             else:
@@ -123,9 +123,9 @@ class JsonServer:
     def _exchange(
         self, method: str, address: str, deadline: Deadline, **sent: Any
     ) -> tuple[int, bytes, str | None]:
-        """Status and body of one answer; or where the question is to be asked instead."""
+        """Status and body of an answer, or the address that it redirects to."""
         reply = bytearray()
-        # Secrets are for the address that they were given for.
+        # Headers may hold secrets, which a redirect must not leak to another address.
         headers = self._headers if _origin(address) == _origin(self.url) else {}
         try:
             with self._client.stream(
@@ -138,7 +138,7 @@ class JsonServer:
                     reply += part
                     if len(reply) > MAX_REPLY_BYTES:
                         raise EnvironmentLost(
-                            f"{address}: the answer has more than {MAX_REPLY_BYTES:,} bytes"
+                            f"{address}: the answer exceeds {MAX_REPLY_BYTES:,} bytes"
                         )
             deadline.seconds_left()
         except (httpx2.TimeoutException, TimeoutError):
@@ -156,7 +156,7 @@ class JsonServer:
 
 
 def _same_host(place: str, address: str, moved: str) -> str:
-    """Where a redirect leads; raises `ServerError` if that is another host, or no longer TLS."""
+    """The target of a redirect; raises `ServerError` for another host or a downgrade to http."""
     try:
         found = urlsplit(urljoin(address, moved))
         now = urlsplit(address)
@@ -165,10 +165,12 @@ def _same_host(place: str, address: str, moved: str) -> str:
         stays = False
     if not moved or not stays or found.scheme not in ("http", "https"):
         raise ServerError(
-            f"{place}: leads to another server, {quoted(moved)}; if you trust it, give its address"
+            f"{place}: redirects to another server, {quoted(moved)}; if you trust it, name it"
         )
     if now.scheme == "https" and found.scheme != "https":
-        raise ServerError(f"{place}: leads from https to {quoted(moved)}, which anybody can read")
+        raise ServerError(
+            f"{place}: redirects from https to {quoted(moved)}, which is not encrypted"
+        )
     return found.geturl()
 
 
@@ -179,7 +181,7 @@ def _origin(address: str) -> tuple[str, str | None, int | None]:
 
 def _refuse(place: str, status: int, said: bytes) -> NoReturn:
     message = f"{place}: error {status}; it says: {quoted(said.decode(errors='replace'))}"
-    # Busy and failing servers may get better; a path or a body that is wrong stays so.
+    # Busy and failing servers may recover; a wrong path or body stays wrong.
     if status >= 500 or status in (408, 425, 429):
         raise EnvironmentLost(message)
     raise ServerError(message)

@@ -1,1 +1,1 @@
-"""ALFWorld, text only; `task.py` is where to begin."""
+"""ALFWorld, text only; start reading in `task.py`."""

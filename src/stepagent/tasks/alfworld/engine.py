@@ -1,14 +1,14 @@
 """The process that plays ALFWorld's games, with TextWorld's own PDDL engine and ALFWorld's names.
 
-It runs apart (`python -P -m stepagent.tasks.alfworld.engine CACHE DESCRIPTOR PARENT`, see
-`alfworld_workers`) because the engine is native code with state of its own, which can end its
-process, and because a game that loads keeps a core busy. Requests come by the standard input and
-answers leave by the descriptor, both are JSON, one a line, see `Engine`.
+It is a separate process (`python -P -m stepagent.tasks.alfworld.engine CACHE DESCRIPTOR PARENT`,
+see `workers`) because the engine is native code with global state that can crash its process, and
+because loading a game keeps a core busy. Requests arrive on standard input and answers leave on
+the file descriptor, both as JSON, one per line; see `Engine`.
 
-What the engine does again and again is done once. A planning problem is translated once, not four
-times for each game that is loaded and begun, and the translation is kept as compressed text in the
-folder CACHE. The grammar is parsed once: games differ by one sentence of it. And after an action
-only that is found out which the next action needs.
+Three things make it faster than the original. A planning problem is translated once instead of four
+times per game that is loaded, and the translation is cached as compressed text in the folder CACHE.
+The grammar is parsed once: games differ in one sentence of it. And after an action, only the
+information that the next action needs is computed.
 """
 
 import contextlib
@@ -38,25 +38,25 @@ from stepagent.tasks.alfworld.grammar import SafeLogic
 TASK_SENTENCE = re.compile(r'Your task is to: [^"\\\n]+')
 ANY_TASK = "Your task is to: ANY."
 FIELDS = ("pddl_domain", "grammar", "pddl_problem")
-KEPT = 8
-"""Translated problems in memory; up to two megabytes each."""
+CACHE_SIZE = 8
+"""Translated problems and parsed grammars kept in memory; up to two megabytes each."""
 
 
 class Translator:
-    """`fast_downward.pddl2sas`, which remembers what it said, in memory and in a folder."""
+    """`fast_downward.pddl2sas` with a cache, in memory and in a folder."""
 
     def __init__(self, folder: Path) -> None:
-        """Texts are kept in the folder, which is made when needed."""
+        """`folder` is made when it is needed."""
         self._folder = folder
         self._translate = fast_downward.pddl2sas
         self._engine = version("fast-downward-textworld")
-        self._remembered = lru_cache(KEPT)(self._find)
+        self._cached = lru_cache(CACHE_SIZE)(self._find)
 
     def __call__(
         self, domain: str, problem: str, verbose: bool = False, optimize: bool = False
     ) -> tuple[Any, str]:
-        """The parsed problem and its translation; a planner (`optimize`) gets no other one."""
-        return self._remembered(domain, problem)
+        """The parsed problem and its translation, which does not depend on the options."""
+        return self._cached(domain, problem)
 
     def _find(self, domain: str, problem: str) -> tuple[Any, str]:
         key = hashlib.sha256("\0".join((self._engine, domain, problem)).encode()).hexdigest()
@@ -67,7 +67,7 @@ class Translator:
                 raise ValueError
         except (OSError, EOFError, zlib.error, ValueError):
             task, sas = self._translate(domain, problem)
-            with contextlib.suppress(OSError):  # slower the next time, no more
+            with contextlib.suppress(OSError):  # without a cache, the next time is only slower
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with atomic_write(path) as file:
                     file.write(gzip.compress(sas.encode(), 6, mtime=0))
@@ -76,7 +76,7 @@ class Translator:
 
 
 class LeanEnv(PddlEnv):  # type: ignore[misc]  # no types
-    """The engine without what nobody asked for: it also lists facts and entities every time."""
+    """The engine without unused work: the original lists all facts and entities at every step."""
 
     def _gather_infos(self) -> None:
         world = self._pddl_state
@@ -101,19 +101,19 @@ class LeanEnv(PddlEnv):  # type: ignore[misc]  # no types
 class Engine:
     """Answers requests: `{"begin": PATH, "sha256": HASH, "slot": 0}`, `{"step": COMMAND, ...}`.
 
-    Games in different slots run side by side. An answer has `text` and `won`; or only `error`, for
-    a game that does not load or that fails at a step: it is forgotten, the others go on.
-    Without a hash (null) any file will do.
+    Games in different slots run side by side. An answer has `text` and `won`, or only `error` for a
+    game that does not load or fails at a step; that game is dropped and the others go on. If the
+    hash is null, the file is not checked.
     """
 
     def __init__(self, cache: Path) -> None:
-        """Puts what remembers in the place of two functions of the engine, in this process."""
+        """Replaces two functions of the engine, in this process, by cached versions."""
         fast_downward.pddl2sas = Translator(cache)
-        pddl.pddl_logic.GameLogic = lru_cache(KEPT)(SafeLogic)
+        pddl.pddl_logic.GameLogic = lru_cache(CACHE_SIZE)(SafeLogic)
         self._slots: dict[int, Any] = {}
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        """What the game in the slot says."""
+        """The answer of the game in the request's slot."""
         slot = request["slot"]
         try:
             if "begin" in request:
@@ -127,15 +127,15 @@ class Engine:
 
     def _begin(self, slot: int, data: bytes, sha256: str | None) -> dict[str, Any]:
         if sha256 not in (None, hashlib.sha256(data).hexdigest()):
-            raise ValueError("it changed since it was prepared; prepare the data again")
+            raise ValueError("the file changed after it was installed; install the data again")
         game = json.loads(data)
         if not (isinstance(game, dict) and all(isinstance(game.get(f), str) for f in FIELDS)):
-            raise ValueError(f"expected an object with texts named {', '.join(FIELDS)}")
+            raise ValueError(f"expected an object with the texts {', '.join(FIELDS)}")
         sentences = TASK_SENTENCE.findall(game["grammar"])
         if len(sentences) != 1:
             raise ValueError(f"expected one task in the grammar, found {len(sentences)}")
-        # Every fact of every game would stay in it. Facts are equal by value: other games that run
-        # now can do without.
+        # This cache would keep every fact of every game. Facts are compared by value, so clearing
+        # it does not disturb games that are running.
         _memento_cache.clear()
         if slot not in self._slots:
             self._slots[slot] = AlfredDemangler(LeanEnv(EnvInfos()), shuffle=False)
@@ -145,7 +145,7 @@ class Engine:
 
 
 def _parsed(domain: str, problem: str) -> Any:
-    """The problem as the translator parses it."""
+    """The problem, parsed as the translator does it."""
     from fast_downward.translate import normalize  # reads sys.argv when it is imported
     from fast_downward.translate.pddl_parser import lisp_parser, parsing_functions
 
@@ -156,18 +156,18 @@ def _parsed(domain: str, problem: str) -> Any:
 
 
 def _end_with(parent: int) -> None:
-    """Ends this process when its parent is gone, whatever it is doing."""
+    """Ends this process when its parent has ended, whatever it is doing."""
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)
 
 
 def main() -> None:
-    """Answers until the standard input ends or the parent does."""
+    """Answers requests until standard input is closed or the parent ends."""
     cache, descriptor, parent = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    # Who computes does not see that its input ended: nobody would stop a game without end.
+    # The main thread cannot see that its input was closed while it computes, perhaps forever.
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    sys.argv = ["translate.py", "domain", "task"]  # what the translator wants to find there
+    sys.argv = ["translate.py", "domain", "task"]  # the translator parses these when imported
     engine = Engine(cache)
     with os.fdopen(descriptor, "w", encoding="ascii") as answers:
         for line in sys.stdin:

@@ -1,8 +1,8 @@
-"""A hand-coded expert for ALFWorld: it knows the goal, acts, reads what is said and acts again.
+"""A hand-coded expert for ALFWorld, which knows the goal and otherwise only reads observations.
 
-It knows no more of the room than an agent can read. What it looks for it seeks first where such
-things tend to be (`alfworld_places`), an open receptacle before one that must be opened, and it
-remembers everything that it saw on the way.
+It knows no more of the room than an agent can read. It searches first where objects of a kind tend
+to be (`places`), prefers receptacles that need not be opened, and remembers every object that it
+has seen.
 """
 
 import re
@@ -15,34 +15,34 @@ from stepagent.tasks.alfworld.places import PLACES
 THING = re.compile(r"\ba ([a-z]+ \d+)")
 TOOLS = {"clean": "sinkbasin", "heat": "microwave", "cool": "fridge"}
 CLOSED = ("cabinet", "drawer", "fridge", "microwave", "safe", "box", "laundryhamper")
-"""Kinds that have to be opened first: looking into one takes two actions."""
+"""Kinds of receptacles that must be opened, so that looking inside takes two actions."""
 
 Plan = Generator[str, str, None]
-"""Yields an action and is sent what is seen after it."""
+"""Yields an action and is sent the observation after it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """What a game asks for, in the names of its texts."""
+    """What a game asks for, in the words of its texts."""
 
     kind: str
     """Short name of the task type, see `TASK_TYPES`."""
     thing: str
     place: str
-    """Receptacle to put it in, or the lamp to look at it with."""
+    """The receptacle to put it into, or the lamp to examine it under."""
 
 
 @dataclass
 class Expert:
-    """Chooses actions for one episode: call it with each observation; None when it gives up."""
+    """Chooses the actions of one episode: call it with each observation; None means it gives up."""
 
     goal: Goal
     generation: Generation
     _unseen: list[str] = field(default_factory=list)
     _seen: dict[str, str] = field(default_factory=dict)
-    """Where each object was seen last."""
+    """Objects, and the receptacle where each was last seen."""
     _open: dict[str, bool] = field(default_factory=dict)
-    """Receptacles that were visited, and whether they are open."""
+    """Visited receptacles, and whether they are open."""
     _at: str = ""
     _plan: Plan | None = None
 
@@ -90,7 +90,7 @@ class Expert:
             self._seen[thing] = place
 
     def _best(self, places: list[str]) -> str | None:
-        """Where the most things of the goal are already, then where it is known to be open."""
+        """The receptacle with the most objects of the goal already in it, then one that is open."""
 
         def worth(place: str) -> tuple[int, bool]:
             here = [_kind(name) for name, where in self._seen.items() if where == place]
@@ -99,7 +99,7 @@ class Expert:
         return max(places, key=worth, default=None)
 
     def _fetch(self, kind: str, but_not: Collection[str]) -> Generator[str, str, str | None]:
-        """Finds an object and takes it; its name, or None."""
+        """Finds an object of a kind and takes it; returns its name, or None."""
         thing = yield from self._find(kind, but_not)
         if thing is not None:
             yield from self._go(self._seen[thing])
@@ -107,7 +107,7 @@ class Expert:
         return thing
 
     def _find(self, kind: str, but_not: Collection[str]) -> Generator[str, str, str | None]:
-        """Looks into receptacles until one has the object; its name, or None."""
+        """Looks into receptacles until one holds an object of a kind; returns its name, or None."""
         chances = PLACES.get(kind, "").split()
         chance = dict(zip(chances[::2], map(int, chances[1::2]), strict=True))
 
@@ -115,20 +115,20 @@ class Expert:
             return chance.get(_kind(place), 0.5) / (2 if _kind(place) in CLOSED else 1)
 
         while True:
-            found = [name for name in self._seen if _kind(name) == kind and name not in but_not]
-            if found:
-                return next((name for name in found if self._seen[name] == self._at), found[0])
+            seen = [name for name in self._seen if _kind(name) == kind and name not in but_not]
+            if seen:
+                return next((name for name in seen if self._seen[name] == self._at), seen[0])
             if not self._unseen:
                 return None
             yield from self._go(max(self._unseen, key=worth))
 
     def _go(self, place: str, *, opening: bool = True) -> Plan:
-        """Goes there and opens it, as far as it is not there and it is not open."""
+        """Goes to a receptacle, unless already there, and opens it, unless it is open."""
         if place != self._at:
             self._note(place, (yield f"go to {place}"))
         if opening and not self._open[place]:
             self._note(place, (yield f"open {place}"))
-            self._forget(place)  # even if it is still closed: another try would end as this one
+            self._forget(place)  # even if it is still closed: opening it again would fail again
 
     def _note(self, place: str, observation: str) -> None:
         self._at, self._open[place] = place, "is closed" not in observation

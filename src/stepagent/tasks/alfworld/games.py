@@ -1,10 +1,10 @@
-"""ALFWorld's game files: where they come from, what is checked, and which item is in which split.
+"""ALFWorld's game files: where they come from, how they are checked, and the split of each item.
 
 The official files are `json_2.1.1/<split>/<task>/<trial>/game.tw-pddl`, JSON with a planning domain
-and problem, a grammar and whether the game can be solved. They exist in two generations: in the one
-objects are put (`put apple 1 in/on fridge 1`, until 2024, without a walkthrough), in the other they
-are moved (`move apple 1 to fridge 1`, since then). An agent that learnt one fails in the other, so
-they are kept apart: `<generation>/json_2.1.1/...`, and all are listed in `games.jsonl.gz`.
+and problem, a grammar, and whether the game can be solved. They exist in two generations, which
+differ in one command: `put apple 1 in/on fridge 1` (until 2024, without a walkthrough) and
+`move apple 1 to fridge 1` (since then). An agent trained on one fails in the other, so they are
+kept apart: `<generation>/json_2.1.1/...`; `games.jsonl.gz` lists all games.
 """
 
 import gzip
@@ -19,9 +19,10 @@ from typing import Any, Literal, get_args
 from zipfile import ZipFile
 
 from stepagent.tasks.base import TaskDataError
-from stepagent.tasks.data.archives import member, tar_members, zipped
-from stepagent.tasks.data.files import Prepared, Source, read_records
-from stepagent.tasks.data.limited_reader import content
+from stepagent.tasks.data.archives import open_member, open_zip, tar_members
+from stepagent.tasks.data.json_files import read_records
+from stepagent.tasks.data.limited_reader import open_content
+from stepagent.tasks.data.sources import Prepared, Source
 
 Generation = Literal["move", "put"]
 OfficialSplit = Literal["train", "valid_seen", "valid_unseen"]
@@ -34,7 +35,7 @@ TASK_TYPES = {
     "pick_cool_then_place_in_recep": "cool",
     "pick_two_obj_and_place": "pick_two",
 }
-"""The six types, with the short names of tables of results."""
+"""The six task types, with the short names used in tables of results."""
 
 RELEASES = "https://github.com/alfworld/alfworld/releases/download"
 SOURCES = (
@@ -45,7 +46,7 @@ SOURCES = (
     ),
     Source(url=f"{RELEASES}/0.2.2/json_2.1.1_tw-pddl.zip", file="json_2.1.1_tw-pddl.zip"),
 )
-"""Games that are moved, and games that are put."""
+"""The `move` generation, and the `put` generation."""
 
 INDEX = "games.jsonl.gz"
 
@@ -59,23 +60,23 @@ GRAMMARS: dict[Generation, str] = {"put": '"put {o} in/on {r}"', "move": '"move 
 
 
 class InvalidGame(ValueError):
-    """What is wrong with a game file."""
+    """A game file cannot be used; the message is the reason without the file's name."""
 
 
 def generation_of(game: dict[str, Any]) -> Generation:
-    """Which of the two generations a game belongs to; raises `InvalidGame` if it is neither."""
-    found = [name for name, template in GRAMMARS.items() if template in game["grammar"]]
-    if len(found) != 1:
-        raise InvalidGame(f"its grammar should have {' or '.join(GRAMMARS.values())}")
-    return found[0]
+    """The generation of a game; raises `InvalidGame` if it is neither of the two."""
+    matching = [name for name, template in GRAMMARS.items() if template in game["grammar"]]
+    if len(matching) != 1:
+        raise InvalidGame(f"expected a grammar with either {' or '.join(GRAMMARS.values())}")
+    return matching[0]
 
 
 def read_game(data: bytes) -> dict[str, Any]:
-    """A game file; raises `InvalidGame` if it is damaged or cannot be one of ALFWorld."""
+    """Parses a game file; raises `InvalidGame` if it is damaged or not a game of ALFWorld."""
     try:
         game = json.loads(data)
-    except (ValueError, RecursionError) as error:  # also bytes that are no UTF-8
-        raise InvalidGame(f"not JSON, is the file whole? {error}") from None
+    except (ValueError, RecursionError) as error:  # includes bytes that are not UTF-8
+        raise InvalidGame(f"invalid JSON (incomplete file?): {error}") from None
     if not isinstance(game, dict):
         raise InvalidGame(f"expected an object, got {type(game).__name__}")
     for name in ("pddl_domain", "grammar", "pddl_problem"):
@@ -84,7 +85,7 @@ def read_game(data: bytes) -> dict[str, Any]:
     for name in ("pddl_domain", "pddl_problem"):
         text = re.sub(r";[^\n]*", "", game[name])
         if "(define" not in text or text.count("(") != text.count(")"):
-            raise InvalidGame(f"{name!r} is not one whole PDDL definition")
+            raise InvalidGame(f"expected a complete PDDL definition under {name!r}")
     if not isinstance(game.get("solvable", False), bool):
         raise InvalidGame("expected true or false under 'solvable'")
     walkthrough = game.get("walkthrough", [])
@@ -94,10 +95,10 @@ def read_game(data: bytes) -> dict[str, Any]:
 
 
 def prepare(source: Path, out: Path, *, skip_invalid: bool) -> Prepared:
-    """Copies all games at or below `source`, unpacked or in archives, into `out`.
+    """Copies all games at or below `source`, extracted or in archives, into `out`.
 
-    As in ALFWorld itself, tasks with movable receptacles or slices do not take part, whatever is in
-    their files, nor do games that are not marked as solvable; they are counted as skipped.
+    As in ALFWorld itself, tasks with movable receptacles or slices are left out, and so are games
+    that are not marked as solvable; they are counted as skipped. Raises `TaskDataError`.
     """
     counts: Counter[str] = Counter()
     skipped: Counter[str] = Counter()
@@ -130,7 +131,7 @@ def prepare(source: Path, out: Path, *, skip_invalid: bool) -> Prepared:
             if hashes[key] != digest:
                 raise TaskDataError(
                     f"{_shown(archive, place)}: differs from another file of the same name; "
-                    "give the files of one release only"
+                    "expected the files of a single release"
                 )
             continue
         hashes[key] = digest
@@ -140,7 +141,7 @@ def prepare(source: Path, out: Path, *, skip_invalid: bool) -> Prepared:
         file.write_bytes(data)
     if not hashes:
         raise TaskDataError(
-            f"{source}: no games of ALFWorld; looked for {SOURCES[0].file}, folders and "
+            f"{source}: no games of ALFWorld; expected {SOURCES[0].file}, or folders or "
             "archives with <train, valid_seen or valid_unseen>/<task>/<trial>/game.tw-pddl"
         )
     _write_index(out / INDEX, hashes)
@@ -148,12 +149,12 @@ def prepare(source: Path, out: Path, *, skip_invalid: bool) -> Prepared:
 
 
 def game_file(generation: str, split: str, item: str) -> Path:
-    """Where a game lies below the task's folder."""
+    """Path of a game, relative to the task's folder."""
     return Path(generation, "json_2.1.1", split, *item.split("/"), "game.tw-pddl")
 
 
 def read_index(path: Path) -> dict[Generation, dict[OfficialSplit, dict[str, str]]]:
-    """Games that are there: generation, split, item and the file's hash, items in order."""
+    """The installed games: generation, split and item, with each file's hash; items in order."""
     games: dict[Generation, dict[OfficialSplit, dict[str, str]]] = {}
     for place, record in read_records(path):
         generation, split, item = (record.get(key) for key in ("generation", "split", "item"))
@@ -163,7 +164,7 @@ def read_index(path: Path) -> dict[Generation, dict[OfficialSplit, dict[str, str
             or not PLACE.fullmatch(f"{split}/{item}/game.tw-pddl")
             or not isinstance(digest, str)
         ):
-            raise TaskDataError(f"{place}: not a game; prepare the data again")
+            raise TaskDataError(f"{place}: not a game; install the data again")
         games.setdefault(generation, {}).setdefault(split, {})[str(item)] = digest  # type: ignore
     return games
 
@@ -178,7 +179,7 @@ def _write_index(path: Path, hashes: dict[tuple[str, str], str]) -> None:
 
 
 def _files(source: Path) -> Iterator[tuple[Path, str, Callable[[], bytes]]]:
-    """Game files: the file on disk they are in, their name, and what reads them."""
+    """Yields game files: the file on disk, the game's name, and a function that reads it."""
     paths = [source] if source.is_file() else sorted(source.rglob("*"))
     for path in paths:
         if path.is_dir():
@@ -190,9 +191,9 @@ def _files(source: Path) -> Iterator[tuple[Path, str, Callable[[], bytes]]]:
 
 
 def _members(path: Path) -> Iterator[tuple[Path, str, Callable[[], bytes]]]:
-    # Nothing is unpacked: names only say which game it is.
+    # Nothing is extracted: a member's name only identifies the game.
     if path.suffix == ".zip":
-        with zipped(path) as archive:
+        with open_zip(path) as archive:
             for name in archive.namelist():
                 if PLACE.search(name):
                     yield path, name, partial(_zipped_bytes, archive, path, name)
@@ -203,14 +204,14 @@ def _members(path: Path) -> Iterator[tuple[Path, str, Callable[[], bytes]]]:
 
 
 def game_bytes(path: Path) -> bytes:
-    """What is in a game file on disk; raises `TaskDataError`."""
-    with content(path) as found:
-        return found.all()
+    """The content of a game file on disk; raises `TaskDataError`."""
+    with open_content(path) as content:
+        return content.all()
 
 
 def _zipped_bytes(archive: ZipFile, path: Path, name: str) -> bytes:
-    with member(archive, path, name) as found:
-        return found.all()
+    with open_member(archive, path, name) as content:
+        return content.all()
 
 
 def _shown(archive: Path, place: str) -> str:

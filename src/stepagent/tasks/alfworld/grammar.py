@@ -1,9 +1,10 @@
-"""What ALFWorld's games say: TextWorld's text grammar, without `eval` and without parsing anew.
+"""TextWorld's text grammar for ALFWorld's games, without `eval` and with cached parsing.
 
-A game file carries its grammar, and TextWorld gives the expressions in it to `eval`: a game from
-elsewhere could run any code. Here an expression may only read names of entities, join them and
-choose between them (`{o.indefinite + ' ' + o.name}`), all that ALFWorld's own grammars do; anything
-else is a `ValueError` before the game begins. Texts are the same as TextWorld's, letter by letter.
+A game file contains its grammar, and TextWorld passes the expressions in it to `eval`, so that a
+game from an untrusted source could run any code. Here an expression may only read names of
+entities, join them and choose between them (`{o.indefinite + ' ' + o.name}`), which is all that
+ALFWorld's own grammars do; anything else is a `ValueError` before the game begins. The texts equal
+TextWorld's exactly.
 """
 
 import ast
@@ -16,19 +17,19 @@ from textworld.envs.pddl.logic import GameLogic
 from textworld.logic import Rule
 
 READABLE = ("name", "indefinite", "definite", "id")
-"""What expressions may read of an entity."""
+"""Attributes of an entity that expressions may read."""
 
 LIST_RULES = ("list_empty", "list_separator", "list_last_separator")
-"""What a list is made of, besides its items."""
+"""The rules that a list uses besides its items."""
 
-_MANY = 4096
+_CACHE_SIZE = 4096
 
 
 class SafeGrammar(textgen.ContextSensitiveGrammar):  # type: ignore[misc]  # no types
-    """A grammar that was checked, and that derives texts without copying their context."""
+    """A grammar whose expressions are checked, and that derives texts without copying contexts."""
 
     def __init__(self, grammar: textgen.ContextSensitiveGrammar) -> None:
-        """Raises ValueError for an expression that is not allowed or a rule that is missing."""
+        """Raises ValueError for a forbidden expression or a missing rule."""
         super().__init__()
         self.update(grammar)
         for rules in self._rules.values():
@@ -48,7 +49,7 @@ class SafeGrammar(textgen.ContextSensitiveGrammar):  # type: ignore[misc]  # no 
                 raise ValueError(f"the grammar has no rule for #{symbol}#")
 
     def derive(self, start: str, context: Mapping[str, Any]) -> str:
-        """The text that `start`, e.g. `#look.feedback#`, stands for in this state of the game."""
+        """The text that `start`, e.g. `#look.feedback#`, derives in this state of the game."""
         return "".join(self._texts(symbols(start), context))
 
     def _texts(self, rhs: list[Any], context: Mapping[str, Any]) -> Iterator[str]:
@@ -65,8 +66,8 @@ class SafeGrammar(textgen.ContextSensitiveGrammar):  # type: ignore[misc]  # no 
                 yield from self._list(list(self._items(symbol.symbol, context)), context)
 
     def _items(self, symbol: Any, context: Mapping[str, Any]) -> Iterator[str]:
-        for found in _found(symbol.given, context) if symbol.given else [context]:
-            yield "".join(self._texts([symbol.expression], found))
+        for each in _matching_contexts(symbol.given, context) if symbol.given else [context]:
+            yield "".join(self._texts([symbol.expression], each))
 
     def _list(self, items: list[str], context: Mapping[str, Any]) -> Iterator[str]:
         if not items:
@@ -78,18 +79,18 @@ class SafeGrammar(textgen.ContextSensitiveGrammar):  # type: ignore[misc]  # no 
             yield item
 
     def _chosen(self, name: str, context: Mapping[str, Any]) -> list[Any]:
-        """The right side of the first rule that applies."""
+        """The right-hand side of the first rule that applies."""
         for rule in self._rules.get(name, ()):
             if not rule.condition or any(True for _ in _assignments(rule.condition, context)):
                 return list(rule.rhs)
-        raise LookupError(f"the grammar has no rule for #{name}# that applies")
+        raise LookupError(f"no rule of the grammar for #{name}# applies")
 
 
 class SafeLogic(GameLogic):  # type: ignore[misc]
-    """A game's actions with templates and feedback that were checked, and its safe grammar."""
+    """A game's actions, with templates and feedback checked, and its safe grammar."""
 
     def __init__(self, domain: str, grammar: str) -> None:
-        """Raises ValueError for an expression that is not allowed or a rule that is missing."""
+        """Raises ValueError for a forbidden expression or a missing rule."""
         super().__init__(domain=domain, grammar=grammar)
         self.grammar: SafeGrammar = SafeGrammar(self.grammar)
         for action in self.actions.values():
@@ -97,25 +98,25 @@ class SafeLogic(GameLogic):  # type: ignore[misc]
             self.grammar.check(symbols(action.feedback_rule))
 
 
-@lru_cache(_MANY)
+@lru_cache(_CACHE_SIZE)
 def symbols(text: str) -> list[Any]:
-    """The symbols of a text in the grammar's language."""
+    """Parses a text of the grammar's language into symbols."""
     return list(textgen._parse_and_convert(text, rule_name="symbols"))
 
 
-@lru_cache(_MANY)
+@lru_cache(_CACHE_SIZE)
 def expression(text: str) -> ast.expr:
-    """An expression between braces; raises ValueError unless it is one of those allowed."""
+    """Parses an expression between braces; raises ValueError unless it is allowed."""
     try:
         tree = ast.parse(text.strip(), mode="eval").body
     except SyntaxError:
-        raise ValueError(f"the grammar has an expression that is none: {text!r}") from None
+        raise ValueError(f"invalid expression in the grammar: {text!r}") from None
     if not _is_allowed(tree):
-        raise ValueError(f"the grammar has an expression that is not allowed: {text!r}")
+        raise ValueError(f"forbidden expression in the grammar: {text!r}")
     return tree
 
 
-@lru_cache(_MANY)
+@lru_cache(_CACHE_SIZE)
 def _query(condition: str) -> Any:
     return Rule.parse_conjunctive_query(condition)
 
@@ -151,15 +152,15 @@ def _value(tree: ast.expr, variables: Mapping[str, Any]) -> Any:
 def _assignments(condition: str, context: Mapping[str, Any]) -> Iterable[Mapping[Any, Any]]:
     rule, state, known = _query(condition), context["state"], context["mapping"]
     if all(placeholder in known for placeholder in rule.placeholders):
-        # Only a look-up, where the engine would sort all facts of the kind.
+        # A look-up is enough; the engine would sort all facts of the kind.
         holds = all(state.is_fact(fact.instantiate(known)) for fact in rule.preconditions)
         return [known] if holds else []
-    found: Iterable[Mapping[Any, Any]] = state.all_assignments(rule, known)
-    return found
+    assignments: Iterable[Mapping[Any, Any]] = state.all_assignments(rule, known)
+    return assignments
 
 
-def _found(condition: str, context: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """The context once for each way to make the condition true."""
+def _matching_contexts(condition: str, context: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Yields the context with the variables of each assignment that fulfils the condition."""
     for mapping in _assignments(condition, context):
         names = {key.name: context["entity_infos"][var.name] for key, var in mapping.items()}
         yield {

@@ -1,9 +1,9 @@
-"""Where things tend to be in ALFWorld's rooms, for the expert's search.
+"""Where objects tend to be in ALFWorld's rooms, for the expert's search.
 
-For each kind of object the percentage of receptacles of a kind that hold one when the game starts,
-in the rooms that have one at all; the likeliest first. Counted in every fifth game of the official
-training split (719 games, chosen by a hash of their names), of which dev is a part: valid_seen and
-valid_unseen have no part in it.
+For each kind of object: the percentage of receptacles of each kind that hold one when the game
+starts, among rooms that contain one, the likeliest first. Counted in every fifth game of the
+official training split (719 games, chosen by a hash of their names), which includes our dev split
+but neither valid_seen nor valid_unseen.
 """
 
 PLACES = {

@@ -1,10 +1,10 @@
 """ALFWorld: six kinds of household chores in a text world (Shridhar et al. 2021), text only.
 
-An item is `<task>/<trial>` below the official split, e.g.
+An item is `<task>/<trial>` of the official split, e.g.
 `pick_cool_then_place_in_recep-Lettuce-None-CounterTop-1/trial_T20190908_042713_075616`. The engine
-is the original one (TextWorld's PDDL engine, ALFWorld's names for objects). Observations follow
-the conventions of the field (ReAct, ETO): the banner is stripped, the task is the instruction and
-not part of the first observation, and `You arrive at loc 5. ` is dropped.
+is the original one (TextWorld's PDDL engine, with ALFWorld's names for objects). Observations
+follow the conventions of ReAct and ETO: the banner is removed, the task is the instruction and not
+part of the first observation, and `You arrive at loc 5. ` is removed.
 """
 
 import hashlib
@@ -32,49 +32,51 @@ from stepagent.tasks.alfworld.games import (
 )
 from stepagent.tasks.alfworld.workers import Game, Workers
 from stepagent.tasks.base import NOTHING, EngineLimits, ExpertFailed, Split, TaskDataError
-from stepagent.tasks.data.extras import needs
-from stepagent.tasks.data.files import data_folder, required
+from stepagent.tasks.data.optional_packages import needs
+from stepagent.tasks.data.sources import data_folder, required
 from stepagent.tasks.episode import EpisodeEnv, Outcome, follow
 from stepagent.types import Trajectory
 
 DEV_SHARE = 0.05
 EXPERT_LIMIT = 500
-"""Actions of an expert before it has failed; those that solve a game take far fewer."""
+"""Most actions of an expert before it counts as failed; solving a game takes far fewer."""
 PACKAGES = ("textworld", "fast-downward-textworld", "alfworld")
 
 
 @dataclass(frozen=True, kw_only=True)
 class AlfworldConfig:
-    """How ALFWorld is played."""
+    """Settings of ALFWorld: which games, how many steps an episode has, and which expert."""
 
     test: Literal["valid_seen", "valid_unseen"] = "valid_seen"
-    """Official split that is the test split: 140 games in rooms seen in training, 134 in others."""
+    """Official split used for testing: valid_seen has 140 games in rooms that training has shown,
+    valid_unseen has 134 games in new rooms."""
     grammar: Generation = "move"
-    """Generation of the games: `move apple 1 to fridge 1` (since 2024) or `put apple 1 in/on
-    fridge 1` (before; what ReAct and ETO played). Scores of the two are not comparable."""
+    """Generation of the games: move (move apple 1 to fridge 1; since 2024) or put (put apple 1
+    in/on fridge 1; older, used by ReAct and ETO). Scores of the two are not comparable."""
     step_limit: int = 50
-    """Actions in an episode. Others use 20 (IPR, AgentBench), 30, 40 (ETO) and 50 (GiGPO)."""
+    """Most actions an episode may have before it is truncated; 50 as in GiGPO (ETO uses 40, IPR and
+    AgentBench 20)."""
     own_expert: Literal["handcoded", "walkthrough"] = "handcoded"
-    """A hand-coded policy that knows the goal only, with the game's walkthrough for what it cannot
-    solve; or the walkthrough alone, which goes straight to where things are (`move` only)."""
+    """Who demonstrates: handcoded, a policy that knows only the goal and falls back on the game's
+    walkthrough, or walkthrough alone, which goes straight to the objects (grammar move only)."""
     workers: int | None = None
-    """Processes that play games; None: one for each core, at most 8."""
+    """Number of processes that play games; by default one per core, at most 8."""
     engine: EngineLimits = EngineLimits()
-    """How long they are waited for."""
+    """Time limits of these processes, in seconds."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError for values that make no sense."""
+        """Raises ValueError for values out of range and settings that contradict each other."""
         for name in ("step_limit", "workers"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be above 0, not {value}")
         if self.own_expert == "walkthrough" and self.grammar == "put":
             raise ValueError(
-                "own_expert='walkthrough' needs grammar='move': the games that are put have none"
+                "own_expert='walkthrough' needs grammar='move'; the 'put' games have no walkthrough"
             )
 
     def make_task(self) -> "Alfworld":
-        """The task under this protocol; raises ValueError for unknown names."""
+        """The task with these settings."""
         return Alfworld(self)
 
 
@@ -84,13 +86,13 @@ class AlfworldEnv(EpisodeEnv):
     _task: "Alfworld"
 
     def __init__(self, task: "Alfworld", step_limit: int | None) -> None:
-        """An environment of the task; its place in a process is taken at the first `reset`."""
+        """An environment of `task`; the first `reset` reserves a slot in a worker process."""
         super().__init__(task, step_limit)
         self._game: Game | None = None
         self._item = ""
 
     def begin(self, item: str) -> tuple[str, str]:
-        """The task's sentence, and what is seen in the room."""
+        """The sentence that states the task, and the view of the room."""
         file = self._task.file(item)
         if self._game is None or not self._game.worker.alive:
             self._game = self._task.workers.take()
@@ -98,7 +100,7 @@ class AlfworldEnv(EpisodeEnv):
         return first_texts(self._game.begin(file, self._task.sha256(item)))
 
     def act(self, action: str) -> Outcome:
-        """What the command does; anything but a command that is possible now does nothing."""
+        """Executes a command; anything but a command that is possible now has no effect."""
         assert self._game is not None
         text, won = self._game.step(action)
         score = 100.0 if won else 0.0
@@ -117,7 +119,7 @@ class AlfworldEnv(EpisodeEnv):
         )
 
     def close(self) -> None:
-        """Leaves the place in the process to others; the environment can be reset again."""
+        """Frees the slot in the worker process; `reset` can be called again later."""
         self._running = False
         if self._game is not None:
             self._game.free()
@@ -125,12 +127,12 @@ class AlfworldEnv(EpisodeEnv):
 
 
 class Alfworld:
-    """The benchmark, played from the files that `alfworld_games.prepare` made."""
+    """The ALFWorld benchmark, played from the files that `games.prepare` wrote."""
 
     name = "alfworld"
 
     def __init__(self, config: AlfworldConfig, *, folder: Path | None = None) -> None:
-        """Reads and starts nothing yet; without a folder the data is that of `data_folder`."""
+        """Reads and starts nothing yet; `folder` is for data outside the usual `data_folder`."""
         self.config = config
         self._folder = folder
         limit = config.workers or min(os.cpu_count() or 1, 8)
@@ -140,7 +142,7 @@ class Alfworld:
         self._games: dict[OfficialSplit, dict[str, str]] | None = None
 
     def items(self, split: Split) -> Sequence[str]:
-        """Ids in alphabetical order; dev is the official training split's twentieth."""
+        """Ids in alphabetical order; dev is one in twenty of the official training games."""
         if split not in get_args(Split):
             raise ValueError(f"unknown split {split!r}: allowed: {', '.join(get_args(Split))}")
         if split == "test":
@@ -148,18 +150,21 @@ class Alfworld:
         return [item for item in self._official("train") if is_dev(item) == (split == "dev")]
 
     def group(self, item: str) -> str:
-        """Its task type, by the name that tables of results use, such as `heat`."""
+        """The item's task type, by its short name in tables of results, such as `heat`."""
         kind = TASK_TYPES.get(item.split("-")[0])
         if kind is None:
             raise ValueError(f"unknown item {item!r}: items are <task>/<trial>, see items()")
         return kind
 
     def make_env(self) -> AlfworldEnv:
-        """A fresh environment with this task's step limit."""
+        """A new environment with this task's step limit."""
         return AlfworldEnv(self, self.config.step_limit)
 
     def expert(self, item: str) -> Trajectory:
-        """What the chosen expert does, whatever the step limit; see `AlfworldConfig.own_expert`."""
+        """Plays the configured expert (`AlfworldConfig.own_expert`), without the step limit.
+
+        Raises `ExpertFailed` if it does not solve the game.
+        """
         if self.config.own_expert == "handcoded":
             try:
                 return self._follow(item, Expert(goal_of(item), self.config.grammar), "handcoded")
@@ -168,12 +173,12 @@ class Alfworld:
                     raise
         commands = self._walkthrough(item)
         if not commands:
-            raise ExpertFailed(f"{item}: this game has no walkthrough; use own_expert='handcoded'")
+            raise ExpertFailed(f"{item}: the game has no walkthrough; use own_expert='handcoded'")
         actions = iter(commands)
         return self._follow(item, lambda _: next(actions, None), "walkthrough")
 
     def metrics(self, episodes: Sequence[Trajectory]) -> dict[str, float]:
-        """Success rates in percent: of all episodes, and of each task type that was played."""
+        """Success rates in percent, over all episodes and for each task type that was played."""
         won: defaultdict[str, list[bool]] = defaultdict(list)
         for episode in episodes:
             details: Any = episode.metadata["details"]
@@ -183,7 +188,7 @@ class Alfworld:
         return {name: 100 * sum(won[name]) / len(won[name]) for name in names if name in won}
 
     def facts(self) -> dict[str, Any]:
-        """The protocol for reports: engine, grammar, splits, step limit, what counts."""
+        """The evaluation protocol for reports: engine, grammar, splits, step limit, scoring."""
         games = self._index()
         with needs("alfworld"):
             engine = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
@@ -205,22 +210,22 @@ class Alfworld:
         }
 
     def close(self) -> None:
-        """Ends the processes; the next use starts them again."""
+        """Ends the worker processes; the next use starts new ones."""
         self.workers.close()
 
     def file(self, item: str) -> Path:
-        """The item's game; raises ValueError for an item that is not in the three splits."""
+        """Path of the item's game file; raises ValueError for an item in none of the splits."""
         return self._data(game_file(self.config.grammar, self.official_split(item), item))
 
     def official_split(self, item: str) -> OfficialSplit:
-        """Where the item is from; raises ValueError for an item that is not in the splits."""
+        """The item's official split; raises ValueError for an item in none of the splits."""
         for split in ("train", self.config.test):
             if item in self._index().get(split, {}):
                 return split
         raise ValueError(f"unknown item {item!r}: items are <task>/<trial>, see items()")
 
     def sha256(self, item: str) -> str:
-        """What the item's file had in it when it was prepared."""
+        """Hash of the item's file when it was installed."""
         return self._index()[self.official_split(item)][item]
 
     def _walkthrough(self, item: str) -> list[str]:
@@ -244,7 +249,7 @@ class Alfworld:
         if split not in games:
             raise TaskDataError(
                 f"{self._data(Path(INDEX))}: no {split} games of the {self.config.grammar!r} "
-                f"generation; there are: {', '.join(games) or 'none'}"
+                f"generation; installed splits: {', '.join(games) or 'none'}"
             )
         return games[split]
 
@@ -255,7 +260,7 @@ class Alfworld:
                 if self.config.grammar not in index:
                     raise TaskDataError(
                         f"{self._data(Path(INDEX))}: no games of the {self.config.grammar!r} "
-                        f"generation, only {', '.join(map(repr, index))}: set grammar"
+                        f"generation, only {', '.join(map(repr, index))}; change grammar"
                     )
                 self._games = index[self.config.grammar]
             return self._games
@@ -265,31 +270,31 @@ class Alfworld:
 
 
 def is_dev(item: str) -> bool:
-    """Whether a game of the official training split belongs to dev."""
+    """Whether a game of the official training split belongs to our dev split."""
     digest = hashlib.sha256(item.encode()).digest()
     return int.from_bytes(digest[:8], "big") < DEV_SHARE * 2**64
 
 
 def digest_of(games: dict[str, str]) -> str:
-    """One hash for items with the hashes of their files, in whatever order."""
+    """One hash over all items and the hashes of their files, independent of their order."""
     lines = sorted(f"{item} {sha256}" for item, sha256 in games.items())
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def goal_of(item: str) -> Goal:
-    """The goal, which is in an item's name: `<type>-<object>-None-<receptacle or lamp>-<room>`."""
+    """The goal in an item's name, `<type>-<object>-None-<receptacle or lamp>-<room>`."""
     kind, thing, _, place, _ = item.split("/")[0].split("-")
     return Goal(kind=TASK_TYPES[kind], thing=thing.lower(), place=place.lower())
 
 
 def first_texts(text: str) -> tuple[str, str]:
-    """Instruction and first observation in a game's first text, which also has a banner."""
+    """Splits a game's first text, without its banner, into instruction and first observation."""
     paragraphs = text.strip().split("\n\n")
     return paragraphs[-1], "\n".join(paragraphs[1:-1]) or NOTHING
 
 
 def shown(text: str) -> str:
-    """What the agent sees of an answer of the game."""
+    """The observation in an answer of the game."""
     if text.startswith("You arrive at loc "):
         text = text[text.find(". ") + 2 :]
     return text.strip() or NOTHING

@@ -1,9 +1,9 @@
-"""Processes that play ALFWorld's games, each several at a time, and what happens when one dies.
+"""Worker processes that play ALFWorld's games, several games each, and their replacement if lost.
 
-A process (`alfworld_engine`) is started when it is first needed and ends when its input is closed.
-If this one is killed, it ends within about a second, even if it computes at that moment. It is a
-program of its own rather than a child of `multiprocessing`, which would run the caller's script
-again and pickle what is sent.
+A worker (`engine`) is started when it is first needed and ends when its input is closed. If this
+process is killed, the workers end within about a second, even in the middle of a computation. A
+worker is a separate program rather than a child of `multiprocessing`, which would run the caller's
+script again and pickle all messages.
 """
 
 import atexit
@@ -20,19 +20,22 @@ from typing import Any
 import stepagent
 from stepagent.processes.children import Lines, start_child
 from stepagent.tasks.base import EngineLimits, EnvironmentLost, TaskDataError
-from stepagent.tasks.data.extras import PackageMissing
+from stepagent.tasks.data.optional_packages import PackageMissing
 
 PACKAGES = ("textworld", "fast_downward", "alfworld")
 
-LONGEST = 1000
-"""Characters of a command; none that does anything is nearly as long, and it must fit in a pipe."""
+MAX_COMMAND_CHARS = 1000
+"""Longest command that is sent; valid ones are much shorter, and it must fit into a pipe."""
 
 
 class Worker:
-    """One process. Any thread may ask; requests wait for each other."""
+    """One worker process; threads may share it, and their requests are answered in turn."""
 
     def __init__(self, cache: Path, limits: EngineLimits) -> None:
-        """Starts it; it is ready after a few seconds, which the first request waits for, too."""
+        """Starts the process, which is ready after a few seconds; the first request waits for it.
+
+        Raises `PackageMissing` without the extra, `EnvironmentLost` if it cannot be started.
+        """
         for name in PACKAGES:
             if find_spec(name) is None:
                 raise PackageMissing(name, "alfworld")
@@ -41,21 +44,21 @@ class Worker:
         self.slots: set[int] = set()
         self._lock = threading.RLock()
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # open as long as the process
-        self._last_words = "it said nothing"
+        self._last_words = "no message"
         paths = (str(Path(stepagent.__file__).parents[1]), os.environ.get("PYTHONPATH"))
         environment = {
             "PYTHONPATH": os.pathsep.join(filter(None, paths)),
             "ALFWORLD_DATA": tempfile.gettempdir(),  # made by the package on import if missing
             "OMP_NUM_THREADS": "1",
         }
-        # Python code and native code over there print; it must not mix with the answers.
+        # Python and native code in the worker print, which must not mix with the answers.
         answers, descriptor = os.pipe()
         self._answers = os.fdopen(answers, "rb", buffering=0)
         self._lines = Lines(answers)
         arguments = (str(cache), str(descriptor), str(os.getpid()))
         try:
             self.process = start_child(
-                # -P: files in the working directory are no modules.
+                # -P: files in the working directory must not shadow modules.
                 [sys.executable, "-P", "-m", "stepagent.tasks.alfworld.engine", *arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
@@ -70,11 +73,11 @@ class Worker:
 
     @property
     def alive(self) -> bool:
-        """Whether it can be asked."""
+        """Whether the process runs."""
         return self.process.poll() is None
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """The answer; raises `EnvironmentLost` when the process died or is silent for too long."""
+        """The answer to a request; raises `EnvironmentLost` if the process dies or times out."""
         with self._lock:
             if not self.alive:
                 self.end()
@@ -85,7 +88,7 @@ class Worker:
                 line = self._lines.next(start + self.limits.timeout_seconds)
                 answer: dict[str, Any] = json.loads(line)
                 self._is_started = True
-            except BaseException as error:  # half an answer may be left in the pipe
+            except BaseException as error:  # half an answer may remain in the pipe
                 self.end()
                 if not isinstance(error, (OSError, EOFError, ValueError)):
                     raise
@@ -96,10 +99,10 @@ class Worker:
             return answer
 
     def end(self) -> None:
-        """Kills the process: all its games are lost."""
+        """Kills the process; all its games are lost."""
         self.process.kill()
         self.process.wait()
-        with self._lock:  # who waits for an answer must not find the pipes closed
+        with self._lock:  # a thread that waits for an answer must not find the pipes closed
             if not self._errors.closed:
                 self._errors.seek(0)
                 lines = self._errors.read().decode("utf-8", "replace").split("\n")
@@ -107,7 +110,7 @@ class Worker:
             self.abandon()
 
     def abandon(self) -> None:
-        """Closes what is open on this side only."""
+        """Closes this process's ends of the pipes."""
         self._errors.close()
         self._answers.close()
         if self.process.stdin is not None:
@@ -120,10 +123,10 @@ class Worker:
 
 
 class Game:
-    """A place for one game at a time in a worker."""
+    """A slot in a worker, for one game at a time."""
 
     def __init__(self, worker: Worker, slot: int) -> None:
-        """The slot must be free; see `Workers.take`."""
+        """The slot must be reserved; see `Workers.take`."""
         self.worker = worker
         self._slot = slot
         self._file: Path | None = None
@@ -131,7 +134,7 @@ class Game:
     def begin(self, file: Path, sha256: str | None = None) -> str:
         """Loads the game and returns its first text.
 
-        Raises `TaskDataError` if it does not load or if the file is not the one with the hash.
+        Raises `TaskDataError` if the game does not load or the file does not have this hash.
         """
         self._file = file
         answer = self.worker.ask({"begin": str(file), "sha256": sha256, "slot": self._slot})
@@ -140,27 +143,27 @@ class Game:
         return str(answer["text"])
 
     def step(self, command: str) -> tuple[str, bool]:
-        """What is seen after the command, and whether the game is won.
+        """The text after a command, and whether the game is won.
 
-        Raises `TaskDataError` for a game that cannot answer, such as one whose texts never end.
+        Raises `TaskDataError` for a broken game, such as one with a grammar that never ends.
         """
         command = command.strip()
-        sent = command if len(command) <= LONGEST else ""
+        sent = command if len(command) <= MAX_COMMAND_CHARS else ""
         answer = self.worker.ask({"step": sent, "slot": self._slot})
         if "error" in answer:
             raise TaskDataError(f"{self._file}: the game fails at {sent!r}: {answer['error']}")
         return str(answer["text"]), bool(answer["won"])
 
     def free(self) -> None:
-        """Leaves the place to another game."""
+        """Frees the slot for another game."""
         self.worker.slots.discard(self._slot)
 
 
 class Workers:
-    """At most `limit` processes, which share the games that are played at the same time."""
+    """At most `limit` worker processes, which share all games that are being played."""
 
     def __init__(self, cache: Path, limit: int, limits: EngineLimits) -> None:
-        """Starts nothing yet. Translated games are kept in the folder `cache`."""
+        """Starts nothing yet; translated games are cached in the folder `cache`."""
         self._cache, self._limit, self._limits = cache, limit, limits
         self._lock = threading.Lock()
         self._workers: list[Worker] = []
@@ -168,7 +171,7 @@ class Workers:
         atexit.register(self.close)
 
     def take(self) -> Game:
-        """A place in the process with the fewest games; `free` it after use."""
+        """Reserves a slot in the process with the fewest games; `free` it after use."""
         with self._lock:
             self._forget_lost()
             worker = min(self._workers, key=lambda worker: len(worker.slots), default=None)
@@ -180,7 +183,7 @@ class Workers:
             return Game(worker, slot)
 
     def close(self) -> None:
-        """Kills the processes; the next `take` starts one again."""
+        """Kills the processes; the next `take` starts a new one."""
         with self._lock:
             self._forget_lost()
             for worker in self._workers:

@@ -1,6 +1,6 @@
-"""Members of zips and tars that others made: read where they are, never unpacked by their names.
+"""Reads members of untrusted zip and tar archives in place; nothing is extracted to disk.
 
-Links are refused, sizes are limited as in `intake`, and what is cut short is an error, not an end.
+Links are refused, sizes are limited as in `limited_reader`, and a truncated archive is an error.
 """
 
 import bz2
@@ -23,18 +23,18 @@ from stepagent.tasks.data.limited_reader import (
     DAMAGED,
     Content,
     damaged,
-    most_of,
-    ordinary,
+    open_regular,
+    unpacked_limit,
 )
 
 MAX_MEMBERS = 500_000
-"""Of an archive; ALFWorld's largest has some ten thousand."""
+"""Most members an archive may have; ALFWorld's largest has about ten thousand."""
 
 
 @contextmanager
-def zipped(path: Path) -> Iterator[zipfile.ZipFile]:
-    """An archive of an acceptable number of members; raises `TaskDataError`."""
-    with ordinary(path) as file:
+def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
+    """Opens a zip archive; raises `TaskDataError` if it is damaged or has too many members."""
+    with open_regular(path) as file:
         try:
             archive = zipfile.ZipFile(file)
         except DAMAGED as error:
@@ -45,38 +45,39 @@ def zipped(path: Path) -> Iterator[zipfile.ZipFile]:
 
 
 @contextmanager
-def member(
+def open_member(
     archive: zipfile.ZipFile, path: Path, name: str, password: bytes | None = None
 ) -> Iterator[Content]:
-    """What is in a member of the archive in the file `path`; raises `TaskDataError`."""
+    """Opens a member of the zip archive at `path`; raises `TaskDataError` for a link or damage."""
     shown = f"{path}/{name}"
     try:
         info = archive.getinfo(name)
         if stat.S_ISLNK(info.external_attr >> 16):
-            raise TaskDataError(f"{shown}: a symbolic link; expected an ordinary file")
+            raise TaskDataError(f"{shown}: a symbolic link; expected a regular file")
         stream = archive.open(info, pwd=password)
     except TaskDataError:
         raise
     except (*DAMAGED, KeyError) as error:
         raise damaged(shown, error) from None
     with stream:
-        yield Content(stream, shown, most_of(info.compress_size))
+        yield Content(stream, shown, unpacked_limit(info.compress_size))
 
 
 def tar_members(path: Path) -> Iterator[tuple[tarfile.TarInfo, Callable[[], Content]]]:
-    """Members of a tar, compressed or not, in order, with what opens the one at hand.
+    """Yields each member of a tar, compressed or not, with a function that opens its content.
 
-    Raises `TaskDataError`; links are members too, and opening one is an error.
+    The function works only until the next member is taken. Raises `TaskDataError`; links are
+    yielded as well, but opening one is an error.
     """
-    with ordinary(path) as file:
+    with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
-        outer = Content(_decompressed(file), str(path), most_of(size))
+        outer = Content(_decompressed(file), str(path), unpacked_limit(size))
         try:
             with tarfile.open(fileobj=outer, mode="r|", tarinfo=_StrictInfo) as tar:  # type: ignore[call-overload]
                 for number in count(1):
                     if (info := tar.next()) is None:
                         return
-                    tar.members.clear()  # else it keeps them all
+                    tar.members.clear()  # otherwise tarfile remembers every member
                     _check_members(path, number)
                     yield info, partial(_tar_content, tar, path, info)
         except TaskDataError:
@@ -86,7 +87,7 @@ def tar_members(path: Path) -> Iterator[tuple[tarfile.TarInfo, Callable[[], Cont
 
 
 class _StrictInfo(tarfile.TarInfo):
-    """A header without which the archive is damaged; `TarFile` takes most faults for the end."""
+    """Raises an error for a bad header, which `TarFile` mostly takes for the end of the archive."""
 
     @classmethod
     def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
@@ -95,11 +96,11 @@ class _StrictInfo(tarfile.TarInfo):
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
             raise
         except tarfile.HeaderError as error:
-            raise tarfile.ReadError(f"no proper end: {error}") from None
+            raise tarfile.ReadError(f"bad header: {error}") from None
 
 
 def _decompressed(file: IO[bytes]) -> IO[bytes]:
-    """The file as its first bytes ask for, whatever its name says."""
+    """Decompresses by the file's first bytes, whatever its name says."""
     start = file.read(6)
     file.seek(0)
     if start.startswith(b"\x1f\x8b"):
@@ -113,11 +114,11 @@ def _tar_content(tar: tarfile.TarFile, path: Path, info: tarfile.TarInfo) -> Con
     shown = f"{path}/{info.name}"
     stream = tar.extractfile(info) if info.isfile() else None
     if stream is None:
-        raise TaskDataError(f"{shown}: a link or a device; expected an ordinary file")
-    # Not by its size on disk: out of a sparse file come holes that are not in the archive.
+        raise TaskDataError(f"{shown}: a link or a device; expected a regular file")
+    # The size in the archive gives no limit: a sparse member expands to holes that are not stored.
     return Content(stream, shown, ALWAYS_BYTES)
 
 
 def _check_members(path: Path, number: int) -> None:
     if number > MAX_MEMBERS:
-        raise TaskDataError(f"{path}: has more than {MAX_MEMBERS:,} members, which is the limit")
+        raise TaskDataError(f"{path}: more than {MAX_MEMBERS:,} members; expected fewer")

@@ -1,4 +1,4 @@
-"""One file over the network: it goes on where it was cut off, and has its name only when whole."""
+"""Downloads one file; an interrupted download resumes, and only a complete file gets its name."""
 
 import re
 import time
@@ -10,34 +10,34 @@ import httpx2
 from stepagent.console.progress import track
 from stepagent.files.atomic import file_hash
 from stepagent.tasks.base import TaskDataError
-from stepagent.tasks.data.files import Source
+from stepagent.tasks.data.sources import Source
 from stepagent.tasks.deadline import Deadline
 
 CHUNK = 1 << 20
 
 MAX_BYTES = 16 * 2**30
-"""Of one file; the largest there is has 5.5 GB."""
+"""Largest file that is accepted; the largest real one has 5.5 GB."""
 
 TRIES = 3
-"""How often a file is asked for, each time from where it was cut off, before that is an error."""
+"""Attempts per file before giving up; each resumes where the last one stopped."""
 
 PAUSE_SECONDS = 2.0
-"""Before the second try; twice as long before each further one."""
+"""Pause before the second attempt; doubles before each further one."""
 
 TIMEOUT_SECONDS = 60.0
-"""How long a server may send nothing, or less than `SLOWEST` bytes for each second."""
+"""How long a server may send fewer than `MIN_BYTES_PER_SECOND` before the attempt fails."""
 
-SLOWEST = 100
+MIN_BYTES_PER_SECOND = 100
 
 
 def fetch(
     source: Source, folder: Path, task: str, *, timeout_seconds: float = TIMEOUT_SECONDS
 ) -> Path:
-    """The file in `folder`, from where an earlier attempt was cut off; what is there is kept.
+    """Downloads the file into `folder` and returns its path; an existing file is kept.
 
-    A connection that breaks, and a server that sends nearly nothing for `timeout_seconds`, is tried
-    again. Raises `TaskDataError` if that does not help, for an answer that is none, and for a file
-    with another hash than its publisher states.
+    Resumes an earlier attempt. A broken connection, or a server that sends almost nothing for
+    `timeout_seconds`, is tried again. Raises `TaskDataError` if that does not help, if the server
+    answers with something else than the file, and if the file's hash is not the published one.
     """
     path = folder / source.file
     if path.exists():
@@ -50,13 +50,13 @@ def fetch(
             break
         except (httpx2.HTTPError, httpx2.InvalidURL, ValueError, OSError) as error:
             if isinstance(error, OSError) and error.filename is not None:
-                raise  # of the disk
+                raise  # a fault of the disk, not of the network
             if left and _may_get_better(error):
                 time.sleep(PAUSE_SECONDS * 2 ** (TRIES - 1 - left))
                 continue
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise TaskDataError(
-                f"{source.url}: {reason}; run the command again to go on, or put {source.file} "
+                f"{source.url}: {reason}; run the command again to resume, or put {source.file} "
                 f"into a folder and run: stepagent download {task} --from FOLDER"
             ) from None
     if source.sha256 is not None and (found := file_hash(part.path)) != source.sha256:
@@ -71,7 +71,7 @@ def fetch(
 
 
 class _Part:
-    """The beginning of a file, and beside it the server's name (ETag) of the version it is of."""
+    """The part of a file that has arrived, with the ETag of the version it belongs to."""
 
     def __init__(self, path: Path) -> None:
         self.path = path.with_name(f"{path.name}.part")
@@ -86,9 +86,9 @@ class _Part:
         return self._version.read_text("latin-1") if self._version.exists() else None
 
     def begin(self, version: str | None) -> None:
-        """Takes what was there away; this order never leaves a part with another's version."""
+        """Starts over; in this order, no part is ever left with the ETag of another version."""
         self.remove()
-        # A weak one (W/...) may stand for files with other bytes.
+        # A weak ETag (W/...) may stand for files whose bytes differ.
         if version is not None and version.startswith('"'):
             self._version.write_text(version, "latin-1")
 
@@ -98,19 +98,19 @@ class _Part:
 
 
 def _may_get_better(error: Exception) -> bool:
-    """Whether another try can help: not where the server refuses or sends something else."""
+    """Whether another attempt can help: not if the server refuses or sends something else."""
     if isinstance(error, httpx2.HTTPStatusError):
         return error.response.status_code >= 500 or error.response.status_code in (408, 425, 429)
     return isinstance(error, httpx2.TransportError | OSError)
 
 
 def _is_received(source: Source, part: _Part, timeout_seconds: float) -> bool:
-    """Gets what is missing; False if what is there may be of another version of the file."""
+    """Downloads what is missing; False if the part may belong to another version of the file."""
     begun, version = part.size, part.version
     headers = {"Accept-Encoding": "identity"}
     if begun:
         if version is None and source.sha256 is None:
-            return False  # nothing would tell a mix of two versions
+            return False  # a mix of two versions would go unnoticed
         headers["Range"] = f"bytes={begun}-"
         if version is not None:
             headers["If-Range"] = version
@@ -123,11 +123,11 @@ def _is_received(source: Source, part: _Part, timeout_seconds: float) -> bool:
     ):
         content_range = answer.headers.get("Content-Range", "")
         if begun and answer.status_code == httpx2.codes.RANGE_NOT_SATISFIABLE:
-            # Killed after the last byte, or longer than the file is now.
+            # The last attempt was killed after the last byte, or the file is shorter now.
             return content_range == f"bytes */{begun}"
         answer.raise_for_status()
         if answer.headers.get("Content-Type", "").startswith("text/html"):
-            raise httpx2.HTTPError("a web page came instead of the file")
+            raise httpx2.HTTPError("the server sent a web page instead of the file")
         resumes = begun > 0 and answer.status_code == httpx2.codes.PARTIAL_CONTENT
         if resumes:
             is_same = version is None or answer.headers.get("ETag", version) == version
@@ -138,29 +138,29 @@ def _is_received(source: Source, part: _Part, timeout_seconds: float) -> bool:
         stated = answer.headers.get("Content-Length", "")
         size = int(stated) if re.fullmatch(r"\d{1,18}", stated) else 0
         if begun * resumes + size > MAX_BYTES:
-            raise httpx2.HTTPError(f"more than {MAX_BYTES:,} bytes; expected a smaller file")
+            raise httpx2.HTTPError(f"announces more than {MAX_BYTES:,} bytes; expected fewer")
         with open(part.path, "ab" if resumes else "wb") as file:
-            pieces = _kept_up(answer.iter_bytes(), deadline)
+            pieces = _fast_enough(answer.iter_bytes(), deadline)
             for chunk in track(_chunks(pieces), f"{source.file} (MB)", total=size // CHUNK or None):
                 if file.tell() + len(chunk) > MAX_BYTES:
-                    raise httpx2.HTTPError(f"more than {MAX_BYTES:,} bytes came")
+                    raise httpx2.HTTPError(f"sent more than {MAX_BYTES:,} bytes; expected fewer")
                 file.write(chunk)
     return True
 
 
-def _kept_up(pieces: Iterable[bytes], deadline: Deadline) -> Iterator[bytes]:
-    """The pieces as long as enough of them come: the time limit moves on with what has come."""
+def _fast_enough(pieces: Iterable[bytes], deadline: Deadline) -> Iterator[bytes]:
+    """Passes the pieces on; restarts the time limit whenever enough bytes have arrived."""
     received = 0
     for piece in pieces:
         received += len(piece)
-        if received >= SLOWEST * deadline.seconds:
+        if received >= MIN_BYTES_PER_SECOND * deadline.seconds:
             received = 0
             deadline.begin_again()
         yield piece
 
 
 def _chunks(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """The same in pieces of `CHUNK`; what came is also kept where the rest does not come."""
+    """Regroups the pieces into chunks of `CHUNK` bytes; a broken connection loses none of them."""
     gathered = bytearray()
     try:
         for piece in pieces:

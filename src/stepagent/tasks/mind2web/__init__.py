@@ -1,1 +1,1 @@
-"""Mind2Web; `task.py` is where to begin."""
+"""Mind2Web; start reading in `task.py`."""

@@ -1,16 +1,16 @@
-"""What an agent answers in Mind2Web, and the benchmark's own metrics.
+"""Parses an agent's answers in Mind2Web, and computes the benchmark's metrics.
 
-An answer is `A.`, none of the elements, or a letter with an operation: `B. Action: CLICK`,
-`C. Action: TYPE Value: new york`; line breaks in place of the spaces, as in the original, are read
-as well. The metrics are those of the original evaluation (Deng et al. 2023; OSU-NLP-Group/Mind2Web,
-src/action_prediction/metric.py):
+An answer is `A.` for none of the elements, or a letter with an operation: `B. Action: CLICK`,
+`C. Action: TYPE Value: new york`; line breaks in place of the spaces, as in the original, are also
+accepted. The metrics are those of the original evaluation (Deng et al. 2023;
+OSU-NLP-Group/Mind2Web, src/action_prediction/metric.py):
 
 - element accuracy: the element is one of those that the annotation accepts;
-- operation F1: of the sets of words of `TYPE new york`, predicted and annotated;
-- step success: element right and operation F1 of 1;
-- success rate: share of tasks all of whose steps succeed.
+- operation F1: F1 between the sets of words predicted and annotated, such as `TYPE new york`;
+- step success: the element is accepted and operation F1 is 1;
+- success rate: share of web tasks in which all steps succeed.
 
-The first three are averaged over steps (micro) and over tasks' own means (macro).
+The first three are averaged over steps (micro), and over the means of web tasks (macro).
 """
 
 import re
@@ -22,7 +22,7 @@ from typing import Any
 
 NONE = "A"
 LETTERS = "BCDEF"
-"""One for each element of a group."""
+"""Letters of the elements of a group."""
 
 _LETTER = re.compile(rf"(?:Answer:\s*)?([{NONE}{LETTERS}])(?!\w)")
 _ACTION = re.compile(r"Action:[ \t]*(CLICK|SELECT|TYPE)")
@@ -31,14 +31,14 @@ _VALUE = re.compile(r"Value:[ \t]*(.*)")
 
 @dataclass(frozen=True)
 class Answer:
-    """One letter and the words of an operation, none if the answer names no operation."""
+    """A letter, and the words of an operation, which are empty if the answer names none."""
 
     letter: str
     operation: str
 
 
 def read_answer(text: str) -> Answer | None:
-    """What the agent says; None if that is no answer, as it begins with no letter from A to F."""
+    """Parses an answer; None if the text does not begin with a letter from A to F."""
     letter = _LETTER.match(text.strip())
     if letter is None:
         return None
@@ -48,40 +48,40 @@ def read_answer(text: str) -> Answer | None:
 
 
 def written_answer(letter: str, operation: str, value: str) -> str:
-    """The answer on one line."""
+    """Formats an answer as one line."""
     _, _, shown_value = operation_words(operation, value).partition(" ")
     return f"{letter}. Action: {operation}" + (f" Value: {shown_value}" if shown_value else "")
 
 
 def operation_words(operation: str, value: str) -> str:
-    """`TYPE new york`; of a value only the first line counts, and none for a click."""
+    """Operation and value as words, e.g. `TYPE new york`; only a value's first line is used."""
     first_line = value.partition("\n")[0].strip()
     return operation if operation == "CLICK" else f"{operation} {first_line}".strip()
 
 
 def operation_f1(predicted: str, annotated: str) -> float:
-    """F1 of the sets of words; 1 if both are empty."""
-    found, wanted = set(predicted.split()), set(annotated.split())
-    if not found and not wanted:
+    """F1 between the sets of words; 1 if both are empty."""
+    words, wanted = set(predicted.split()), set(annotated.split())
+    if not words and not wanted:
         return 1.0
-    return 2 * len(found & wanted) / (len(found) + len(wanted))
+    return 2 * len(words & wanted) / (len(words) + len(wanted))
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """One step's numbers, as they are kept with its episode."""
+    """The scores of one step, as stored with its episode."""
 
     annotation_id: str
     step: int
     steps_of_task: int | None
-    """None if only some steps of the task are in the data."""
+    """Number of steps of the web task; None if the data has only some of them."""
     element_accuracy: int
     operation_f1: float
     step_success: int
 
     @classmethod
     def from_details(cls, details: Mapping[str, Any]) -> "StepResult":
-        """From an episode's details, which may hold more."""
+        """Reads the scores from an episode's details, which may contain more."""
         return cls(**{name: details[name] for name in cls.__dataclass_fields__})
 
 
@@ -93,10 +93,10 @@ MEANS = {
 
 
 def mind2web_metrics(results: Iterable[StepResult]) -> dict[str, float]:
-    """All metrics, 0 to 1, by name; macro averages as `macro_NAME`.
+    """All metrics, from 0 to 1, by name; macro averages are named `macro_NAME`.
 
-    `success_rate` counts tasks all of whose steps are among the results, and is missing if there
-    are none.
+    `success_rate` covers only the web tasks with results for all of their steps, and is missing if
+    there are none.
     """
     by_task: defaultdict[str, list[StepResult]] = defaultdict(list)
     for result in results:

@@ -1,8 +1,8 @@
-"""Where Mind2Web comes from, and how its official files become the steps of the task.
+"""Where Mind2Web's data comes from, and how the official files become the steps of the task.
 
-The official data are JSON lists of web tasks, in `test.zip` for the three test parts, and the ranks
-of elements in `scores_all_data.pkl`. Without an official training part, single steps of it are
-taken from step files (see `mind2web_stepfile`).
+The official data consists of JSON lists of web tasks, those of the three test parts in `test.zip`,
+and the ranks of elements in `scores_all_data.pkl`. Without an official training part, single steps
+of it are read from the files that `single_steps` describes.
 """
 
 import re
@@ -16,11 +16,12 @@ from typing import TypeAlias, get_args
 from pydantic import ConfigDict, JsonValue
 
 from stepagent.tasks.base import TaskDataError
-from stepagent.tasks.data.archives import member, zipped
-from stepagent.tasks.data.files import Prepared, Source, parsed, read_json, read_records
+from stepagent.tasks.data.archives import open_member, open_zip
+from stepagent.tasks.data.json_files import parse_json, read_json, read_records
+from stepagent.tasks.data.sources import Prepared, Source
 from stepagent.tasks.mind2web.page import read_page
 from stepagent.tasks.mind2web.ranks import Ranks, read_ranks
-from stepagent.tasks.mind2web.stepfile import is_single_step, single_step
+from stepagent.tasks.mind2web.single_steps import is_single_step, single_step
 from stepagent.tasks.mind2web.steps import (
     NUM_CANDIDATES,
     PREVIOUS_ACTIONS,
@@ -36,10 +37,10 @@ from stepagent.types import NonEmpty, Record
 
 HUB = "https://huggingface.co/datasets/osunlp/Mind2Web/resolve"
 REVISION = "17ece8eb89862368edc0cc806acee6fca5163474"
-"""The one with `test.zip` and `scores_all_data.pkl`."""
+"""The revision with `test.zip` and `scores_all_data.pkl`."""
 
 PASSWORD = b"mind2web"
-"""Of `test.zip`; published with it, to keep the test parts out of crawled training data."""
+"""Published password of `test.zip`, which keeps the test parts out of crawled training data."""
 
 SOURCES: tuple[Source, ...] = (
     *(
@@ -57,7 +58,7 @@ SOURCES: tuple[Source, ...] = (
         sha256="884c97cd9ae0544485d21ea39e0d46422aee0291969a7324e56df3a84466dbd7",
     ),
 )
-"""Together 6.7 GB."""
+"""The official files, 6.7 GB together."""
 
 _PARTS: tuple[Part, ...] = get_args(Part)
 _ENDINGS = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
@@ -65,14 +66,14 @@ _PART_FILE = re.compile(rf"({'|'.join(_PARTS)})(_\d+)?")
 _ARCHIVE = re.compile(r"test.*\.zip")
 _RANKS = re.compile(r"scores.*\.pkl")
 
-LOOKED_FOR = (
-    "looked for train_*.json, test_task_*.json, test_website_*.json, test_domain_*.json (these may "
+EXPECTED = (
+    "expected train_*.json, test_task_*.json, test_website_*.json, test_domain_*.json (these may "
     "be in test.zip) and scores_all_data.pkl, from huggingface.co/datasets/osunlp/Mind2Web"
 )
 
 
 Contents: TypeAlias = Iterator[tuple[str, JsonValue]]
-"""Records, each with its place for messages."""
+"""Records, each preceded by its place for messages."""
 
 
 class _Official(Record):
@@ -106,14 +107,14 @@ class _OfficialTask(_Official):
 
 
 def prepare(source: Path, out: Path, *, skip_invalid: bool) -> Prepared:
-    """Writes the steps of all official files, or of step files, below `source` into `out`.
+    """Writes the steps of all official files, or files of single steps, below `source` into `out`.
 
     A web task with an invalid step is invalid as a whole. Raises `TaskDataError`.
     """
     preparation = _Preparation(sorted(p for p in source.rglob("*") if not p.is_dir()), skip_invalid)
     write_steps(out, preparation.web_tasks())
     if not preparation.counts:
-        raise TaskDataError(f"{source}: no steps of Mind2Web: {LOOKED_FOR}")
+        raise TaskDataError(f"{source}: no steps of Mind2Web; {EXPECTED}")
     return Prepared(
         counts=dict(preparation.counts),
         read=tuple(preparation.read),
@@ -122,7 +123,7 @@ def prepare(source: Path, out: Path, *, skip_invalid: bool) -> Prepared:
 
 
 class _Preparation:
-    """One run over the files; what it did is known when all web tasks have been taken."""
+    """One pass over the files; its counts are complete when `web_tasks` is exhausted."""
 
     def __init__(self, files: list[Path], skip_invalid: bool) -> None:
         self.counts: Counter[str] = Counter()
@@ -133,7 +134,7 @@ class _Preparation:
         self._place_of: dict[str, str] = {}
 
     def web_tasks(self) -> Iterator[list[AnnotatedStep]]:
-        """The steps of each web task that is valid."""
+        """Yields the steps of each valid web task."""
         step_files: dict[Path, Contents] = {}
         for path in self._files:
             contents = _contents(path)
@@ -151,10 +152,10 @@ class _Preparation:
                         yield steps
         if "train" not in self.counts:
             self.read += step_files
-            # Together, since steps of one web task may be in several of them.
-            yield from self._of_step_files(chain.from_iterable(step_files.values()))
+            # All files together, since the steps of a web task may be spread over several.
+            yield from self._single_steps(chain.from_iterable(step_files.values()))
 
-    def _of_step_files(self, contents: Contents) -> Iterator[list[AnnotatedStep]]:
+    def _single_steps(self, contents: Contents) -> Iterator[list[AnnotatedStep]]:
         by_task: dict[str, list[AnnotatedStep]] = {}
         for place, record in contents:
             for step in self._valid(place, partial(single_step, record)):
@@ -162,7 +163,7 @@ class _Preparation:
         yield from by_task.values()
 
     def _valid(self, place: str, make: Callable[[], list[AnnotatedStep]]) -> list[AnnotatedStep]:
-        """What `make` gives; nothing, and counted as skipped, if it raises ValueError."""
+        """The steps that `make` returns; if it raises ValueError, none, counted as skipped."""
         try:
             steps = make()
             for step in steps:
@@ -181,7 +182,7 @@ class _Preparation:
     def _official_steps(self, place: str, record: JsonValue) -> list[AnnotatedStep]:
         task = checked(record, _OfficialTask)
         if not 0 < len(task.actions) <= len(task.action_reprs):
-            raise ValueError("actions: expected at least one, and each with its action_reprs")
+            raise ValueError("actions: expected at least one, each with an entry in action_reprs")
         part = _part_of(place)
         return [self._official_step(task, n, part) for n in range(len(task.actions))]
 
@@ -214,33 +215,33 @@ class _Preparation:
 
     @cached_property
     def _ranks(self) -> Ranks:
-        found = [path for path in self._files if _RANKS.fullmatch(path.name)]
-        if not found:
-            raise TaskDataError(f"no ranks of the candidates: {LOOKED_FOR}")
-        self.read.append(found[0])
-        return read_ranks(found[0])
+        files = [path for path in self._files if _RANKS.fullmatch(path.name)]
+        if not files:
+            raise TaskDataError(f"the ranks of the candidates are missing; {EXPECTED}")
+        self.read.append(files[0])
+        return read_ranks(files[0])
 
 
 def _part_of(place: str) -> Part:
-    """The part that the name of the file in a place says."""
+    """The official part, by the file name in `place`."""
     for part in _PARTS:
         if part in place.rsplit("/", 1)[-1]:
             return part
-    raise ValueError(f"the file's name says none of {', '.join(_PARTS)}")
+    raise ValueError(f"expected a file name with one of {', '.join(_PARTS)}")
 
 
 def _contents(path: Path) -> Contents:
-    """Everything in a JSON file, or an archive of them, that may be ours, each with its place."""
+    """The records of a JSON file or of an archive; none if its name is not one of Mind2Web's."""
     if _ARCHIVE.fullmatch(path.name):
         yield from _archived(path)
-    elif _may_be_ours(path.name) and ".jsonl" in path.name:
+    elif _is_of_mind2web(path.name) and ".jsonl" in path.name:
         yield from read_records(path)
-    elif _may_be_ours(path.name):
+    elif _is_of_mind2web(path.name):
         yield from _listed(str(path), read_json(path))
 
 
-def _may_be_ours(name: str) -> bool:
-    """Whether a file's name is that of a part, or has the name of the data set in it."""
+def _is_of_mind2web(name: str) -> bool:
+    """Whether a file's name is that of an official part, or contains the name of the data set."""
     stem = next((name.removesuffix(end) for end in _ENDINGS if name.endswith(end)), None)
     return stem is not None and ("mind2web" in stem or _PART_FILE.fullmatch(stem) is not None)
 
@@ -254,9 +255,9 @@ def _listed(place: str, content: JsonValue) -> Contents:
 
 
 def _archived(path: Path) -> Contents:
-    with zipped(path) as archive:
+    with open_zip(path) as archive:
         for name in sorted(set(archive.namelist())):
-            if _may_be_ours(Path(name).name):
-                with member(archive, path, name, PASSWORD) as found:
-                    text = found.all()
-                yield from _listed(f"{path}: {name}", parsed(text, f"{path}: {name}"))
+            if _is_of_mind2web(Path(name).name):
+                with open_member(archive, path, name, PASSWORD) as content:
+                    text = content.all()
+                yield from _listed(f"{path}: {name}", parse_json(text, f"{path}: {name}"))

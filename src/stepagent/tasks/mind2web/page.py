@@ -1,10 +1,10 @@
-"""Pages of Mind2Web: reading them, cutting them down to some elements, writing them for an agent.
+"""Pages of Mind2Web: parsing them, pruning them around given elements, writing them for an agent.
 
-A page is the data set's `cleaned_html`. That is XML, which Python's own parser reads: elements have
-a `backend_node_id`, and text stands in elements of its own, called `text`. What is kept follows the
-idea of the original (Deng et al. 2023; OSU-NLP-Group/Mind2Web, src/data_utils/dom_utils.py): the
-elements asked for, what is above them, some of what is below and beside them; of attributes only
-words that say something. The result looks like `(a #B home (span Go home))`.
+A page is the data set's `cleaned_html`, which is XML: elements have a `backend_node_id`, and text
+is in elements called `text`. Pruning follows the original (Deng et al. 2023;
+OSU-NLP-Group/Mind2Web, src/data_utils/dom_utils.py): kept are the given elements, their ancestors,
+and some of their descendants and siblings; of attributes, only informative words. The result looks
+like `(a #B home (span Go home))`.
 """
 
 from collections.abc import Collection, Iterator, KeysView, Mapping
@@ -33,51 +33,51 @@ ATTRIBUTES = (
     "option_selected",
     "class",
 )
-"""Attributes that are shown, in this order; only their values are."""
+"""Attributes whose values are shown, in this order."""
 
 EMPTY_VALUES = {"hidden", "none", "presentation", "null", "undefined"}
 WORDS_PER_VALUE = 5
 WORDS_PER_ELEMENT = 20
 WORDS_PER_TEXT = 20
 WORD_CHARS = 15
-"""Words of attributes that are as long as this are names of style sheets and the like."""
+"""Words of attributes of this length or more are dropped: mostly names of style classes."""
 
 LEVELS_BELOW = 6
 ELEMENTS_BELOW = 50
 SIBLINGS = 3
-"""On each side."""
+"""Siblings kept on each side."""
 WORDS_PER_CHOICE = 10
 
 MAX_DEPTH = 256
-"""As deep as the original's parser goes."""
+"""Deepest nesting; the limit of the original's parser."""
 
 
 class PageError(ValueError):
-    """A page cannot be read; one line says why."""
+    """A page cannot be parsed; the message is one line."""
 
 
 @dataclass(eq=False, slots=True)
 class Element:
-    """An element of a page with what is in it, elements and texts in order."""
+    """An element of a page, with its child elements and texts in order."""
 
     tag: str
     id: str
     """Empty if it has none."""
     words: str
-    """What its attributes say."""
+    """The informative words of its attributes."""
     children: list["Element | str"] = field(default_factory=list)
 
     @property
     def elements(self) -> list["Element"]:
-        """The elements directly in it."""
+        """The child elements."""
         return [child for child in self.children if isinstance(child, Element)]
 
 
 class Page:
-    """A page whose elements are found by id; of two with the same id the first one counts."""
+    """A page whose elements are found by id; if ids are repeated, the first element counts."""
 
     def __init__(self, root: Element) -> None:
-        """The page with this root."""
+        """`root` holds all other elements."""
         self.root = root
 
     @property
@@ -86,9 +86,9 @@ class Page:
         return self._by_id.keys()
 
     def around(self, ids: Collection[str]) -> "Page":
-        """The page cut down to these elements and what is near them.
+        """The page pruned to these elements and their neighbourhood.
 
-        Cutting twice, first to more elements, gives the same as cutting once.
+        Pruning to a superset of the elements first does not change the result.
         """
         kept = {self.root}
         for element in (self._by_id[element_id] for element_id in ids):
@@ -104,13 +104,13 @@ class Page:
         return Page(_cut(self.root, kept))
 
     def in_order(self, ids: Collection[str]) -> list[str]:
-        """The ids in the order in which their elements stand on the page."""
+        """The ids in the order of their elements on the page."""
         return [element_id for element_id in self._by_id if element_id in ids]
 
     def texts(self, marks: Mapping[str, str]) -> tuple[str, dict[str, str]]:
-        """The page's text, and the first words of each of the elements marked by id.
+        """The page's text, and the first words of each element in `marks`, by id.
 
-        A mark stands after the tag, as in `(button #B submit)`.
+        A mark follows the tag, as in `(button #B submit)`.
         """
         marked: dict[str, str] = {}
         page = _text(self.root, marks, marked)
@@ -122,7 +122,7 @@ class Page:
 
     @classmethod
     def from_json(cls, value: Any) -> "Page":
-        """The page that `to_json` gave."""
+        """Restores a page from the result of `to_json`."""
         path: list[Element] = []
         for depth, *parts in value:
             child = Element(*parts) if len(parts) > 1 else parts[0]
@@ -147,9 +147,9 @@ class Page:
 
 
 def read_page(xml: str, *, is_cut: bool = False) -> Page:
-    """A page from XML; one that `is_cut` may end anywhere. Raises `PageError`."""
+    """Parses a page from XML; with `is_cut`, it may end anywhere. Raises `PageError`."""
     if "<!DOCTYPE" in xml:
-        raise PageError("has a document type, which could define text without end")
+        raise PageError("has a document type, whose entities could expand without limit")
     reader = _Reader()
     parser = expat.ParserCreate()
     parser.StartElementHandler = reader.start
@@ -158,7 +158,7 @@ def read_page(xml: str, *, is_cut: bool = False) -> Page:
     try:
         parser.Parse(xml, not is_cut)
     except (expat.ExpatError, UnicodeEncodeError) as error:
-        raise PageError(f"not XML: {error}") from None
+        raise PageError(f"invalid XML: {error}") from None
     reader.flush()
     if reader.root is None:
         raise PageError("has no element")
@@ -166,7 +166,7 @@ def read_page(xml: str, *, is_cut: bool = False) -> Page:
 
 
 def shown_words(attributes: Mapping[str, str]) -> str:
-    """What attributes say: short words in lower case, no value twice."""
+    """The informative words of attributes: short, in lower case, without repeated values."""
     values: list[str] = []
     for name in ATTRIBUTES:
         value = attributes.get(name, "").lower()
@@ -179,7 +179,7 @@ def shown_words(attributes: Mapping[str, str]) -> str:
 
 
 class _Reader:
-    """Builds elements as the parser meets them; a cut page simply leaves some open."""
+    """Builds elements during parsing; a truncated page simply leaves some open."""
 
     def __init__(self) -> None:
         self.root: Element | None = None
@@ -233,7 +233,7 @@ def _cut(element: Element, kept: set[Element]) -> Element:
 
 
 def _text(element: Element, marks: Mapping[str, str], marked: dict[str, str]) -> str:
-    """What an element says; the texts of marked elements are put into `marked`."""
+    """The text of an element; the texts of marked elements are added to `marked`."""
     inside: list[str] = []
     has_text = False
     for child in element.children:
@@ -244,7 +244,7 @@ def _text(element: Element, marks: Mapping[str, str], marked: dict[str, str]) ->
             inside.append(text)
     mark = marks.get(element.id)
     if not (mark or element.words or has_text) and len(inside) <= 1:
-        return "".join(inside)  # a box around one thing: the thing alone says as much
+        return "".join(inside)  # a box around a single child adds no information
     parts = [element.tag, f"#{mark}" if mark else "", element.words, *inside]
     text = f"({' '.join(part for part in parts if part)})"
     if mark:

@@ -1,9 +1,9 @@
-"""The ranks of elements in Mind2Web's `scores_all_data.pkl`, read without running anything in it.
+"""Reads the ranks of elements in Mind2Web's `scores_all_data.pkl` without executing its code.
 
-The file is a pickle, and a pickle may name any function to be called. Here a name means only what
-is listed in `_ALLOWED`: empty dicts, and numbers as numpy pickles them, both made by this module.
-Everything else that a pickle can hold without naming anything is plain data. The file has `scores`
-and `ranks`, each by `<annotation id>_<action uid>` and then by element; only ranks are used.
+The file is a pickle, and a pickle may call any function by name. Here only the names in `_ALLOWED`
+are resolved: empty dicts, and numbers as numpy pickles them, both built by this module. Whatever
+else a pickle holds is plain data. The file has `scores` and `ranks`, each by
+`<annotation id>_<action uid>` and then by element; only the ranks are used.
 """
 
 import pickle
@@ -13,62 +13,64 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from stepagent.tasks.base import TaskDataError
-from stepagent.tasks.data.limited_reader import ordinary
+from stepagent.tasks.data.limited_reader import open_regular
 
 _FORMATS = {"f2": "e", "f4": "f", "f8": "d", "i2": "h", "i4": "i", "i8": "q"}
 
 
 class Ranks:
-    """Ranks of elements, from 0, by step."""
+    """Ranks of elements, from 0 for the best, by step."""
 
     def __init__(self, by_step: Mapping[object, object], origin: str) -> None:
-        """Ranks by `<annotation id>_<action uid>`; `origin` is their file, for messages."""
+        """`by_step` has keys `<annotation id>_<action uid>`; messages name the file `origin`."""
         self._by_step = by_step
         self._origin = origin
 
     def sorted(self, step: str, elements: list[str]) -> list[str]:
-        """The elements, best rank first; raises ValueError if one of them has none."""
+        """The elements, best rank first; raises ValueError if one has no rank."""
         ranks = self._by_step.get(step)
         if not isinstance(ranks, Mapping):
-            raise ValueError(f"no ranks of it in {self._origin}")
+            raise ValueError(f"{self._origin} has no ranks of this step")
         if missing := [e for e in elements if not isinstance(ranks.get(e), int)]:
-            raise ValueError(f"no rank of its candidate {missing[0]!r} in {self._origin}")
+            raise ValueError(f"{self._origin} has no rank of the candidate {missing[0]!r}")
         return sorted(elements, key=ranks.__getitem__)
 
 
 def read_ranks(path: Path) -> Ranks:
-    """The ranks in `scores_all_data.pkl`; raises `TaskDataError`. It takes gigabytes of memory."""
+    """Reads `scores_all_data.pkl`, which takes gigabytes of memory; raises `TaskDataError`."""
     try:
-        with ordinary(path) as file:
+        with open_regular(path) as file:
             data = _PlainUnpickler(file).load()
     except TaskDataError:
         raise
     except Exception as error:  # a damaged pickle can raise almost anything
-        raise TaskDataError(f"{path}: cannot be read as ranks, is it whole? {error}") from None
+        raise TaskDataError(
+            f"{path}: cannot be read as ranks (incomplete file?): {error}"
+        ) from None
     by_step = data.get("ranks") if isinstance(data, dict) else None
     if not isinstance(by_step, dict):
         raise TaskDataError(f"{path}: expected a dict with `ranks`, as in scores_all_data.pkl")
     return Ranks(by_step, path.name)
 
 
-class _Stand:
-    """Stands for what a pickle names; it holds nothing, and nothing can be set on it."""
+class _StandIn:
+    """Replaces what a pickle names; it has no state, and none can be set on it."""
 
     __slots__ = ()
 
     def __setstate__(self, state: object) -> NoReturn:
-        raise pickle.UnpicklingError("sets the state of a function")
+        raise pickle.UnpicklingError("it sets the state of a function")
 
 
-class _EmptyDict(_Stand):
-    """`dict`, and its kinds with defaults, which are not needed."""
+class _EmptyDict(_StandIn):
+    """`dict` and `defaultdict`, whose default is not needed."""
 
     def __call__(self, *_: object) -> dict[Any, Any]:
         return {}
 
 
-class _Encoded(_Stand):
-    """`codecs.encode`, by which old pickles write bytes."""
+class _Encoded(_StandIn):
+    """`codecs.encode`, with which old pickles write bytes."""
 
     def __call__(self, text: str, encoding: str) -> bytes:
         return text.encode("latin-1")
@@ -84,15 +86,15 @@ class _NumberType:
 
     def __setstate__(self, state: tuple[int, str, *tuple[object, ...]]) -> None:
         if state[1] not in "<=|":
-            raise pickle.UnpicklingError("numbers in another byte order")
+            raise pickle.UnpicklingError("it has numbers in another byte order")
 
 
-class _NewNumberType(_Stand):
+class _NewNumberType(_StandIn):
     def __call__(self, code: str, *_: object) -> _NumberType:
         return _NumberType(code)
 
 
-class _Number(_Stand):
+class _Number(_StandIn):
     """A numpy scalar, which becomes a plain number."""
 
     def __call__(self, kind: _NumberType, data: bytes) -> float:
@@ -100,7 +102,7 @@ class _Number(_Stand):
         return float(number) if isinstance(number, float) else int(number)
 
 
-_ALLOWED: dict[tuple[str, str], _Stand] = {
+_ALLOWED: dict[tuple[str, str], _StandIn] = {
     ("builtins", "dict"): _EmptyDict(),
     ("__builtin__", "dict"): _EmptyDict(),
     ("collections", "defaultdict"): _EmptyDict(),
@@ -112,7 +114,7 @@ _ALLOWED: dict[tuple[str, str], _Stand] = {
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> _Stand:
+    def find_class(self, module: str, name: str) -> _StandIn:
         if (module, name) not in _ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not plain data")
+            raise pickle.UnpicklingError(f"it refers to {module}.{name}, which is not plain data")
         return _ALLOWED[module, name]

@@ -1,8 +1,9 @@
 """Mind2Web: one step at a time on recorded pages of real websites (Deng et al. 2023).
 
-An item is one annotated step, `<annotation id>/<step>`, with the annotated actions before it; what
-an agent predicts changes no later step. An episode is the multi-choice evaluation of that step: the
-agent chooses from groups of the page's best-ranked elements until one is left (`Tournament`).
+An item is one annotated step, `<annotation id>/<step>`, with the annotated actions before it; an
+agent's prediction does not affect later steps. An episode is the multi-choice evaluation of that
+step: the agent chooses from groups of the page's best-ranked elements until one is left
+(`Tournament`).
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stepagent.tasks.base import ExpertFailed, Split, TaskDataError
-from stepagent.tasks.data.files import data_folder, required
+from stepagent.tasks.data.sources import data_folder, required
 from stepagent.tasks.episode import EpisodeEnv, Outcome, follow
 from stepagent.tasks.mind2web.answers import LETTERS, StepResult, mind2web_metrics, read_answer
 from stepagent.tasks.mind2web.steps import (
@@ -30,13 +31,13 @@ from stepagent.types import Trajectory
 
 RECALL_AT = (5, 10, 20, 50)
 FOLDS = 10
-"""The web tasks of the training part are in so many folds, by a hash of their ids."""
+"""Number of folds of the training part's web tasks, assigned by a hash of their ids."""
 
 OFFICIAL: dict[int, Split] = {0: "dev"}
-"""The split of each fold that is not for training, beside an official test part."""
+"""Folds that are not used for training if an official part is the test split."""
 
 HELD_OUT: dict[int, Split] = {0: "dev", 1: "test", 2: "test", 3: "dev"}
-"""The same where there is no other part (`held_out`)."""
+"""Folds that are not used for training if the test split comes from the training part."""
 
 INSTRUCTION = """\
 You carry out a task on a website, one action at a time. You are shown a part of the current page \
@@ -51,25 +52,26 @@ Previous actions:
 {previous}"""
 
 END = "The next action is chosen."
-"""What is seen after the last answer, right or wrong."""
+"""The observation after the last answer, right or wrong."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mind2WebConfig:
-    """Which steps, under which protocol."""
+    """Settings of Mind2Web: which steps are the test split, and how a step is evaluated."""
 
     test: Literal["test_task", "test_website", "test_domain", "held_out"] = "test_task"
-    """Which official part is the test split: new tasks, new websites or new domains. Or a fifth of
-    the training part (`held_out`), for data without the others: not comparable with anything."""
+    """Test split: an official part with new tasks, new websites or new domains; or held_out, a
+    fifth of the training part, for data without the official parts (comparable with no paper)."""
     top_k: int = 50
-    """So many of the best-ranked elements take part, at most 50 as in the original."""
+    """Number of best-ranked elements that the agent chooses from, 2 to 50; the original uses 50."""
     step_limit: int = 20
-    """Answers, unreadable ones included, after which an episode is cut off; 13 can be needed."""
+    """Most answers in an episode, unreadable ones included, before it is truncated; a step can need
+    13."""
     page_chars: int = 2000
-    """Characters of the page that are shown with a group; the original shows 512 tokens."""
+    """Characters of the page shown with each group of elements; the original shows 512 tokens."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError for numbers that make no sense."""
+        """Raises ValueError for numbers out of range."""
         if not 2 <= self.top_k <= NUM_CANDIDATES:
             raise ValueError(f"top_k must be 2 to {NUM_CANDIDATES}, not {self.top_k}")
         if self.page_chars < 0:
@@ -77,29 +79,29 @@ class Mind2WebConfig:
         needed = answers_needed(self.top_k)
         if self.step_limit < needed:
             raise ValueError(
-                f"step_limit must be at least {needed} for top_k {self.top_k}, "
-                f"not {self.step_limit}: so many answers can be needed"
+                f"step_limit must be at least {needed}, the most answers that top_k {self.top_k} "
+                f"can need, not {self.step_limit}"
             )
 
     def make_task(self) -> "Mind2Web":
-        """The task under this protocol; raises ValueError for unknown names."""
+        """The task with these settings."""
         return Mind2Web(self)
 
 
 class Mind2WebEnv(EpisodeEnv):
     """The evaluation of one step; see `EpisodeEnv` and `Tournament`.
 
-    The reward of the last answer is 1 if the step succeeds, all others 0. Text that is no answer,
-    or has a letter that is not on offer, costs a step and the group is asked again.
+    The last answer has reward 1 if the step succeeds; all other rewards are 0. A text that is not
+    an answer, or has a letter that is not offered, costs a step, and the group is shown again.
     """
 
     def __init__(self, task: "Mind2Web", step_limit: int | None) -> None:
-        """An environment of the task."""
+        """An environment of `task`; a `step_limit` of None means no limit."""
         super().__init__(task, step_limit)
         self._mind2web = task
 
     def begin(self, item: str) -> tuple[str, str]:
-        """The task and the annotated actions so far; the first group."""
+        """The task with the annotated actions so far, and the first group."""
         config, self._step = self._mind2web.config, self._mind2web.annotated(item)
         self.tournament = Tournament(self._step, top_k=config.top_k, page_chars=config.page_chars)
         previous = "\n".join(self._step.previous_actions) or "None"
@@ -107,7 +109,7 @@ class Mind2WebEnv(EpisodeEnv):
         return instruction, self.tournament.shown
 
     def act(self, action: str) -> Outcome:
-        """Takes the answer to the group on show."""
+        """Takes the answer to the current group."""
         tournament, answer = self.tournament, read_answer(action)
         if answer is None or answer.letter not in tournament.letters:
             letters = ", ".join(tournament.letters)
@@ -128,23 +130,23 @@ class Mind2WebEnv(EpisodeEnv):
 
 
 class Mind2Web:
-    """The benchmark; the expert is the annotation."""
+    """The Mind2Web benchmark; its expert gives the annotated answers."""
 
     name = "mind2web"
 
     def __init__(self, config: Mind2WebConfig | None = None, *, folder: Path | None = None) -> None:
-        """The task on the prepared data in `folder`, by default where they are downloaded to."""
+        """Reads nothing yet; `folder` is for data outside the usual `data_folder`."""
         self.config = config or Mind2WebConfig()
         self._folder = folder
 
     def items(self, split: Split) -> Sequence[str]:
-        """Ids of the split's steps; raises `TaskDataError` if their part is not in the data."""
+        """Ids of the split's steps; raises `TaskDataError` if their part is not installed."""
         if split not in self._splits:
             raise ValueError(f"unknown split {split!r}: allowed: {', '.join(self._splits)}")
         official = split == "test" and self.config.test != "held_out"
         part = self.config.test if official else "train"
         if all(step.part != part for step in self._index.values()):
-            hint = "; a fifth of the training part can be the test: held_out" if official else ""
+            hint = "; to test on a fifth of the training part, use held_out" if official else ""
             raise TaskDataError(
                 f"{self._data}: no steps for {split}: the part {part} is missing{hint}"
             )
@@ -152,8 +154,8 @@ class Mind2Web:
             needed = answers_needed(step.num_candidates)
             if not step.is_ranked and needed > self.config.step_limit:
                 raise TaskDataError(
-                    f"{step.item} has no ranks, so that top_k does not apply: its "
-                    f"{step.num_candidates} elements can need {needed} answers, "
+                    f"{step.item} has no ranks, so top_k does not apply: its "
+                    f"{step.num_candidates} elements can need {needed} answers, but "
                     f"step_limit is {self.config.step_limit}"
                 )
         return [step.item for step in self._splits[split]]
@@ -163,7 +165,7 @@ class Mind2Web:
         return self._indexed(item).domain
 
     def make_env(self) -> Mind2WebEnv:
-        """A fresh environment with this task's step limit."""
+        """A new environment with this task's step limit."""
         return Mind2WebEnv(self, self.config.step_limit)
 
     def expert(self, item: str) -> Trajectory:
@@ -174,19 +176,19 @@ class Mind2Web:
         step = self._indexed(item)
         if not step.is_decidable(self.config.top_k):
             raise ExpertFailed(
-                f"{item}: no accepted element is among the {self.config.top_k} that take part"
+                f"{item}: no accepted element is among the {self.config.top_k} best-ranked"
             )
         env = Mind2WebEnv(self, step_limit=None)
         metadata = {"domain": step.domain, "website": step.website}
         return follow(self, env, item, lambda _: env.tournament.right_answer(), metadata)
 
     def metrics(self, episodes: Sequence[Trajectory]) -> dict[str, float]:
-        """Those of the original evaluation; `mind2web_answers` defines them."""
+        """The metrics of the original evaluation, from 0 to 1; see `answers`."""
         details = [episode.metadata["details"] for episode in episodes]
         return mind2web_metrics(StepResult.from_details(d) for d in details if isinstance(d, dict))
 
     def facts(self) -> dict[str, Any]:
-        """The protocol for reports, and how many steps nobody can solve in it."""
+        """The evaluation protocol for reports, with the number of steps that cannot be solved."""
         top_k, splits = self.config.top_k, self._splits
         return {
             "task": self.name,
@@ -213,7 +215,7 @@ class Mind2Web:
         }
 
     def close(self) -> None:
-        """There is nothing to end."""
+        """Does nothing: the task holds no resources."""
 
     def annotated(self, item: str) -> AnnotatedStep:
         """The step with its page; raises ValueError if there is no such item."""
@@ -239,7 +241,7 @@ class Mind2Web:
         return splits
 
     def _split_of(self, annotation_id: str) -> Split:
-        """Where a web task of the training part belongs, with all of its steps."""
+        """The split of a web task of the training part, with all of its steps."""
         splits = HELD_OUT if self.config.test == "held_out" else OFFICIAL
         return splits.get(fold_of(annotation_id), "train")
 

@@ -1,9 +1,10 @@
-"""The multi-choice evaluation of one step of Mind2Web: elements in groups, winners again, one left.
+"""The multi-choice evaluation of one step of Mind2Web, as a knock-out of groups of elements.
 
-As in the original (Deng et al. 2023; OSU-NLP-Group/Mind2Web, src/action_prediction/metric.py): the
-best-ranked elements come in groups of five in a mixed order, here a fixed one. Of each group one or
-none is chosen; a chosen one waits again behind all others. It ends when at most one is waiting: if
-it is one that was chosen, it and the operation chosen with it are the prediction.
+As in the original (Deng et al. 2023; OSU-NLP-Group/Mind2Web, src/action_prediction/metric.py), the
+best-ranked elements are presented in groups of five in a shuffled order, which here is fixed. Of
+each group one element or none is chosen; a chosen one goes back to the end of the queue. The
+evaluation ends when at most one element is left: if it was chosen, it is the prediction, with the
+operation that was given for it.
 """
 
 from hashlib import sha256
@@ -22,23 +23,23 @@ from stepagent.tasks.mind2web.steps import AnnotatedStep
 
 
 def answers_needed(num_candidates: int) -> int:
-    """The most answers a step can take: each removes five elements and may put one back."""
+    """Most answers that a step can need: each takes five elements and may put one back."""
     return -(-(num_candidates - 1) // (len(LETTERS) - 1))
 
 
 class Tournament:
-    """One step's groups, one at a time, and what has been chosen of them."""
+    """The groups of one step, one at a time, and the choice so far."""
 
     def __init__(self, step: AnnotatedStep, *, top_k: int, page_chars: int) -> None:
-        """The first group of the step's `top_k` best-ranked elements."""
+        """Shows the first group of the step's `top_k` best-ranked elements."""
         self.is_over = False
         self.shown = ""
-        """The page around the group, and its elements by letter."""
+        """The text of the current group: the page around it, and its elements by letter."""
         self._step = step
         self._is_decidable = step.is_decidable(top_k)
         self._page = Page.from_json(step.page)
         self._page_chars = page_chars
-        # Sorted by hash: mixed in the same way everywhere, whatever Python's shuffle does.
+        # Sorted by hash: the same shuffled order with every version of Python.
         self._waiting = sorted(
             step.considered(top_k), key=lambda element: _hash(f"{step.item} {element}")
         )
@@ -48,34 +49,34 @@ class Tournament:
 
     @property
     def letters(self) -> tuple[str, ...]:
-        """Those that an answer may begin with now."""
+        """The letters that an answer may have now."""
         return (NONE, *self._group)
 
     def take(self, answer: Answer) -> None:
-        """Goes on with the answer, whose letter is one of `letters`."""
+        """Continues with an answer whose letter is one of `letters`."""
         if answer.letter != NONE:
             element = self._group[answer.letter]
             self._chosen = element, answer.operation
             self._waiting.append(element)
-        # The original asks nothing if no answer can be right; here one answer ends it.
+        # The original asks nothing if no answer can be right; here the first answer ends it.
         self.is_over = len(self._waiting) <= 1 or not self._is_decidable
         if not self.is_over:
             self._next_group()
 
     def right_answer(self) -> str:
-        """What the annotation says about the group on show."""
+        """The annotated answer to the current group."""
         for letter, element in self._group.items():
             if element in self._step.targets:
                 return written_answer(letter, self._step.operation, self._step.value)
         return f"{NONE}."
 
     def prediction(self) -> tuple[str, str] | None:
-        """Element and operation, when it is over."""
-        # If nothing waits, what was chosen came again and lost to "none".
+        """The predicted element and operation; None before the end or without a choice."""
+        # If nothing is left, the chosen element was shown again and rejected.
         return self._chosen if self.is_over and self._is_decidable and self._waiting else None
 
     def result(self) -> StepResult:
-        """The numbers of the prediction; all 0 as long as there is none."""
+        """The scores of the prediction; all 0 if there is none."""
         accuracy, f1 = 0, 0.0
         if prediction := self.prediction():
             element, operation = prediction

@@ -1,1 +1,1 @@
-"""HotpotQA, 2WikiMultihopQA and MuSiQue; `task.py` is where to begin."""
+"""HotpotQA, 2WikiMultihopQA and MuSiQue; start reading in `task.py`."""

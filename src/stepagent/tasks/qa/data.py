@@ -1,4 +1,4 @@
-"""Where the three data sets come from, and how their files become what the task reads."""
+"""Where the three data sets come from, and how their files become the questions of the task."""
 
 import hashlib
 import re
@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from stepagent.tasks.base import Split, TaskDataError
-from stepagent.tasks.data.files import Prepared, Source
-from stepagent.tasks.qa.files import RecordFile, record_files
+from stepagent.tasks.data.sources import Prepared, Source
+from stepagent.tasks.qa.question_store import new_store
 from stepagent.tasks.qa.questions import Dataset, UnusableError, question_id, read_question
-from stepagent.tasks.qa.store import new_store
+from stepagent.tasks.qa.record_files import RecordFile, record_files
 
 FILE = "questions.sqlite"
 
@@ -35,14 +35,14 @@ SOURCES: dict[Dataset, tuple[Source, ...]] = {
             sha256="4e9ecb5c8d3b719f624d66b60f8d56bf227f03914f5f0753d6fa1b359d7104ea",
         ),
     ),
-    # With answer ids and their aliases, which version 1.1 of the metrics needs.
+    # The release with answer ids and aliases, which version 1.1 of the metrics needs.
     "2wikimultihopqa": (
         Source(
             url="https://www.dropbox.com/s/ms2m13252h6xubs/data_ids_april7.zip?dl=1",
             file="data_ids_april7.zip",
         ),
     ),
-    # The authors' own place is Google Drive; these copies have the bytes of their zip.
+    # The authors publish on Google Drive; these copies equal the files of their zip.
     "musique": (
         Source(
             url=f"{_MUSIQUE}/musique_ans_v1.0_train.jsonl",
@@ -80,76 +80,76 @@ class _QuestionFile:
 
     @property
     def rank(self) -> tuple[bool, bool, RecordFile]:
-        """Evaluation questions before training ones, and retrieved paragraphs after given ones.
+        """Sort key: evaluation questions first, files with retrieved paragraphs (fullwiki) last.
 
-        The first file with a question wins.
+        If several files have a question, it is taken from the first.
         """
         return self.official == "train", "fullwiki" in self.file.stem, self.file
 
 
 @dataclass(frozen=True)
 class _Scan:
-    """What is at or below a folder, for one data set."""
+    """The files of one data set at or below a folder."""
 
     files: list[_QuestionFile]
-    """With questions, best first."""
+    """Files with questions, best first."""
     aliases: dict[str, tuple[str, ...]]
-    """Of answers, by their id."""
+    """Aliases of answers, by answer id."""
     used: tuple[Path, ...]
     """Files on disk that are read."""
     left_out: Counter[str]
-    """Files that are not read, by what is wrong with them."""
+    """Files that are not read, by the reason."""
 
 
 def prepare(dataset: Dataset, source: Path, out: Path, *, skip_invalid: bool) -> Prepared:
     """Writes the questions of all files of the data set at or below `source` into `out`.
 
-    Official training questions become train and dev, those of the official dev split test. A
-    question without paragraphs, or without one of its supporting paragraphs, is an error unless
-    another file has it whole; with `skip_invalid` it is counted. So is a file that may be of
-    another data set.
+    Official training questions become train and dev, those of the official dev split become test.
+    Questions that lack paragraphs, unless another file has them complete, and files that may belong
+    to another data set raise `TaskDataError`; with `skip_invalid` they are counted instead.
     """
     scan = _scan(dataset, source, skip_invalid=skip_invalid)
     counts: Counter[str] = Counter(dict.fromkeys(get_args(Split), 0))
     faults: dict[str, tuple[str, str]] = {}
     whole: dict[str, _Official] = {}
     with new_store(out / FILE) as store:
-        for found in scan.files:
-            kept: Counter[Split] = Counter()
-            for place, record in found.file.records():
+        for question_file in scan.files:
+            added: Counter[Split] = Counter()
+            is_evaluation = question_file.official == "evaluation"
+            for place, record in question_file.file.records():
                 item = question_id(record) or place
                 try:
                     question = read_question(dataset, record, scan.aliases)
                 except UnusableError as error:
                     faults.setdefault(item, (place, str(error)))
                     continue
-                split: Split = "test" if found.official == "evaluation" else _own_split(question.id)
+                split: Split = "test" if is_evaluation else _own_split(question.id)
                 if store.add(question, split):
-                    kept[split] += 1
-                    whole[question.id] = found.official
+                    added[split] += 1
+                    whole[question.id] = question_file.official
                     counts["with aliases"] += len(question.answers) > 1
-                elif whole[question.id] != found.official:
+                elif whole[question.id] != question_file.official:
                     faults[f"{place} again"] = (place, "also among the evaluation questions")
-            for split, number in kept.items():
-                store.add_file(found.file.stem, split, number)
-            counts.update(kept)
+            for split, number in added.items():
+                store.add_file(question_file.file.stem, split, number)
+            counts.update(added)
     skipped = Counter(reason for item, (_, reason) in faults.items() if item not in whole)
     if skipped and not skip_invalid:
         _refuse(faults, whole, skipped)
     if not whole:
-        _nothing(dataset, source, skipped, scan)
+        _refuse_empty(dataset, source, skipped, scan)
     return Prepared(counts=dict(counts), read=scan.used, skipped=dict(skipped + scan.left_out))
 
 
 def _own_split(item: str) -> Split:
-    """One in ten training questions, by a hash of the id, is kept apart as dev."""
+    """The split of a training question: one in ten is dev, by a hash of the id."""
     return "dev" if hashlib.sha256(item.encode()).digest()[0] % 10 == 0 else "train"
 
 
 def _scan(dataset: Dataset, source: Path, *, skip_invalid: bool) -> _Scan:
-    """Looks at the first record of every file; the folder may hold anything else as well."""
+    """Sorts files by their first record; the folder may contain unrelated files too."""
     aliases, used, left_out = dict[str, tuple[str, ...]](), set[Path](), Counter[str]()
-    found: dict[Dataset | None, list[_QuestionFile]] = {}
+    by_dataset: dict[Dataset | None, list[_QuestionFile]] = {}
     for file in record_files(source):
         try:
             record = file.first()
@@ -159,7 +159,7 @@ def _scan(dataset: Dataset, source: Path, *, skip_invalid: bool) -> _Scan:
             left_out[str(error)] += 1
             continue
         if not record and _named_dataset(file, source) == dataset and _split_named(file):
-            raise TaskDataError(f"{file.name}: no JSON object comes first in it; is it whole?")
+            raise TaskDataError(f"{file.name}: expected a JSON object first (incomplete file?)")
         if dataset == "2wikimultihopqa" and "Q_id" in record:
             aliases.update(_read_aliases(file))
             used.add(file.path)
@@ -169,14 +169,16 @@ def _scan(dataset: Dataset, source: Path, *, skip_invalid: bool) -> _Scan:
         official = _official_split(record, file)
         if official == "unsaid" and owner == dataset:
             raise TaskDataError(
-                f"{file.name}: has questions, but its name says neither train nor dev: rename it"
+                f"{file.name}: has questions; expected a file name with train or dev, rename it"
             )
-        # Whatever else has questions, those without paragraphs cannot be meant.
+        # Files of unknown origin whose questions have no paragraphs are ignored.
         if owner is not None or {"context", "contexts"} & record.keys():
-            files = found.setdefault(owner, [])
+            files = by_dataset.setdefault(owner, [])
             if official in ("evaluation", "train"):
                 files.append(_QuestionFile(file, official))
-    files = found.get(dataset, []) + _unknown_files(dataset, found, left_out, skip_invalid)
+    files = by_dataset.get(dataset, []) + _unknown_files(
+        dataset, by_dataset, left_out, skip_invalid
+    )
     used.update(each.file.path for each in files)
     files.sort(key=lambda each: each.rank)
     return _Scan(files, aliases, tuple(sorted(used)), left_out)
@@ -184,25 +186,25 @@ def _scan(dataset: Dataset, source: Path, *, skip_invalid: bool) -> _Scan:
 
 def _unknown_files(
     dataset: Dataset,
-    found: dict[Dataset | None, list[_QuestionFile]],
+    by_dataset: dict[Dataset | None, list[_QuestionFile]],
     left_out: Counter[str],
     skip_invalid: bool,
 ) -> list[_QuestionFile]:
-    """Files of which nothing says whose they are, if they can only be of this data set.
+    """Files that do not show their data set, if they can only belong to this one.
 
-    That is if they are all the questions there are, and in one folder. IRCoT's release has those of
-    a fourth data set, in the same form, beside the folders of the three.
+    That is the case if there are no other files with questions and all are in one folder. IRCoT's
+    release contains a fourth data set in the same format, beside the folders of these three.
     """
-    unknown = found.get(None, [])
+    unknown = by_dataset.get(None, [])
     folders = {each.file.name.rpartition("/")[0] for each in unknown}
-    if len(folders) <= 1 and not found.keys() - {None}:
+    if len(folders) <= 1 and not by_dataset.keys() - {None}:
         return unknown
     for each in unknown:
-        problem = f"{each.file.name}: may be of another data set"
+        problem = f"{each.file.name}: may belong to another data set"
         if not skip_invalid:
             raise TaskDataError(
-                f"{problem}; give the folder of {dataset} alone, name the data set in the path "
-                f"({', '.join(_NAMES)}), or leave it out with --skip-invalid"
+                f"{problem}; give a folder with {dataset} only, name the data set in the path "
+                f"({', '.join(_NAMES)}), or skip the file with --skip-invalid"
             )
         left_out[problem] += 1
     return []
@@ -214,7 +216,7 @@ def _dataset_of(record: dict[str, Any], file: RecordFile, source: Path) -> Datas
 
 
 def _named_dataset(file: RecordFile, source: Path) -> Dataset | None:
-    """The data set that the path says, from the name of the source on."""
+    """The data set that the path names, from the source's own name on."""
     inside = file.name.removeprefix(str(source.parent)).lower()
     return next((owner for name, owner in _NAMES.items() if name in inside), None)
 
@@ -222,7 +224,7 @@ def _named_dataset(file: RecordFile, source: Path) -> Dataset | None:
 def _official_split(
     record: dict[str, Any], file: RecordFile
 ) -> _Official | Literal["hidden", "unsaid"]:
-    """What the file's name says; hidden are test splits without answers."""
+    """The official split by the file's name; `hidden` is a test split without answers."""
     named = _split_named(file)
     if named == "test":
         is_answered = record.get("answer") or record.get("answers_objects")
@@ -254,12 +256,11 @@ def _refuse(
 ) -> None:
     place, reason = next(fault for item, fault in faults.items() if item not in whole)
     raise TaskDataError(
-        f"{place}: {reason}; {skipped.total()} questions like this cannot be used, "
-        "--skip-invalid leaves them out"
+        f"{place}: {reason}; {skipped.total()} questions are invalid, --skip-invalid skips them"
     )
 
 
-def _nothing(dataset: Dataset, source: Path, skipped: Counter[str], scan: _Scan) -> None:
+def _refuse_empty(dataset: Dataset, source: Path, skipped: Counter[str], scan: _Scan) -> None:
     reasons: Sequence[str] = [f"{count} with {reason}" for reason, count in skipped.items()]
     wanted = " and ".join(source.file for source in SOURCES[dataset])
     left_out = "; ".join([*scan.left_out][:3])
@@ -267,6 +268,6 @@ def _nothing(dataset: Dataset, source: Path, skipped: Counter[str], scan: _Scan)
     raise TaskDataError(
         f"{source}: no questions of {dataset} with paragraphs"
         + (f" ({', '.join(reasons)})" if reasons else "")
-        + f"; looked for JSON, JSON lines and parquet files (.gz, .zip) that are named after their "
-        f"split; put there {wanted}" + (f"; left out: {left_out}{more}" if left_out else "")
+        + f"; expected {wanted}, or other JSON, JSON lines or parquet files (also .gz or .zip) "
+        "named after their split" + (f"; left out: {left_out}{more}" if left_out else "")
     )

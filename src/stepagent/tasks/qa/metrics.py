@@ -1,13 +1,13 @@
 """Exact match and F1 of answers, by the official rules of each data set.
 
-All three compare words after the same normalisation; they differ in what counts as an answer:
+All three compare words after the same normalisation, but their rules differ:
 
-- HotpotQA (`hotpot_evaluate_v1.py` of hotpotqa/hotpot): one answer; yes and no share no credit with
-  longer answers, and texts without any word have F1 0.
-- 2WikiMultihopQA (`2wikimultihop_evaluate_v1.1.py` of Alab-NII/2wikimultihop): the same, and the
-  best over the answer and its aliases, each number by itself.
-- MuSiQue (`metrics/answer.py` of StonyBrookNLP/musique): best over the answer and its aliases; no
-  rule for yes and no; two texts without any word agree.
+- HotpotQA (`hotpot_evaluate_v1.py` of hotpotqa/hotpot): one accepted answer; yes and no get no
+  partial credit, and a text without words has F1 0.
+- 2WikiMultihopQA (`2wikimultihop_evaluate_v1.1.py` of Alab-NII/2wikimultihop): the same, but the
+  best over the answer and its aliases, separately for each number.
+- MuSiQue (`metrics/answer.py` of StonyBrookNLP/musique): the best over the answer and its aliases;
+  no rule for yes and no; two texts without words agree.
 """
 
 import re
@@ -25,7 +25,7 @@ _CLOSED = {"yes", "no", "noanswer"}
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerScore:
-    """How well an answer agrees with the right one; every number from 0 to 1."""
+    """How well an answer agrees with the accepted one; all numbers are from 0 to 1."""
 
     em: float
     f1: float
@@ -34,16 +34,16 @@ class AnswerScore:
 
 
 NO_ANSWER = AnswerScore(em=0.0, f1=0.0, precision=0.0, recall=0.0)
-"""Of an episode that ends without an answer."""
+"""The score of an episode without an answer."""
 
 
 def normalise(text: str) -> str:
-    """Lower case, without ASCII punctuation and English articles, words apart by one space."""
+    """Lower case, without ASCII punctuation and English articles, with single spaces."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
 def score_answer(dataset: Dataset, answer: str, accepted: Sequence[str]) -> AnswerScore:
-    """The best of each number over the accepted answers, of which there is at least one."""
+    """The best of each number over the accepted answers (at least one)."""
     scores = [_score(dataset, normalise(answer), normalise(right)) for right in accepted]
     return AnswerScore(
         em=max(score.em for score in scores),

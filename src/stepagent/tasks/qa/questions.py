@@ -1,8 +1,9 @@
-"""A multi-hop question with its paragraphs, and how it is read from the files in circulation.
+"""A multi-hop question with its paragraphs, and how it is read from the formats in circulation.
 
-Three forms are known: that of HotpotQA and 2WikiMultihopQA (`context`, `supporting_facts`; on the
-hub these are columns or JSON in strings), that of MuSiQue (`paragraphs`, `question_decomposition`),
-and that of IRCoT (`contexts`, `answers_objects`), in which all three data sets circulate.
+Three formats are known: that of HotpotQA and 2WikiMultihopQA (`context`, `supporting_facts`; on the
+hub these are columns, or JSON in strings), that of MuSiQue (`paragraphs`,
+`question_decomposition`), and that of IRCoT (`contexts`, `answers_objects`), which exists for all
+three data sets.
 """
 
 import json
@@ -10,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from stepagent.tasks.qa.order import reading_order
+from stepagent.tasks.qa.reading_order import reading_order
 from stepagent.types import NonEmpty, Record
 
 Dataset = Literal["hotpotqa", "2wikimultihopqa", "musique"]
@@ -19,14 +20,14 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
 
 class Paragraph(Record):
-    """What a search finds: a passage of an article."""
+    """A passage of an article; the unit of search."""
 
     title: str
     sentences: tuple[str, ...]
 
     @property
     def text(self) -> str:
-        """All sentences in one line."""
+        """All sentences, joined by spaces."""
         return " ".join(self.sentences)
 
 
@@ -34,33 +35,33 @@ class Hop(Record):
     """One supporting paragraph."""
 
     paragraph: int
-    """Its position among the question's paragraphs."""
+    """Index among the question's paragraphs."""
     question: str = ""
-    """What it answers, if the data set says so."""
+    """The sub-question that it answers, if the data set has one."""
 
 
 class Question(Record):
-    """A question that its paragraphs can answer."""
+    """A question, and the paragraphs that answer it."""
 
     id: NonEmpty
     kind: NonEmpty
-    """HotpotQA and 2WikiMultihopQA: their own types; MuSiQue: `2hop` to `4hop`."""
+    """Type of question: HotpotQA's and 2WikiMultihopQA's own; for MuSiQue `2hop` to `4hop`."""
     question: NonEmpty
     answers: tuple[NonEmpty, ...]
     """The answer, then its aliases."""
     paragraphs: tuple[Paragraph, ...]
     hops: tuple[Hop, ...]
-    """In the order in which one leads to the next."""
+    """Supporting paragraphs, in the order in which one leads to the next."""
 
 
 class UnusableError(ValueError):
-    """A record is no question that can be asked; the message says why, for counting."""
+    """A record is not a valid question; the message is the reason, by which these are counted."""
 
 
 def read_question(dataset: Dataset, record: Any, aliases: Mapping[str, Sequence[str]]) -> Question:
-    """The question of a record in any of the known forms; raises `UnusableError`.
+    """Reads a question from a record in any of the known formats; raises `UnusableError`.
 
-    `aliases` are those of 2WikiMultihopQA, by `answer_id`.
+    `aliases` are 2WikiMultihopQA's aliases of answers, by `answer_id`.
     """
     if not isinstance(record, dict):
         raise UnusableError("not a JSON object")
@@ -73,11 +74,11 @@ def read_question(dataset: Dataset, record: Any, aliases: Mapping[str, Sequence[
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         if isinstance(error, UnusableError):
             raise
-        raise UnusableError("not in a known form") from error
+        raise UnusableError("not in a known format") from error
 
 
 def question_id(record: Any) -> str | None:
-    """The id that a record states, whatever its form."""
+    """The id of a record in any format; None without one."""
     if not isinstance(record, dict):
         return None
     stated = record.get("_id") or record.get("id") or record.get("question_id")
@@ -93,7 +94,7 @@ def _read_native(record: Mapping[str, Any], aliases: Mapping[str, Sequence[str]]
         own = [n for n, paragraph in enumerate(paragraphs) if paragraph.title == title]
         if not own:
             raise UnusableError("a supporting paragraph is not among its paragraphs")
-        # Some facts name a sentence that does not exist; few titles are there twice.
+        # Some facts name a sentence that does not exist, and a few titles occur twice.
         supporting.append(next((n for n in own if sentence < len(paragraphs[n].sentences)), own[0]))
     question = str(_stated(record, "question", "no question"))
     answer = str(_stated(record, "answer", "no answer"))
@@ -119,7 +120,7 @@ def _read_musique(record: Mapping[str, Any]) -> Question:
         place = places.get(step["paragraph_support_idx"])
         if place is None:
             raise UnusableError("a supporting paragraph is not among its paragraphs")
-        # A step names the answers of earlier ones as #1, #2, ...
+        # A step refers to the answers of earlier ones as #1, #2, ...
         asked = re.sub(
             r"#(\d+)", lambda m: answers[int(m[1]) - 1], str(step["question"]).replace(">>", " ")
         )
@@ -194,7 +195,7 @@ def _stated(record: Mapping[str, Any], field: str, otherwise: str) -> Any:
 
 
 def _columns(value: Any, *names: str) -> list[Sequence[Any]]:
-    """Rows of a list of rows, of columns by name, or of JSON of either."""
+    """The rows of a list of rows, of a dict of columns, or of the JSON text of either."""
     if isinstance(value, str):
         value = json.loads(value)
     rows = zip(*(value[name] for name in names), strict=True) if isinstance(value, dict) else value
@@ -202,7 +203,7 @@ def _columns(value: Any, *names: str) -> list[Sequence[Any]]:
 
 
 def _paragraph(title: str, text: str | Sequence[str]) -> Paragraph:
-    """Sentences are those of the data set; texts without are split after `.`, `!` and `?`."""
+    """A paragraph with the data set's sentences; a single text is split after `.`, `!` and `?`."""
     sentences = _SENTENCE_END.split(text) if isinstance(text, str) else text
     cleaned = (" ".join(sentence.split()) for sentence in sentences)
     return Paragraph(title=title, sentences=tuple(s for s in cleaned if s))

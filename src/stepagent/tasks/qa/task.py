@@ -2,13 +2,13 @@
 
 An agent answers a question with the actions of ReAct (Yao et al. 2023): `search[query]` opens a
 paragraph, `lookup[keyword]` shows the sentences of the open paragraph with a keyword, one at a
-time, and `finish[answer]` ends the episode. Where ReAct asks Wikipedia, here BM25 searches the
-paragraphs that the data set gives with the question, or those of all questions of the split.
+time, and `finish[answer]` ends the episode. Where ReAct queries Wikipedia, BM25 here searches the
+paragraphs that the data set provides with the question, or those of all questions of the split.
 
 The test split is the official dev split, since the official test answers are hidden; dev is a tenth
-of the official training split. Score is 100 times the answer's F1, success is exact match, both by
-the official rules of each data set (`qa_metrics`). The expert searches the supporting paragraphs in
-the order in which one leads to the next.
+of the official training split. The score is 100 times the answer's F1, and success is exact match,
+both by the official rules of each data set (`metrics`). The expert searches for the supporting
+paragraphs in the order in which one leads to the next.
 """
 
 import re
@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from stepagent.tasks.base import ExpertFailed, Split, TaskDataError, TextEnv
-from stepagent.tasks.data.extras import needs
-from stepagent.tasks.data.files import required
+from stepagent.tasks.data.optional_packages import needs
+from stepagent.tasks.data.sources import required
 from stepagent.tasks.episode import EpisodeEnv, Outcome, follow
 from stepagent.tasks.qa.data import FILE
 from stepagent.tasks.qa.metrics import NO_ANSWER, AnswerScore, score_answer
+from stepagent.tasks.qa.question_store import QuestionStore
 from stepagent.tasks.qa.questions import Dataset, Hop, Paragraph, Question
-from stepagent.tasks.qa.store import QuestionStore
 from stepagent.types import Trajectory
 
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -42,20 +42,21 @@ _ACTION = re.compile(r"\s*(search|lookup|finish)\s*\[(.*)\]\s*", re.DOTALL | re.
 
 @dataclass(frozen=True, kw_only=True)
 class QAConfig:
-    """Which questions, and what can be searched."""
+    """Settings of multi-hop question answering: which data set, and what can be searched."""
 
     dataset: Dataset = "hotpotqa"
-    """The data set, which is also the name of the task."""
+    """Data set: hotpotqa, 2wikimultihopqa or musique; also the name of the task."""
     paragraphs: Literal["given", "union"] = "given"
-    """What is searched: the question's own paragraphs (10 or 20), or those of all questions of its
-    split, which makes gold paragraphs much harder to find."""
+    """Paragraphs to search: given, the 10 or 20 that come with the question, or union, those of all
+    questions of the split, which makes supporting paragraphs much harder to find."""
     results: int = 3
-    """How many paragraphs a search finds: the best is opened, of the others the titles are told."""
+    """Number of paragraphs that a search returns: the best is opened, the others are listed by
+    title."""
     step_limit: int = 7
-    """Actions after which an episode is cut off; 7 as in ReAct."""
+    """Most actions an episode may have before it is truncated; 7 as in ReAct."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError for what cannot be."""
+        """Raises ValueError for unknown names and numbers below 1."""
         for name, value, allowed in (
             ("dataset", self.dataset, get_args(Dataset)),
             ("paragraphs", self.paragraphs, ("given", "union")),
@@ -67,12 +68,12 @@ class QAConfig:
                 raise ValueError(f"{name} must be at least 1, not {number}")
 
     def make_task(self) -> "MultihopQA":
-        """The task under this protocol; raises ValueError for unknown names."""
+        """The task with these settings."""
         return MultihopQA(self)
 
 
 class Library:
-    """Paragraphs that can be searched."""
+    """An index of paragraphs to search."""
 
     def __init__(self, paragraphs: Sequence[Paragraph]) -> None:
         """Indexes titles and texts."""
@@ -85,30 +86,30 @@ class Library:
             self._places.setdefault(_title(paragraph.title), []).append(place)
 
     def search(self, query: str, limit: int) -> list[Paragraph]:
-        """The best paragraphs: those with just this title, as in Wikipedia, then by BM25."""
+        """The best paragraphs: first those with exactly this title, then by BM25."""
         places = [*self._places.get(_title(query), ()), *self._index.search(query, limit)]
         return [self._paragraphs[place] for place in dict.fromkeys(places)][:limit]
 
 
 class SearchEnv(EpisodeEnv):
-    """One question at a time; the reward is the answer's F1, given when the episode finishes."""
+    """One question per episode; `finish` has the answer's F1 as reward, other actions have 0."""
 
     def __init__(self, task: "MultihopQA", step_limit: int | None) -> None:
-        """An environment of the task."""
+        """An environment of `task`; a `step_limit` of None means no limit."""
         super().__init__(task, step_limit)
         self._qa = task
         self._open: Paragraph | None = None
         self._keyword, self._num_shown = "", 0
 
     def begin(self, item: str) -> tuple[str, str]:
-        """The actions are told in the instruction, the question is what is seen first."""
+        """The instruction, which explains the actions, and the question as first observation."""
         self._question = self._qa.question(item)
         self._library = self._qa.library(item)
         self._open, self._keyword, self._num_shown = None, "", 0
         return INSTRUCTION, f"Question: {self._question.question}"
 
     def act(self, action: str) -> Outcome:
-        """Searches, looks up or finishes; anything else is told to be no action."""
+        """Searches, looks up or finishes; any other text costs a step."""
         parsed = _ACTION.fullmatch(action)
         if parsed is None:
             return _outcome(NOT_AN_ACTION, NO_ANSWER)
@@ -151,10 +152,10 @@ def _outcome(observation: str, score: AnswerScore, answer: str | None = None) ->
 
 
 class MultihopQA:
-    """The benchmark; which of the three, the config says."""
+    """Multi-hop question answering on the data set that the config names."""
 
     def __init__(self, config: QAConfig, *, folder: Path | None = None) -> None:
-        """Reads nothing yet; `folder` is where `prepare` wrote, if not the usual place."""
+        """Reads nothing yet; `folder` is for data outside the usual `data_folder`."""
         self.name: str = config.dataset
         self.config = config
         self._folder = folder
@@ -163,26 +164,26 @@ class MultihopQA:
         self._libraries: dict[Split, Library] = {}
 
     def items(self, split: Split) -> Sequence[str]:
-        """Ids of the data set, in the order of its files; `TaskDataError` if there are none."""
+        """Ids of the split, in the order of the files; raises `TaskDataError` if there are none."""
         if split not in SPLITS:
             raise ValueError(f"unknown split {split!r}; allowed: {', '.join(SPLITS)}")
         if not self._items()[split]:
-            raise TaskDataError(f"{self.name}: the data that is there has no questions for {split}")
+            raise TaskDataError(f"{self.name}: the installed data has no questions for {split}")
         return list(self._items()[split])
 
     def group(self, item: str) -> str:
-        """The question's type; in MuSiQue its number of hops."""
+        """The question's type; for MuSiQue, its number of hops."""
         return self._items()[self._split(item)][item]
 
     def make_env(self) -> TextEnv:
-        """A fresh environment with this task's step limit."""
+        """A new environment with this task's step limit."""
         return SearchEnv(self, self.config.step_limit)
 
     def expert(self, item: str) -> Trajectory:
-        """Searches every supporting paragraph by its title and then answers, without a step limit.
+        """Searches for each supporting paragraph by title, then answers, without a step limit.
 
-        Where the title alone opens another paragraph, the query goes on with what is asked of the
-        paragraph, then with its beginning. Raises `ExpertFailed` if no query opens it.
+        If the title alone opens another paragraph, the sub-question is added to the query, or else
+        the paragraph's beginning. Raises `ExpertFailed` if no query opens the paragraph.
         """
         question, library = self.question(item), self.library(item)
         searches = [f"search[{_query(question, hop, library)}]" for hop in question.hops]
@@ -192,10 +193,10 @@ class MultihopQA:
         return follow(self, env, item, lambda _: next(actions, None), metadata)
 
     def metrics(self, episodes: Sequence[Trajectory]) -> dict[str, float]:
-        """Means over all episodes in percent, by the names of the official scripts.
+        """Means over all episodes in percent, with the names of the official scripts.
 
         An episode without an answer counts as 0. Metrics of supporting facts and evidence are not
-        computed: `finish` has an answer only.
+        computed, since `finish` gives only an answer.
         """
         names = {"em": "em", "f1": "f1", "precision": "prec", "recall": "recall"}
         if self.config.dataset == "musique":
@@ -208,7 +209,7 @@ class MultihopQA:
         }
 
     def facts(self) -> dict[str, Any]:
-        """The protocol for reports."""
+        """The evaluation protocol for reports."""
         with needs("qa"):
             from stepagent.tasks.qa.retrieval import describe
         return {
@@ -226,17 +227,17 @@ class MultihopQA:
         }
 
     def close(self) -> None:
-        """Forgets the indexes of whole splits; the next use builds them again."""
+        """Drops the indexes of whole splits; the next use builds them again."""
         with self._lock:
             self._libraries.clear()
 
     def question(self, item: str) -> Question:
-        """The question of an id; raises ValueError if there is none."""
+        """The question of an item; raises ValueError if there is none."""
         self._split(item)
         return self._store().question(item)
 
     def library(self, item: str) -> Library:
-        """What can be searched for an item."""
+        """The paragraphs that can be searched for an item."""
         if self.config.paragraphs == "given":
             return Library(self.question(item).paragraphs)
         split = self._split(item)

@@ -1,1 +1,1 @@
-"""ScienceWorld; `task.py` is where to begin."""
+"""ScienceWorld; start reading in `task.py`."""

@@ -1,7 +1,8 @@
-"""A Java process that Python calls through py4j: its start, its connections, its end.
+"""A Java process that Python calls through py4j: starting it, connecting to it, ending it.
 
-ScienceWorld's engine iterates over sets of objects without a hash of their own; `-XX:hashCode=2`
-makes Java's identity hash a constant, so that their order, and with it every observation, repeats.
+ScienceWorld's engine iterates over sets of objects that define no hash of their own;
+`-XX:hashCode=2` makes Java's identity hash constant, so that their order, and with it every
+observation, is reproducible.
 """
 
 import subprocess
@@ -21,7 +22,7 @@ from stepagent.tasks.base import EngineLimits, EngineMissing, EnvironmentLost
 JAVA_OPTIONS = (
     "-XX:+UnlockExperimentalVMOptions",
     "-XX:hashCode=2",
-    "-XX:+UseSerialGC",  # no collector threads that fight the simulators for cores
+    "-XX:+UseSerialGC",  # no garbage collection threads that compete with the simulators for cores
     "-XX:+ExitOnOutOfMemoryError",  # a dead JVM is noticed, a half-dead one is not
     "-Xshare:auto",
     "-Duser.language=en",  # the engine formats numbers with the default locale
@@ -30,13 +31,13 @@ JAVA_OPTIONS = (
 
 
 class _Client(GatewayClient):  # type: ignore[misc]  # py4j has no types
-    """Sends each command once: py4j's own client resends it, which could do one action twice."""
+    """Sends each command once; py4j's own client may resend it and so execute an action twice."""
 
     def send_command(self, command: str, retry: bool = True, binary: bool = False) -> Any:
         connection = self._get_connection()
         try:
             response = connection.send_command(command)
-        except (Py4JNetworkError, KeyboardInterrupt):  # half an answer may be left in the socket
+        except (Py4JNetworkError, KeyboardInterrupt):  # half an answer may remain in the socket
             connection.close(True)
             raise
         if binary:
@@ -50,17 +51,20 @@ class _Gateway(JavaGateway):  # type: ignore[misc]
         return _Client(gateway_parameters=self.gateway_parameters)
 
     def wait_at_most(self, seconds: float) -> None:
-        """For each answer from now on, also on connections that are open."""
+        """Sets the time limit of each answer, also on connections that are already open."""
         self.gateway_parameters.read_timeout = seconds
         for connection in self._gateway_client.deque:
             connection.socket.settimeout(seconds)
 
 
 class JavaProcess:
-    """One JVM without any engine in it yet; it ends when its standard input is closed."""
+    """One JVM, with no engine loaded yet; it ends when its standard input is closed."""
 
     def __init__(self, folder: Path, limits: EngineLimits, max_heap_mb: int) -> None:
-        """Starts it in a folder; `connect` waits until it can be used."""
+        """Starts the JVM in `folder`; `connect` waits until it is ready.
+
+        Raises `EngineMissing` if Java is not installed and `EnvironmentLost` if it cannot start.
+        """
         self.limits = limits
         self.lost: str | None = None
         self.gateway: _Gateway | None = None
@@ -84,15 +88,15 @@ class JavaProcess:
 
     @property
     def alive(self) -> bool:
-        """Whether it can be called, or will be when it has started."""
+        """Whether the process runs or is still starting."""
         return self.lost is None and self.process.poll() is None
 
     def connect(self) -> None:
-        """Returns when it can be used; raises `EnvironmentLost` if that takes too long."""
+        """Waits until the process is ready; raises `EnvironmentLost` if that takes too long."""
         with self._connecting:
             if self.gateway is None and self.lost is None:
                 try:
-                    self.gateway = self._started()
+                    self.gateway = self._open_gateway()
                 except BaseException as error:
                     self.end(f"did not start: {self._why(error)}")
                     if not isinstance(error, (OSError, EOFError, ValueError, Py4JError)):
@@ -100,8 +104,8 @@ class JavaProcess:
         if self.gateway is None:
             raise EnvironmentLost(f"the simulator's Java process {self.lost}")
 
-    def _started(self) -> _Gateway:
-        """What the process is called through, once it has answered."""
+    def _open_gateway(self) -> _Gateway:
+        """The connection that calls go through, once the process has answered."""
         limit = self.limits.start_timeout_seconds
         deadline = time.monotonic() + limit
         assert self.process.stdout is not None
@@ -120,7 +124,7 @@ class JavaProcess:
             read_timeout=max(0.1, deadline - time.monotonic()),
         )
         gateway = _Gateway(gateway_parameters=parameters)
-        # The engine prints every observation; read through a pipe it would cost Python's time.
+        # The engine prints every observation; reading that from the pipe would cost Python time.
         java = gateway.jvm
         silence = java.java.io.PrintStream(java.java.io.OutputStream.nullOutputStream())
         java.java.lang.System.setOut(silence)
@@ -128,13 +132,13 @@ class JavaProcess:
         return gateway
 
     def _why(self, error: BaseException) -> str:
-        """Why it did not start, in its own words if there are any."""
+        """Why it did not start, in Java's own words if there are any."""
         if isinstance(error, TimeoutError) or isinstance(cause_of(error), TimeoutError):
             return f"no answer in {self.limits.start_timeout_seconds:g} seconds"
-        return str(error) if isinstance(error, ValueError) else "it ended without a word"
+        return str(error) if isinstance(error, ValueError) else "it ended without a message"
 
     def end(self, reason: str) -> None:
-        """Kills the process: every simulator in it is lost."""
+        """Kills the process; every simulator in it is lost, for the given reason."""
         self.lost = self.lost or reason
         self.process.kill()
         self.process.wait()
@@ -144,7 +148,7 @@ class JavaProcess:
         self.abandon()
 
     def abandon(self) -> None:
-        """Forgets the connections, so that finalizers of Java objects send nothing either."""
+        """Drops the connections, so that even the finalizers of Java objects send nothing."""
         if self.gateway is not None:
             client = self.gateway._gateway_client
             client.is_connected = False
@@ -152,5 +156,5 @@ class JavaProcess:
 
 
 def cause_of(error: BaseException) -> object:
-    """What is behind an error of py4j, which keeps it apart."""
+    """The cause of a py4j error, which py4j keeps in an attribute of its own."""
     return getattr(error, "cause", None)

@@ -1,8 +1,8 @@
 """ScienceWorld simulators: many independent copies of the engine in one Java process.
 
-The engine keeps state in static fields (object numbers, the random generator, the simplifications
-in force), so two simulators in one JVM disturb each other: loading one renumbers the objects of the
-next. Here a class loader of its own loads each simulator, which shares nothing with the others.
+The engine keeps state in static fields (object numbers, the random generator, the active
+simplifications), so two simulators in one JVM would disturb each other: loading one renumbers the
+objects of the next. Here each simulator has its own class loader and shares nothing with others.
 """
 
 import atexit
@@ -27,11 +27,11 @@ JAR = Path(scienceworld.__file__).with_name("scienceworld.jar")
 
 
 class EngineError(RuntimeError):
-    """The engine threw a Java exception; the simulator needs a new `load`."""
+    """The engine threw a Java exception; the simulator must `load` a world again."""
 
 
 class Simulator:
-    """One engine, isolated from all others in the same JVM. One thread at a time may use it."""
+    """One engine, isolated from the others in the same JVM; for one thread at a time."""
 
     def __init__(self, java: JavaProcess) -> None:
         """Loads the engine, which takes about a second; raises what `call` raises."""
@@ -46,10 +46,10 @@ class Simulator:
             raise self._lost(error) from error
 
     def call(self, method: str, *arguments: str | int | bool) -> Any:
-        """Result of a method of the engine's `PythonInterface`.
+        """Calls a method of the engine's `PythonInterface` and returns its result.
 
-        Raises `EngineError` if the method throws, `EnvironmentLost` if the JVM died or is silent
-        for longer than the timeout.
+        Raises `EngineError` if the method throws, and `EnvironmentLost` if the JVM died or gives no
+        answer within the time limit.
         """
         if not self.java.alive:
             raise EnvironmentLost(f"the simulator's Java process {self.java.lost or 'died'}")
@@ -64,9 +64,9 @@ class Simulator:
             raise self._lost(error) from error
 
     def gold_path(self, task_type: str, variation: int, simplification: str) -> list[str]:
-        """Loads a world together with the engine's expert actions for it, and returns these."""
+        """Loads a world and returns the engine's expert actions for it."""
         try:
-            # The engine keeps search routes that it shuffled for an earlier world, which would make
+            # The engine caches search routes that it shuffled for an earlier world; they would make
             # the gold path depend on what this simulator did before.
             self._clear_routes()
         except Py4JError as error:
@@ -75,18 +75,18 @@ class Simulator:
         return self.call_for_strings("getGoldActionSequence")
 
     def splits(self, task_type: str) -> dict[Split, list[int]]:
-        """The engine's own division of the variations of a task type."""
-        self.call("taskStr_$eq", task_type)  # enough for its splits, and faster than `load`
+        """The variations of a task type by split, as the engine divides them."""
+        self.call("taskStr_$eq", task_type)  # enough to ask for splits, and faster than `load`
         return {
             split: [int(n) for n in self.call_for_strings(f"getVariations{split.capitalize()}")]
             for split in get_args(Split)
         }
 
     def call_for_strings(self, method: str) -> list[str]:
-        """As `call`, for a method without arguments that returns a list; items become strings."""
+        """Like `call`, for a method without arguments that returns a list; items become strings."""
         items = self.call(method)
         try:
-            # Iterating here would call classes of this loader through py4j, see `_start`.
+            # Iterating would call classes of this loader through py4j; see `_start`.
             text = self._gateway.jvm.java.util.ArrayList(items)
             return [str(item) for item in text]
         except Py4JError as error:
@@ -102,7 +102,7 @@ class Simulator:
         self._arguments = {n: gateway.new_array(lang.Object, n) for n in (0, 1, 4)}
         constructor = interface.getDeclaredConstructor(gateway.new_array(lang.Class, 0))
         # py4j caches methods by class name, so it would call one loader's method on another
-        # loader's object. Calls therefore go through java.lang.reflect.Method.
+        # loader's object; calls go through java.lang.reflect.Method instead.
         methods = {method.getName(): method for method in interface.getMethods()}
         self._loader = loader
         return methods, constructor.newInstance(self._arguments[0])
@@ -127,12 +127,12 @@ class Simulator:
 class SimulatorPool:
     """Simulators for any number of environments and threads, all in one JVM.
 
-    The JVM starts with the first simulator and is replaced when it is lost. Simulators that were
-    given back are handed out again, because making one costs about a second.
+    The JVM starts with the first simulator and is replaced when it dies. Simulators that were given
+    back are reused, since making one takes about a second.
     """
 
     def __init__(self, limits: EngineLimits, max_heap_mb: int = 2048) -> None:
-        """A pool whose JVM may be silent for so long and fill `max_heap_mb` MiB."""
+        """`limits` are the time limits of the JVM; its heap may grow to `max_heap_mb` MiB."""
         self.limits = limits
         self.max_heap_mb = max_heap_mb
         self._lock = threading.Lock()
@@ -148,11 +148,11 @@ class SimulatorPool:
         return self._java.process if self._java is not None and self._java.alive else None
 
     def take(self, user: object) -> Simulator:
-        """A simulator that nobody else uses; `give_back` it after use, and `close` in the end."""
+        """Takes a simulator for exclusive use; `give_back` it after use, `close` at the end."""
         with self._lock:
             self._users.add(user)
             java = self._running()
-        java.connect()  # without the lock: a start can hang, and `close` must end it
+        java.connect()  # not under the lock: a start can hang, and `close` must be able to end it
         with self._lock:
             while self._free:
                 simulator = self._free.pop()
@@ -161,13 +161,13 @@ class SimulatorPool:
         return Simulator(java)
 
     def give_back(self, simulator: Simulator) -> None:
-        """Takes a simulator back; lost ones are forgotten."""
+        """Puts a simulator back into the pool; lost ones are dropped."""
         with self._lock:
             if simulator.java is self._java and simulator.java.alive:
                 self._free.append(simulator)
 
     def close(self, user: object) -> None:
-        """Ends the JVM when no other user is left; its environments raise `EnvironmentLost`."""
+        """Ends the JVM if `user` was the last; open environments then raise `EnvironmentLost`."""
         with self._lock:
             self._users.discard(user)
             if not self._users:
@@ -181,7 +181,7 @@ class SimulatorPool:
 
     def _running(self) -> JavaProcess:
         if self._process_id != os.getpid():
-            # After a fork the JVM belongs to the parent: its sockets must not be shared.
+            # After a fork the JVM belongs to the parent, and its sockets must not be shared.
             if self._java is not None:
                 self._java.abandon()
             self._java, self._free, self._process_id = None, [], os.getpid()
@@ -193,12 +193,12 @@ class SimulatorPool:
 
 @functools.cache
 def shared_pool(limits: EngineLimits, max_heap_mb: int) -> SimulatorPool:
-    """The pool of this process for these settings, so that equal tasks share one JVM."""
+    """This process's pool for these settings, so that tasks with equal settings share one JVM."""
     return SimulatorPool(limits, max_heap_mb)
 
 
 def _java_message(error: Py4JJavaError) -> str:
-    """The innermost Java exception in one line."""
+    """The innermost Java exception, as one line."""
     cause = error.java_exception
     try:
         while (inner := cause.getCause()) is not None:

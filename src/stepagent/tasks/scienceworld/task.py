@@ -1,14 +1,14 @@
 """ScienceWorld: elementary science experiments in a text world, 30 task types (Wang et al. 2022).
 
 An item is `<task type>/<variation>`, e.g. `boil/12`, in the simulator's own train, dev and test
-splits. The environment gives what `scienceworld.ScienceWorldEnv` gives, observation, reward, score
-and end of episode, but talks to the engine directly: the original also lists every valid action
-after every step, which takes most of its time.
+splits. Observations, rewards, scores and ends of episodes equal those of
+`scienceworld.ScienceWorldEnv`, but the environment calls the engine directly: the original lists
+every valid action after every step, which takes most of its time.
 
-Scores are in 0 to 100. The engine's current score (`raw_score`) can fall and is -100 after a fatal
-action, such as focusing on the wrong object. The field reports the best score of the episode
-(`score`), never below 0; some worlds are worth a few points from the start. `success` means that
-the task was completed, with score 100.
+Scores range from 0 to 100. The engine's current score (`raw_score`) can fall, and is -100 after a
+fatal action such as focusing on the wrong object. As is usual in the literature, `score` is the
+best score of the episode, never below 0; some worlds give a few points at the start. `success`
+means that the task was completed with score 100.
 """
 
 import difflib
@@ -37,7 +37,7 @@ SIMPLIFICATIONS = (
     "openDoors",
     "noElectricalAction",
 )
-"""Those that can be combined with commas; `easy` stands alone and is the engine's own choice."""
+"""Simplifications that can be combined with commas; `easy` is the engine's own combination."""
 
 STEP_LIMIT = 50
 
@@ -46,19 +46,21 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 
 @dataclass(frozen=True, kw_only=True)
 class ScienceWorldConfig:
-    """Which worlds, under which protocol."""
+    """Settings of ScienceWorld: which worlds, how simplified, and how many steps an episode has."""
 
     task_types: tuple[str, ...] = ()
-    """Task types; all 30 if none is named."""
+    """Task types to use, e.g. boil; all 30 by default."""
     simplification: str = "easy"
-    """The simulator's simplifications."""
+    """Simplifications of the world: easy (the engine's own choice), empty for none, or names joined
+    by commas (teleportAction, openDoors, openContainers, selfWateringFlowerPots,
+    noElectricalAction)."""
     step_limit: int = STEP_LIMIT
-    """Steps after which an episode is cut off."""
+    """Most steps an episode may take before it is truncated."""
     engine: EngineLimits = EngineLimits()
-    """How long the JVM is waited for."""
+    """Time limits of the Java process that runs the simulator, in seconds."""
 
     def make_task(self) -> "ScienceWorld":
-        """The task under this protocol; raises ValueError for unknown names."""
+        """The task with these settings; raises ValueError for unknown names."""
         return ScienceWorld(
             self.task_types, self.simplification, self.step_limit, engine=self.engine
         )
@@ -67,18 +69,18 @@ class ScienceWorldConfig:
 class ScienceWorldTextEnv(EpisodeEnv):
     """One agent in one world; `reset(options={"item": "boil/12"})` chooses the world.
 
-    `step` returns the engine's answer, the change of the current score as reward, `terminated` when
-    the task is completed or failed (negative score), and `truncated` when the limit is reached:
-    more than `step_limit` moves on the engine's clock (waiting costs several), as in the original,
-    or `step_limit` actions. The original counts only actions that take time, so that an agent that
-    repeats an unknown action would never end there.
+    `step` returns the engine's answer and, as reward, the change of the current score. `terminated`
+    means that the task was completed or failed (negative score). `truncated` means that a limit was
+    reached: more than `step_limit` moves on the engine's clock (waiting costs several), as in the
+    original, or `step_limit` actions. The original counts only actions that take time, so there an
+    agent that repeats an unknown action would never stop.
 
-    Details are `raw_score` and `moves`, also after reset. Both methods raise `EnvironmentLost` if
-    the JVM died or hangs; `reset` then starts anew.
+    `details` holds `raw_score` and `moves`, also after `reset`. Both methods raise
+    `EnvironmentLost` if the JVM died or hangs; the next `reset` starts a new one.
     """
 
     def __init__(self, task: "ScienceWorld", step_limit: int | None) -> None:
-        """An environment of the task; `step_limit` None means no limit."""
+        """An environment of `task`; a `step_limit` of None means no limit."""
         super().__init__(task, step_limit)
         self._world = task
         self._simulator: Simulator | None = None
@@ -88,7 +90,7 @@ class ScienceWorldTextEnv(EpisodeEnv):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[str, dict[str, Any]]:
-        """What is seen at the start; some worlds are worth a few points already."""
+        """The first observation; some worlds give a few points at the start."""
         observation, info = super().reset(seed=seed, options=options)
         return observation, info | {"score": float(self._best_score), "details": self._details()}
 
@@ -103,7 +105,7 @@ class ScienceWorldTextEnv(EpisodeEnv):
         return instruction, self.act("look around").observation
 
     def act(self, action: str) -> Outcome:
-        """The engine's answer; a wrong action only costs a step."""
+        """The engine's answer; an invalid action only costs a step."""
         simulator = self._simulator
         assert simulator is not None  # `begin` took it
         try:
@@ -113,7 +115,7 @@ class ScienceWorldTextEnv(EpisodeEnv):
             raw_score = round(100 * simulator.call("getScore"))
             completed = bool(simulator.call("getCompleted"))
         except EngineError as error:
-            # As the engine treats errors that it catches itself: the episode has failed.
+            # The episode has failed, as it has with errors that the engine catches itself.
             observation, raw_score, completed = f"ERROR: {error}", -100, True
         reward = raw_score - self._raw_score
         self._raw_score = raw_score
@@ -131,7 +133,7 @@ class ScienceWorldTextEnv(EpisodeEnv):
         )
 
     def close(self) -> None:
-        """Gives the simulator back to the task; the environment can be reset again later."""
+        """Returns the simulator to the pool; `reset` can be called again later."""
         super().close()
         if self._simulator is not None:
             self._world.pool.give_back(self._simulator)
@@ -144,11 +146,11 @@ class ScienceWorldTextEnv(EpisodeEnv):
 
 
 class ScienceWorld:
-    """The benchmark; the expert is the simulator's gold path.
+    """The ScienceWorld benchmark; its expert follows the simulator's gold path.
 
-    Without `task_types` all 30 take part. `simplification` is "easy", "" or names from
-    `SIMPLIFICATIONS` joined by commas. Tasks with the same limits and heap size share one JVM per
-    process, which starts with the first use.
+    Without `task_types`, all 30 are used. `simplification` is "easy", "" or names from
+    `SIMPLIFICATIONS` joined by commas. Tasks with the same time limits and heap size share one JVM
+    per process, which starts when it is first needed.
     """
 
     name = "scienceworld"
@@ -162,7 +164,7 @@ class ScienceWorld:
         engine: EngineLimits = EngineLimits(),  # noqa: B008, it is frozen
         max_heap_mb: int = 2048,
     ) -> None:
-        """Raises ValueError, with what is allowed, for unknown names; starts nothing yet."""
+        """Raises ValueError for unknown names, listing the allowed ones; starts no process yet."""
         for task_type in task_types or ():
             if task_type not in TASK_TYPES:
                 _unknown("task type", task_type, TASK_TYPES)
@@ -177,22 +179,22 @@ class ScienceWorld:
         self._splits_lock = threading.Lock()
 
     def items(self, split: Split) -> Sequence[str]:
-        """Ids of all items of the split, by task type, then by variation."""
+        """Ids of all items of the split, ordered by task type, then variation."""
         if split not in SPLITS:
             _unknown("split", split, SPLITS)
         variations = self._variations()[split]
         return [f"{task_type}/{n}" for task_type in self.task_types for n in variations[task_type]]
 
     def group(self, item: str) -> str:
-        """Its task type."""
+        """The item's task type."""
         return self.parse_item(item)[0]
 
     def make_env(self) -> ScienceWorldTextEnv:
-        """A fresh environment with this task's step limit."""
+        """A new environment with this task's step limit."""
         return ScienceWorldTextEnv(self, self.step_limit)
 
     def expert(self, item: str) -> Trajectory:
-        """The gold path as it went in the environment, without a step limit.
+        """Replays the gold path in the environment, without a step limit.
 
         Raises `ExpertFailed` if it does not lead to score 100.
         """
@@ -211,11 +213,11 @@ class ScienceWorld:
         )
 
     def metrics(self, episodes: Sequence[Trajectory]) -> dict[str, float]:
-        """None beyond score and success."""
+        """No metrics beyond score and success."""
         return {}
 
     def facts(self) -> dict[str, Any]:
-        """The protocol for reports: engine, limits, simplification, score definition."""
+        """The evaluation protocol for reports: engine, limits, simplification, score definition."""
         return {
             "task": self.name,
             "engine": f"scienceworld {version('scienceworld')}",
@@ -230,7 +232,7 @@ class ScienceWorld:
         }
 
     def close(self) -> None:
-        """Ends the JVM unless another task uses it; the next use starts one again."""
+        """Ends the JVM unless another task uses it; the next use starts a new one."""
         self.pool.close(self)
 
     def parse_item(self, item: str) -> tuple[str, int]:
@@ -240,7 +242,9 @@ class ScienceWorld:
             _unknown("item", item, [f"{name}/0" for name in self.task_types])
         numbers = [n for split in self._variations().values() for n in split[task_type]]
         if number not in map(str, numbers):
-            raise ValueError(f"unknown item {item!r}: {task_type} has 0 to {max(numbers)}")
+            raise ValueError(
+                f"unknown item {item!r}: {task_type} has variations 0 to {max(numbers)}"
+            )
         return task_type, int(number)
 
     def _gold_path(self, item: str) -> list[str]:
@@ -249,7 +253,7 @@ class ScienceWorld:
         try:
             return simulator.gold_path(task_type, variation, self.simplification)
         except EngineError as error:
-            raise ExpertFailed(f"{item}: no gold path: {error}") from error
+            raise ExpertFailed(f"{item}: the engine has no gold path: {error}") from error
         finally:
             self.pool.give_back(simulator)
 

@@ -1,1 +1,1 @@
-"""Our tasks as OpenEnv servers, for other trainers."""
+"""Serves tasks as OpenEnv servers, for other trainers."""

@@ -1,4 +1,4 @@
-"""The application of a served task: OpenEnv's routes and sessions around it."""
+"""The web application of a served task: OpenEnv's routes and WebSocket sessions."""
 
 import asyncio
 import json
@@ -31,19 +31,19 @@ from stepagent.tasks.serving.session import (
 SPLITS: tuple[Split, ...] = get_args(Split)
 
 SPLIT_TYPES = {"train": "train", "dev": "validation", "test": "test"}
-"""OpenEnv's types of our splits."""
+"""OpenEnv's names for our splits."""
 
-PART_SECONDS = 5.0
-"""How long a farewell may take."""
+CLOSE_SECONDS = 5.0
+"""Time limit for sending the last message and closing a connection."""
 
-WRONG_JSON, WRONG_TYPE, WRONG_MESSAGE = "INVALID_JSON", "UNKNOWN_TYPE", "VALIDATION_ERROR"
+INVALID_JSON, UNKNOWN_TYPE, INVALID_MESSAGE = "INVALID_JSON", "UNKNOWN_TYPE", "VALIDATION_ERROR"
 
 
 class TaskServer:
-    """A task behind HTTP and WebSocket; sessions run at the same time, each in its own thread."""
+    """Serves a task over HTTP and WebSocket; sessions run in parallel, each in its own thread."""
 
     def __init__(self, task: Task, max_sessions: int, idle_seconds: float) -> None:
-        """Asks the task for nothing yet; who is silent for `idle_seconds` loses the session."""
+        """Does not use the task yet; a session without a message for `idle_seconds` is closed."""
         self._task = task
         self._seats = Seats(max_sessions)
         self._idle_seconds = idle_seconds
@@ -71,21 +71,21 @@ class TaskServer:
         return app
 
     @asynccontextmanager
-    async def _session(self, *, is_patient: bool) -> AsyncIterator[tuple[ServedSession, Seat]]:
-        """A new session; raises `Full` if there are as many as may be."""
-        async with self._seats.take(is_patient=is_patient) as seat:
+    async def _session(self, *, wait: bool) -> AsyncIterator[tuple[ServedSession, Seat]]:
+        """A new session; raises `Full` if the maximum number is in use."""
+        async with self._seats.take(wait=wait) as seat:
             session = ServedSession(self._task)
             try:
                 yield session, seat
             finally:
                 await session.close()
 
-    # HTTP: every request has an environment of its own, as in OpenEnv.
+    # HTTP: every request gets its own environment, as in OpenEnv.
 
     async def _reset(self, request: Annotated[ResetRequest, Body()] = ResetRequest()) -> Any:  # noqa: B008
         """The first observation of an item; the episode ends with the request."""
         try:
-            async with self._session(is_patient=False) as (session, seat):
+            async with self._session(wait=False) as (session, seat):
                 seat.is_silent = False
                 return await session.reset(request)
         except Full as error:
@@ -94,8 +94,8 @@ class TaskServer:
             raise HTTPException(422, str(error)) from None
 
     async def _step(self, request: StepRequest) -> Any:
-        """Refused: an episode has to go on where it was."""
-        raise HTTPException(409, "episodes live in the sessions of the WebSocket /ws, not in HTTP")
+        """Refused, since HTTP requests share no episode."""
+        raise HTTPException(409, "HTTP has no episodes; connect to the WebSocket /ws to play")
 
     async def _mcp(self) -> Any:
         error = {"code": -32601, "message": "Method not found: this environment has no tools"}
@@ -124,7 +124,7 @@ class TaskServer:
             "state": EpisodeState.model_json_schema(),
         }
 
-    # The Task API; these run in threads, since a task may have to read its items first.
+    # The Task API; these handlers run in threads, since a task may have to load its items first.
 
     def _list_environments(self) -> list[str]:
         return [self._task.name]
@@ -172,22 +172,22 @@ class TaskServer:
         if name.lower() != self._task.name.lower():
             raise HTTPException(404, f"unknown environment {shown(name)}")
 
-    # The WebSocket: one session as long as the connection.
+    # The WebSocket: one session per connection.
 
     async def _websocket(self, socket: WebSocket) -> None:
         await socket.accept()
         with suppress(WebSocketDisconnect):  # the player may leave at any time
             try:
-                async with self._session(is_patient=True) as (session, seat):
+                async with self._session(wait=True) as (session, seat):
                     await self._talk(socket, session, seat)
             except Full as error:
-                await _part(socket, _error("CAPACITY_REACHED", str(error)), 1000)
+                await _close(socket, _error("CAPACITY_REACHED", str(error)), 1000)
             except TimeoutError:
-                said = "nothing was heard for too long; connect again"
-                await _part(socket, _error("SESSION_ERROR", said), 1008)
+                reason = "the session was idle for too long; connect again"
+                await _close(socket, _error("SESSION_ERROR", reason), 1008)
 
     async def _talk(self, socket: WebSocket, session: ServedSession, seat: Seat) -> None:
-        """Answers until a goodbye; raises TimeoutError if nothing comes, or nothing goes out."""
+        """Answers messages until `close`; raises TimeoutError if the player stops responding."""
         while True:
             async with seat.within(self._idle_seconds):
                 message = await socket.receive()
@@ -202,22 +202,22 @@ class TaskServer:
                 await socket.send_text(reply)
 
 
-async def _part(socket: WebSocket, last_words: str, code: int) -> None:
-    """Ends the connection; does not wait for somebody who does not listen."""
+async def _close(socket: WebSocket, last_words: str, code: int) -> None:
+    """Sends a last message and closes the connection; gives up on players that do not read."""
     with suppress(TimeoutError):
-        async with asyncio.timeout(PART_SECONDS):
+        async with asyncio.timeout(CLOSE_SECONDS):
             await socket.send_text(last_words)
             await socket.close(code)
 
 
 async def _reply(session: ServedSession, raw: str | bytes) -> str | None:
-    """The answer to a message; None to a goodbye."""
+    """The answer to a message; None for `close`."""
     try:
         message = from_json(raw)
     except ValueError as error:
-        return _error(WRONG_JSON, f"Invalid JSON: {error}")
+        return _error(INVALID_JSON, f"Invalid JSON: {error}")
     if not isinstance(message, dict):
-        return _error(WRONG_MESSAGE, "Invalid message: expected an object")
+        return _error(INVALID_MESSAGE, "Invalid message: expected an object")
     kind, data = message.get("type"), message.get("data", {})
     try:
         match kind:
@@ -230,18 +230,18 @@ async def _reply(session: ServedSession, raw: str | bytes) -> str | None:
             case "close":
                 return None
             case _:
-                return _error(WRONG_TYPE, f"Unknown message type: {printable(str(kind))}")
+                return _error(UNKNOWN_TYPE, f"Unknown message type: {printable(str(kind))}")
         return _dumps({"type": "observation", "data": answer})
     except ValidationError as error:
-        return _error(WRONG_MESSAGE, "Invalid message", errors=_problems(error.errors()))
+        return _error(INVALID_MESSAGE, "Invalid message", errors=_problems(error.errors()))
     except Refused as error:
-        return _error(WRONG_MESSAGE, str(error))
+        return _error(INVALID_MESSAGE, str(error))
     except Exception as error:
         return _error("EXECUTION_ERROR", failure(error))
 
 
 def _problems(errors: Sequence[Any]) -> list[dict[str, Any]]:
-    """The first few of pydantic's errors without what was sent, which could be long."""
+    """The first few of pydantic's errors, without the input, which could be long."""
     return [
         {
             "type": error["type"],
@@ -255,7 +255,7 @@ def _problems(errors: Sequence[Any]) -> list[dict[str, Any]]:
 
 
 async def _invalid(_: Request, error: Exception) -> JSONResponse:
-    """FastAPI's answer to an invalid request, which would repeat the request."""
+    """Answers an invalid request like FastAPI, but without repeating the whole request."""
     assert isinstance(error, RequestValidationError)
     return JSONResponse({"detail": _problems(error.errors())}, 422)
 
@@ -265,5 +265,5 @@ def _error(code: str, message: str, **more: Any) -> str:
 
 
 def _dumps(reply: dict[str, Any]) -> str:
-    # ASCII, since an engine's text may hold lone surrogates, which UTF-8 does not know.
+    # ASCII, since an engine's text may contain lone surrogates, which UTF-8 cannot encode.
     return json.dumps(reply, allow_nan=False)

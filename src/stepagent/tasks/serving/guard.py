@@ -1,9 +1,9 @@
-"""Who may talk to a served task: whoever knows the token, or else only programs of this machine.
+"""Access control of a served task: clients with the token, or else only programs on this machine.
 
-A token comes as `Authorization: Bearer TOKEN`, as the password of an address
-(`http://player:TOKEN@host:8000`, for players that take nothing but an address), or as
-`?token=TOKEN`. Without one the server is on loopback, and a web page must not reach it: browsers
-send an `Origin`, and a page whose name was bound to loopback gives itself away by its `Host`.
+The token is sent as `Authorization: Bearer TOKEN`, as the password in the URL
+(`http://player:TOKEN@host:8000`, for players that accept only a URL), or as `?token=TOKEN`. Without
+a token the server listens on loopback, and web pages must not reach it: browsers send an `Origin`,
+and DNS rebinding shows in the `Host` header.
 """
 
 import base64
@@ -18,20 +18,20 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 Refusal = tuple[int, str]
-"""Status and reason."""
+"""HTTP status and reason."""
 
 
 class Guard:
-    """Answers requests of strangers itself and hands the others on."""
+    """ASGI middleware that refuses unauthorised requests and passes the others on."""
 
     def __init__(self, app: ASGIApp, *, token: str | None, hosts: Collection[str] | None) -> None:
-        """`hosts` are the names that the server may be called by; None: any."""
+        """`hosts` are the allowed values of the Host header; None allows any."""
         self._app = app
         self._token = None if token is None else _digest(token)
         self._hosts = hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The application's answer, or the refusal."""
+        """Calls the application, or refuses the request."""
         refusal = self._refusal(scope) if scope["type"] in ("http", "websocket") else None
         if refusal is None:
             await self._app(scope, receive, send)
@@ -41,15 +41,15 @@ class Guard:
     def _refusal(self, scope: Scope) -> Refusal | None:
         headers = Headers(scope=scope)
         if "origin" in headers:
-            return 403, "web pages are kept out: expected a request without Origin"
+            return 403, "web pages have no access; expected a request without Origin"
         if self._hosts is not None and _host_of(headers) not in self._hosts:
-            return 403, "expected a Host of this machine, such as localhost"
+            return 403, "expected a Host header with a name of this machine, such as localhost"
         if self._token is not None and not self._knows(scope, headers):
-            return 401, "expected the token: Authorization: Bearer TOKEN"
+            return 401, "expected the header Authorization: Bearer TOKEN"
         return None
 
     def _knows(self, scope: Scope, headers: Headers) -> bool:
-        # All are compared, each in the same time, so that the time tells nothing.
+        # All tokens are compared, each in constant time, so that timing reveals nothing.
         given = [_digest(token) for token in _tokens(scope, headers)]
         return sum(hmac.compare_digest(token, self._token or b"") for token in given) > 0
 
@@ -62,7 +62,7 @@ def _tokens(scope: Scope, headers: Headers) -> Iterator[str]:
         with suppress(ValueError):  # neither base64 nor text
             yield base64.b64decode(value.strip(), validate=True).decode().partition(":")[2]
     query = scope.get("query_string", b"").decode("latin-1")
-    with suppress(ValueError):  # more fields than anybody needs
+    with suppress(ValueError):  # too many fields
         yield from parse_qs(query, max_num_fields=20).get("token", [])
 
 

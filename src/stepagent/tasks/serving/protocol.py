@@ -1,6 +1,6 @@
-"""HTTP connections that cannot be held open by saying little: a request comes in time, or it ends.
+"""HTTP connections with a time limit for each request, so that slow clients cannot hold them open.
 
-uvicorn itself waits without limit for the rest of a request that was begun, and for the first.
+uvicorn itself waits forever for the first request, and for the rest of a request that has begun.
 """
 
 import asyncio
@@ -9,41 +9,41 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 REQUEST_SECONDS = 10.0
-"""From the connection, or the first byte of a later request, to the request's last byte."""
+"""Time limit from the connection, or a later request's first byte, to the request's last byte."""
 
 
 class TimedProtocol(H11Protocol):
-    """uvicorn's connection with a time limit for each request; WebSockets are not concerned."""
+    """uvicorn's connection with a time limit for each request; it does not apply to WebSockets."""
 
-    _late: asyncio.TimerHandle | None = None
+    _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Waits for a request."""
+        """Starts the time limit of the first request."""
         super().connection_made(transport)
-        self._watch()
+        self._update_timer()
 
     def data_received(self, data: bytes) -> None:
-        """Reads on."""
+        """Reads data, and starts or ends the time limit."""
         super().data_received(data)
-        self._watch()
+        self._update_timer()
 
     def handle_websocket_upgrade(self, event: h11.Request) -> None:
-        """Hands the connection over, with a request that is whole."""
-        self._forget()
+        """Hands over the connection after a complete request, and ends the time limit."""
+        self._cancel_timer()
         super().handle_websocket_upgrade(event)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forgets the time limit."""
-        self._forget()
+        """Ends the time limit."""
+        self._cancel_timer()
         super().connection_lost(exc)
 
-    def _watch(self) -> None:
+    def _update_timer(self) -> None:
         if self.conn.their_state not in (h11.IDLE, h11.SEND_BODY):
-            self._forget()
-        elif self._late is None:
-            self._late = self.loop.call_later(REQUEST_SECONDS, self.transport.abort)
+            self._cancel_timer()
+        elif self._timer is None:
+            self._timer = self.loop.call_later(REQUEST_SECONDS, self.transport.abort)
 
-    def _forget(self) -> None:
-        if self._late is not None:
-            self._late.cancel()
-            self._late = None
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

@@ -1,7 +1,7 @@
-"""How many sessions of a served task run at a time, and which of them give way to others.
+"""Limits the number of sessions of a served task, and takes seats from silent ones when full.
 
-Who connects and never says anything gives its place to whoever comes when all are taken, after a
-few seconds. Who says nothing for a long time loses it in any case.
+When all seats are taken, a client that has never sent a message loses its seat to a new client
+after a few seconds. A client that is idle for a long time loses it in any case.
 """
 
 import asyncio
@@ -9,63 +9,63 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 SILENT_SECONDS = 5.0
-"""How long somebody who never said anything is left in peace while others wait."""
+"""How long a client that has never sent a message keeps its seat while others wait."""
 
 MAX_WAITING = 64
-"""So many may wait for a place at a time."""
+"""Most clients that may wait for a seat at a time."""
 
-_LOOK_SECONDS = 0.05
+_POLL_SECONDS = 0.05
 
 
 class Full(RuntimeError):
-    """There are as many sessions as may be."""
+    """All sessions are in use."""
 
 
 class Seat:
-    """A place of one session."""
+    """The right to one session."""
 
     def __init__(self) -> None:
-        """It is taken now."""
+        """A seat that is taken from now on."""
         self.is_silent = True
-        """Whether its holder has said nothing yet."""
+        """Whether its client has not sent a message yet."""
         self._since = asyncio.get_running_loop().time()
         self._timer: asyncio.Timeout | None = None
 
     def within(self, seconds: float) -> asyncio.Timeout:
-        """A time limit for hearing from its holder, which may be cut short for others."""
+        """A time limit for the client's next message, which `make_room` may cut short."""
         self._timer = asyncio.timeout(seconds)
         return self._timer
 
     def make_room(self) -> None:
-        """Takes it away if its holder has been silent for too long."""
+        """Ends the wait for the client's first message if it has been silent for too long."""
         now = asyncio.get_running_loop().time()
         if now >= self._since + SILENT_SECONDS and self._timer and self.is_silent:
             self._timer.reschedule(now)
 
 
 class Seats:
-    """All places of a server."""
+    """All seats of a server."""
 
     def __init__(self, limit: int) -> None:
-        """So many places."""
+        """`limit` is the number of seats."""
         self.limit = limit
         self._taken: set[Seat] = set()
         self._waiting = 0
 
     @asynccontextmanager
-    async def take(self, *, is_patient: bool) -> AsyncIterator[Seat]:
-        """A place while the block runs; raises `Full`.
+    async def take(self, *, wait: bool) -> AsyncIterator[Seat]:
+        """Takes a seat for the duration of the block; raises `Full` if there is none.
 
-        Who is patient waits for the place of somebody silent.
+        With `wait`, waits for the seat of a silent client if there is one.
         """
         while len(self._taken) >= self.limit:
             silent = [seat for seat in self._taken if seat.is_silent]
-            if not (is_patient and silent) or self._waiting >= MAX_WAITING:
+            if not (wait and silent) or self._waiting >= MAX_WAITING:
                 raise Full(f"all {self.limit} sessions are in use")
             min(silent, key=lambda seat: seat._since).make_room()
             self._waiting += 1
             try:
-                await asyncio.sleep(_LOOK_SECONDS)
+                await asyncio.sleep(_POLL_SECONDS)
             finally:
                 self._waiting -= 1
         seat = Seat()

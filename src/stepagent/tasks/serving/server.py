@@ -1,15 +1,16 @@
-"""A task served the OpenEnv way, so that whatever plays OpenEnv environments can train on it.
+"""Serves a task over OpenEnv's protocol, so that any trainer for OpenEnv environments can use it.
 
     with serving(ScienceWorld(["boil"])) as url:
         ...                                        # GenericEnvClient(base_url=url), TRL, verifiers
 
-The wire is that of OpenEnv 0.10 (github.com/huggingface/OpenEnv, `core/env_server/`): an episode
-lives in a WebSocket session of `/ws`; HTTP has schemas, health and the Task API, which lists items.
-An action is `{"text": ...}`; an observation has `text`, and the first one also `instruction`. Score
-and success are in the answer's metadata, which players do not show to the agent.
+The protocol is that of OpenEnv 0.10 (github.com/huggingface/OpenEnv, `core/env_server/`): an
+episode is played in a WebSocket session of `/ws`; HTTP offers schemas, health and the Task API,
+which lists items. An action is `{"text": ...}`; an observation has `text`, the first one also
+`instruction`. Score and success are in the answer's metadata, which players do not show to the
+agent.
 
-Beyond loopback a token is needed, unless whoever serves says that anybody may play: see
-`server_guard`. The token goes over the wire in the clear, as everything does.
+Beyond loopback a token is required, unless open access is requested explicitly; see `guard`. The
+connection is not encrypted, so the token is sent in clear text.
 """
 
 import contextlib
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from stepagent.console.printable import printable
 from stepagent.tasks.adapters.remote import LOOPBACK, ServerError
 from stepagent.tasks.base import Task
-from stepagent.tasks.data.extras import needs
+from stepagent.tasks.data.optional_packages import needs
 
 if TYPE_CHECKING:
     import uvicorn
@@ -34,13 +35,13 @@ logger = logging.getLogger(__name__)
 MAX_REQUEST_BYTES = 2**20
 
 MAX_CONNECTIONS = 100
-"""Besides those of the sessions; more are answered with status 503."""
+"""Connections beside those of the sessions; more are answered with status 503."""
 
 IDLE_SECONDS = 600.0
-"""A session that says nothing for so long ends; a trainer may think for minutes between steps."""
+"""A session without a message for so long is closed; trainers may take minutes between steps."""
 
 PING_SECONDS = 20.0
-"""A player that does not answer WebSocket's ping within this time is gone."""
+"""Time limit for a player's answer to a WebSocket ping."""
 
 SHUTDOWN_SECONDS = 5
 
@@ -49,9 +50,9 @@ class Access(NamedTuple):
     """Who may play."""
 
     token: str | None = None
-    """What players have to know."""
+    """Token that players must send."""
     is_open: bool = False
-    """Anybody may play who reaches the address, which is then said in a warning."""
+    """Whether anybody who reaches the address may play without a token; a warning says so."""
 
 
 @contextlib.contextmanager
@@ -64,12 +65,12 @@ def serving(
     idle_seconds: float = IDLE_SECONDS,
     access: Access = Access(),  # noqa: B008  # immutable
 ) -> Iterator[str]:
-    """Serves the task in a thread while the block runs; gives the address.
+    """Serves the task in a thread for the duration of the block; yields the URL.
 
-    Port 0 takes a free one. Every session has an environment of its own; at most `max_sessions`
-    run at a time, and one that is silent for `idle_seconds` ends. The task is not closed at the
-    end. Raises `ServerError` if the port is taken or if the address can be reached from elsewhere
-    and `access` has no token, and `PackageMissing` without the extra.
+    Port 0 chooses a free port. Every session has its own environment; at most `max_sessions` run at
+    a time, and one without a message for `idle_seconds` is closed. The task is not closed at the
+    end. Raises `ServerError` if the port is taken, or if others can reach the address and `access`
+    neither has a token nor is open; `PackageMissing` without the extra.
     """
     server = _server(task, host, max_sessions, idle_seconds, access)
     with _listening(host, port) as listener:
@@ -94,7 +95,7 @@ def serve(
     idle_seconds: float = IDLE_SECONDS,
     access: Access = Access(),  # noqa: B008  # immutable
 ) -> None:
-    """Serves the task until an interrupt, as `serving` does; `announce` is told the address."""
+    """Serves the task like `serving`, but until an interrupt; `announce` is called with the URL."""
     server = _server(task, host, max_sessions, idle_seconds, access)
     with _listening(host, port) as listener:
         announce(_url(listener))
@@ -106,7 +107,7 @@ def _server(
 ) -> "uvicorn.Server":
     with needs("openenv"):
         import uvicorn
-        import websockets  # noqa: F401  # without it uvicorn serves no WebSockets, quietly
+        import websockets  # noqa: F401  # without it uvicorn silently serves no WebSockets
 
         from stepagent.tasks.serving.app import TaskServer
         from stepagent.tasks.serving.guard import Guard
@@ -115,10 +116,12 @@ def _server(
     if not is_local and access.token is None:
         if not access.is_open:
             raise ServerError(
-                f"{host}: others can reach this address; expected a token (--token-file, or the "
+                f"{host}: others can reach this address; give a token (--token-file, or the "
                 "environment variable STEPAGENT_TOKEN), or --without-token to let anybody play"
             )
-        logger.warning("%s: anybody who reaches this address can play: no token", printable(host))
+        logger.warning(
+            "%s: anybody who reaches this address can play without a token", printable(host)
+        )
     hosts = {*LOOPBACK, host.lower()} if is_local and access.token is None else None
     app = TaskServer(task, max_sessions, idle_seconds).app(MAX_REQUEST_BYTES)
     logging.getLogger("uvicorn.error").addFilter(_is_news)
@@ -137,12 +140,12 @@ def _server(
 
 
 def _is_local(host: str) -> bool:
-    """Whether the address is of this machine alone; an unknown name is told when it is used."""
+    """Whether only this machine can reach the host; an unknown name fails when it is used."""
     try:
-        found = socket.getaddrinfo(host or "0.0.0.0", None, type=socket.SOCK_STREAM)
+        known = socket.getaddrinfo(host or "0.0.0.0", None, type=socket.SOCK_STREAM)
     except OSError:
         return True
-    return all(ip_address(str(address[0]).partition("%")[0]).is_loopback for *_, address in found)
+    return all(ip_address(str(address[0]).partition("%")[0]).is_loopback for *_, address in known)
 
 
 def _listening(host: str, port: int) -> socket.socket:
@@ -151,7 +154,7 @@ def _listening(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family)
     except (OSError, OverflowError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise ServerError(f"{host}:{port}: cannot serve there: {reason}") from None
+        raise ServerError(f"{host}:{port}: cannot listen there: {reason}") from None
 
 
 def _url(listener: socket.socket) -> str:
@@ -160,5 +163,5 @@ def _url(listener: socket.socket) -> str:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Uvicorn takes a WebSocket that is refused with a reason for one that was forgotten."""
+    """Hides uvicorn's false error about a WebSocket that was refused with a reason."""
     return "without completing handshake" not in record.getMessage()

@@ -1,4 +1,4 @@
-"""One session of a served task: an environment in a thread of its own, in OpenEnv's terms."""
+"""One session of a served task: an environment in its own thread, in OpenEnv's format."""
 
 import asyncio
 import logging
@@ -10,8 +10,14 @@ import gymnasium as gym
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from stepagent.console.printable import printable
-from stepagent.tasks.adapters.foreign import EnvironmentFailed
-from stepagent.tasks.base import EnvironmentLost, Split, Task, TaskDataError, TextEnv
+from stepagent.tasks.base import (
+    EnvironmentFailed,
+    EnvironmentLost,
+    Split,
+    Task,
+    TaskDataError,
+    TextEnv,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -19,29 +25,29 @@ Result = TypeVar("Result")
 
 
 class TextAction(BaseModel):
-    """What the agent does."""
+    """The agent's action."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     text: str
     metadata: dict[str, JsonValue] = {}
-    """OpenEnv's own clients send it; it is not read."""
+    """Sent by OpenEnv's own clients; ignored."""
 
 
 class TextObservation(BaseModel):
-    """What is seen after an action."""
+    """The observation after an action."""
 
     text: str
 
 
 class FirstObservation(TextObservation):
-    """What is seen at the start, and what is to be done."""
+    """The first observation, and the instruction."""
 
     instruction: str
 
 
 class EpisodeState(BaseModel):
-    """Where a session is."""
+    """State of a session's episode."""
 
     episode_id: str | None = None
     step_count: int = 0
@@ -49,7 +55,7 @@ class EpisodeState(BaseModel):
 
 
 class ResetRequest(BaseModel):
-    """Which item: by its id, or its place in a split; else the seed chooses a training item."""
+    """Chooses an item by id or by index in a split; otherwise the seed draws a training item."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -62,14 +68,14 @@ class ResetRequest(BaseModel):
     @model_validator(mode="after")
     def _check_choice(self) -> "ResetRequest":
         if (self.split is None) != (self.index is None):
-            raise ValueError("split and index go together")
+            raise ValueError("expected split and index together")
         if self.item is not None and self.split is not None:
-            raise ValueError("give either item, or split and index")
+            raise ValueError("expected either item, or split and index")
         return self
 
 
 class StepRequest(BaseModel):
-    """OpenEnv's body of a step over HTTP."""
+    """Body of OpenEnv's request for a step over HTTP."""
 
     action: TextAction
     timeout_s: Annotated[float, Field(gt=0)] | None = None
@@ -77,14 +83,14 @@ class StepRequest(BaseModel):
 
 
 class Refused(ValueError):
-    """There is no such item."""
+    """The requested item does not exist."""
 
 
 class ServedSession:
-    """An environment of the task; everything is done to it in one thread."""
+    """An environment of the task, used from a single thread of its own."""
 
     def __init__(self, task: Task) -> None:
-        """Makes the environment at the first reset."""
+        """The environment is made at the first reset."""
         self.state = EpisodeState()
         self._task = task
         self._env: TextEnv | None = None
@@ -95,11 +101,11 @@ class ServedSession:
         return await self._in_thread(lambda: self._reset(request))
 
     async def step(self, action: TextAction) -> dict[str, Any]:
-        """Does the action."""
+        """Takes a step in the environment."""
         return await self._in_thread(lambda: self._step(action))
 
     async def close(self) -> None:
-        """Closes the environment, after what it is at."""
+        """Closes the environment after the call in progress."""
         try:
             await self._in_thread(self._close)
         finally:
@@ -113,7 +119,10 @@ class ServedSession:
         if request.split is not None and request.index is not None:
             items = self._task.items(request.split)
             if request.index >= len(items):
-                raise Refused(f"split {request.split} has {len(items)} items, no {request.index}")
+                raise Refused(
+                    f"split {request.split} has {len(items)} items; expected an index below that, "
+                    f"got {request.index}"
+                )
             item = items[request.index]
         if self._env is None:
             self._env = self._task.make_env()
@@ -128,7 +137,7 @@ class ServedSession:
 
     def _step(self, action: TextAction) -> dict[str, Any]:
         if self._env is None:
-            raise gym.error.ResetNeeded("the episode has not begun: send reset first")
+            raise gym.error.ResetNeeded("no episode has begun; send reset first")
         observation, reward, terminated, truncated, info = self._env.step(action.text)
         self.state.step_count += 1
         metadata = {**_result(info), "truncated": truncated, "details": info.get("details", {})}
@@ -141,18 +150,18 @@ class ServedSession:
 
 
 def short(message: str) -> str:
-    """A message that does not send back all that a player sent."""
+    """A message cut short, so that it does not repeat everything that a player sent."""
     return printable(message, limit=300)
 
 
 def failure(error: Exception) -> str:
-    """What a player may know of an error; the rest of what is not ours goes to the log."""
+    """What a player is told about an error; errors that are not ours are logged in full."""
     own = isinstance(error, EnvironmentLost | TaskDataError | gym.error.ResetNeeded)
     if own and not isinstance(error, EnvironmentFailed):
         return short(str(error))
     logger.error("the environment failed", exc_info=error)
     cause = type(error.__cause__ or error).__name__
-    return f"the environment failed with {cause}; the server's log says more"
+    return f"the environment failed with {cause}; see the server's log"
 
 
 def _result(info: Mapping[str, Any]) -> dict[str, Any]:
@@ -162,10 +171,10 @@ def _result(info: Mapping[str, Any]) -> dict[str, Any]:
 def _answer(
     seen: TextObservation, reward: float | None, done: bool, metadata: dict[str, Any]
 ) -> dict[str, Any]:
-    """OpenEnv's form of a result.
+    """A result in OpenEnv's format.
 
-    Its own server repeats the metadata inside the observation, which players show to the agent:
-    here the score stays outside.
+    OpenEnv's own server repeats the metadata inside the observation, which players show to the
+    agent; here the score stays outside of it.
     """
     return {
         "observation": seen.model_dump(),

@@ -1,7 +1,7 @@
-"""The shop's products on disk: JSON lines, read one at a time, and their search index.
+"""The shop's products on disk, as JSON lines that are read one at a time, and their search index.
 
-Nothing is loaded as a whole, so that the catalogue of 1.18 million products opens as fast as that
-of 1,000, and every process on a machine shares the same pages of memory.
+The files are memory-mapped, so that the catalogue of 1.18 million products opens as fast as that of
+1,000, and all processes on a machine share the memory.
 """
 
 import json
@@ -17,12 +17,12 @@ from stepagent.tasks.webshop.search import SearchEngine, build_index
 
 PRODUCTS, STARTS, INDEX = "products.jsonl", "products.npy", "index"
 
-KEPT = 4096
-"""Products that stay in memory, about 20 MB: most are seen in many episodes."""
+CACHE_SIZE = 4096
+"""Products cached in memory, about 20 MB, since most are shown in many episodes."""
 
 
 def write_catalogue(products: Iterable[Product], out: Path) -> int:
-    """Writes products and index into a folder; returns how many there are."""
+    """Writes products and search index into a folder; returns the number of products."""
     starts = [0]
 
     def texts() -> Iterable[str]:
@@ -39,14 +39,14 @@ def write_catalogue(products: Iterable[Product], out: Path) -> int:
 
 
 class Catalogue(Sequence[Product]):
-    """Products by their number; `search` finds numbers."""
+    """Products by number; `engine` searches for numbers."""
 
     def __init__(self, folder: Path) -> None:
         """Opens what `write_catalogue` wrote."""
         with (folder / PRODUCTS).open("rb") as file:
             self._lines = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._starts = np.load(folder / STARTS, mmap_mode="r")
-        self._product = lru_cache(maxsize=KEPT)(self._read)
+        self._product = lru_cache(maxsize=CACHE_SIZE)(self._read)
         self.engine = SearchEngine(folder / INDEX)
 
     def __len__(self) -> int:

@@ -1,11 +1,11 @@
-"""What is to be bought: goals made of instructions, in the original's order (`engine/goal.py`).
+"""What to buy: goals made from instructions, in the original's order (`engine/goal.py`).
 
-An instruction says what somebody wants of one product. People wrote 12,087 of them, each one goal.
-The synthetic ones list attributes; every combination of the product's options makes a goal of its
+An instruction describes a wish for one product. People wrote 12,087 of them; each is one goal.
+Synthetic instructions list attributes; every combination of the product's options is a goal of its
 own. All goals of a kind are shuffled with the seed, 233 in the original, and then numbered.
 
 The original draws price limits from the global random state before it sets a seed, so that they
-differ from one process to the next; here they follow from seed and product.
+differ between processes; here they depend on seed and product only.
 """
 
 from bisect import bisect
@@ -19,57 +19,57 @@ from stepagent.tasks.webshop.products import Product
 
 NO_LIMIT = 1_000_000.0
 LIMITS = [10.0 * tens for tens in range(1, 100)]
-"""What a price limit may be: 10 to 990 dollars."""
+"""Possible price limits, 10 to 990 dollars."""
 
 
 @dataclass(frozen=True, slots=True)
 class Instruction:
-    """What somebody wants of a product, as it is kept on disk."""
+    """A wish for a product, as stored on disk."""
 
     product: int
-    """Its number in the catalogue."""
+    """The product's number in the catalogue."""
     number: int
-    """Counted from 0 for each product."""
+    """The instruction's number among those of the product, from 0."""
     text: str
     attributes: list[str]
     options: list[str] | None
-    """Values that a person asked for; None stands for every combination, which `counts` counts."""
+    """Option values that a person asked for; None stands for every combination (synthetic)."""
     counts: list[int]
-    """Values of each of the product's options, by sorted name; empty unless synthetic."""
+    """Number of values of each option, by sorted name; empty unless synthetic."""
 
     @property
     def num_goals(self) -> int:
-        """How many goals it makes."""
+        """Number of goals that the instruction gives."""
         return prod(self.counts)
 
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What the reward compares a purchase with."""
+    """What to buy; the reward compares a purchase with it."""
 
     product: Product
     text: str
     """The instruction that the agent reads."""
     attributes: list[str]
     options: list[str] | dict[str, str]
-    """Values, or values by name for synthetic goals: the original's reward treats them
+    """Values, or values by name for synthetic goals; the original's reward treats the two
     differently."""
     price_limit: float
-    """Dollars."""
+    """In dollars."""
 
     @property
     def option_values(self) -> list[str]:
-        """The values alone."""
+        """The values without their names."""
         return list(self.options.values()) if isinstance(self.options, dict) else self.options
 
 
 class Goals:
-    """All goals of a catalogue in their shuffled order; each is made when it is asked for."""
+    """All goals of a catalogue in their shuffled order; each is made on demand."""
 
     def __init__(
         self, products: Sequence[Product], instructions: Sequence[Instruction], seed: int
     ) -> None:
-        """Goals of the instructions, which are in the catalogue's order."""
+        """`instructions` are in the catalogue's order; `seed` shuffles the goals."""
         self._products = products
         self._instructions = instructions
         self._seed = seed
@@ -97,7 +97,7 @@ class Goals:
 
 
 def price_limit(product: Product, number: int, seed: int) -> float:
-    """The larger of two of the next four multiples of ten above the price."""
+    """The larger of two draws from the next four multiples of ten above the price, in dollars."""
     price = product.price(seed)
     above = [limit for limit in LIMITS if limit > price][:4]
     if len(above) < 2:
@@ -106,7 +106,7 @@ def price_limit(product: Product, number: int, seed: int) -> float:
 
 
 def _combination(product: Product, from_last: int) -> dict[str, str]:
-    """One value of each option, by sorted name, of all combinations counted from the last one."""
+    """One combination of option values, by its index from the last one; names are sorted."""
     chosen = {}
     for name in sorted(product.options, reverse=True):
         values = product.options[name]

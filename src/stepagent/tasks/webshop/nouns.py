@@ -1,9 +1,9 @@
-"""Nouns of a product's title, by which the reward tells whether two products are of one type.
+"""Finds the nouns of product titles, by which the reward decides if two products are of one type.
 
-The original asks spaCy for words tagged NOUN or PROPN. In titles of products nearly every word that
-has a letter is one, so that a list of the other words does nearly as well, without a model to
-download; `docs/tasks-webshop.md` has the measured agreement. `WebShopConfig.tagger` chooses a spaCy
-model instead.
+The original uses spaCy's words tagged NOUN or PROPN. In product titles nearly every word with a
+letter is one, so a list of the other words works nearly as well and needs no model to download;
+`docs/tasks-webshop.md` has the measured agreement. `WebShopConfig.tagger` selects a spaCy model
+instead.
 """
 
 import re
@@ -12,7 +12,7 @@ from functools import lru_cache
 from importlib import import_module
 
 Tagger = Callable[[str], tuple[str, ...]]
-"""Nouns of a title in order, lower case."""
+"""Returns the nouns of a title in order, in lower case."""
 
 RULES = "rules"
 
@@ -27,39 +27,39 @@ is are was were be been being do does did has have had can could will would shou
 made make makes includes included including more most very only also just
 one two three four five six seven eight nine ten x
 """
-NO_NOUNS = frozenset(_LISTED.split())
-"""Words of titles that are no nouns, by spaCy's tags of 1,000 titles."""
+NOT_NOUNS = frozenset(_LISTED.split())
+"""Words of titles that are not nouns, by spaCy's tags of 1,000 titles."""
 
 _WORD = re.compile(
     r"(?<![^\W_])\d+(?:[.,]\d+)*(?P<unit>mm|cm|ft|g|kg|mg|gb|mb|tb|k)(?![^\W_])"  # 100mm: mm
     r"|[^\W_]+(?:['’](?!s\b)[^\W_]+)*"
-    r"|\|",  # a noun to spaCy's small model, where titles have it
+    r"|\|",  # spaCy's small model tags it as a noun
     re.IGNORECASE,
 )
-_OF_NUMBERS = re.compile(r"(?![34]d)\d+[a-z]{0,4}\d*")
-"""Such as 4pcs or 12v; 3D and 4D are nouns."""
+_QUANTITY = re.compile(r"(?![34]d)\d+[a-z]{0,4}\d*")
+"""A number with a unit, such as 4pcs or 12v; 3D and 4D count as nouns."""
 
 
 def nouns_by_rules(title: str) -> tuple[str, ...]:
-    """Every word with a letter that is not listed and no number with its unit."""
+    """All words with a letter, except listed ones and numbers with a unit."""
     words = (
-        (found["unit"] or found.group()).lower()
-        for found in _WORD.finditer(re.sub(r"['’]s\b", " ", title, flags=re.IGNORECASE))
+        (match["unit"] or match.group()).lower()
+        for match in _WORD.finditer(re.sub(r"['’]s\b", " ", title, flags=re.IGNORECASE))
     )
     return tuple(
         word
         for word in words
         if word == "|"
         or (
-            word not in NO_NOUNS
+            word not in NOT_NOUNS
             and any(letter.isalpha() for letter in word)
-            and not _OF_NUMBERS.fullmatch(word)
+            and not _QUANTITY.fullmatch(word)
         )
     )
 
 
 def tagger(name: str) -> Tagger:
-    """The rules, or an installed spaCy model by its name; ValueError if it is not there."""
+    """The rules, or an installed spaCy model by name; raises ValueError if it is not installed."""
     if name == RULES:
         return nouns_by_rules
     try:

@@ -1,7 +1,7 @@
-"""The shop's pages as text, and what a search or a click leads to (`web_agent_text_env.py`).
+"""The shop's pages as text, and the page that each action leads to (`web_agent_text_env.py`).
 
-A page's text is that of the original's HTML in its `text` mode: the pieces of visible text, joined
-by " [SEP] ". Chosen options are not part of it.
+A page's text equals the original's in its `text` mode: the pieces of visible text of the HTML,
+joined by " [SEP] ". Chosen options are not part of it.
 """
 
 import json
@@ -16,13 +16,13 @@ TABS = ("Description", "Features", "Reviews")
 PAGE_SIZE = 10
 
 Search = Callable[[str], Sequence[Product]]
-"""All products for a text, best first."""
+"""Returns the products that match a text, best first."""
 
 
-def parsed(action: str) -> tuple[str, str]:
-    r"""Name and argument of an action, the latter in lower case; empty ones if it is none.
+def parse_action(action: str) -> tuple[str, str]:
+    r"""Name and argument of an action, the latter in lower case; both are empty if it is invalid.
 
-    What the original's `(.+)\[(.+)\]` finds, without its quadratic time.
+    Matches what the original's `(.+)\[(.+)\]` matches, but in linear time.
     """
     line = action.partition("\n")[0]
     close = line.rfind("]")
@@ -32,23 +32,23 @@ def parsed(action: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Page:
-    """Where somebody is in the shop; a click or a search gives another page."""
+    """The current page of a customer; a click or a search gives the next one."""
 
     kind: Literal["search", "results", "item", "tab", "done"] = "search"
-    found: Sequence[Product] = ()
-    """What the search gave."""
+    results: Sequence[Product] = ()
+    """Results of the last search."""
     number: int = 1
-    """Of the page of results, from 1."""
+    """Number of the page of results, from 1."""
     product: Product | None = None
     tab: str = ""
     options: dict[str, str] = field(default_factory=dict)
-    """What was chosen, by name."""
+    """Chosen option values, by name."""
 
     def after(self, action: str, search: Search) -> "Page":
-        """The page that an action leads to; the same one if it means nothing here."""
-        name, argument = parsed(action)
+        """The page that an action leads to; the same page if the action is not possible here."""
+        name, argument = parse_action(action)
         if name == "search":
-            return Page(kind="results", found=search(argument))
+            return Page(kind="results", results=search(argument))
         return self._clicked(argument) if name == "click" else self
 
     def clickables(self) -> list[str]:
@@ -68,13 +68,13 @@ class Page:
         return [text.lower() for text in buttons] + [value for v in options for value in v]
 
     def text(self, instruction: str) -> str:
-        """What is seen."""
+        """The observation of the page."""
         head = ["Instruction:", instruction]
         match self.kind:
             case "search":
                 pieces = ["WebShop", *head, "Search"]
             case "results":
-                total = f"Page {self.number} (Total results: {len(self.found)})"
+                total = f"Page {self.number} (Total results: {len(self.results)})"
                 back = [BACK] if self.number > 1 else []
                 pieces = [*head, BACK_TO_SEARCH, total, *back, NEXT]
                 for product in self._shown():
@@ -92,7 +92,7 @@ class Page:
         return _joined(pieces)
 
     def done_text(self, reward: float) -> str:
-        """The last page, with hidden fields that the original's text mode shows empty."""
+        """The last page, with hidden fields that are empty in the original's text mode."""
         options = json.dumps(self.options, sort_keys=True)
         for char in "<>&'":  # as Flask's filter writes JSON into HTML
             options = options.replace(char, f"\\u{ord(char):04x}")
@@ -111,12 +111,12 @@ class Page:
 
     @property
     def opened(self) -> Product:
-        """The product of an item's page, of its tabs, and of the last page."""
+        """The product of an item page, a tab or the last page."""
         assert self.product is not None, f"no product on a page of kind {self.kind}"
         return self.product
 
     def _shown(self) -> Sequence[Product]:
-        return self.found[(self.number - 1) * PAGE_SIZE : self.number * PAGE_SIZE]
+        return self.results[(self.number - 1) * PAGE_SIZE : self.number * PAGE_SIZE]
 
     def _tab_texts(self) -> list[str]:
         match self.tab:
@@ -143,17 +143,17 @@ class Page:
             case "tab", _:
                 return replace(self, kind="item", tab="")
             case _, "< prev":
-                return Page(kind="results", found=self.found, number=self.number)
+                return Page(kind="results", results=self.results, number=self.number)
             case _, "buy now":
                 return replace(self, kind="done")
             case _, "description" | "features" | "reviews":
                 return replace(self, kind="tab", tab=what)
-        # Where two options have the value, the last one gets it.
+        # If several options have the value, the last one is set.
         name = [name for name, values in self.opened.options.items() if what in values][-1]
         return replace(self, options=self.options | {name: what})
 
 
 def _joined(pieces: Sequence[str]) -> str:
-    """The pieces that the original's HTML parser keeps: it drops empty ones, and lines of space."""
+    """Joins pieces as the original's HTML parser does: without empty ones and blank lines."""
     kept = (p for p in pieces if p and (p.strip(" \n\t\f\r") or "\n" not in p))
     return " [SEP] ".join(piece.strip() for piece in kept)

@@ -1,4 +1,4 @@
-"""Products of the shop, as the original's loader sees them (princeton-nlp/WebShop, `engine.py`)."""
+"""Products of the shop, read as in the original's loader (princeton-nlp/WebShop, `engine.py`)."""
 
 import math
 import re
@@ -13,56 +13,56 @@ from stepagent.console.printable import shown
 from stepagent.types import Record
 
 FACTS = "catalogue.json"
-"""The file in which `prepare` says what it counted and hashed."""
+"""The file with the counts and the hash of an installed catalogue."""
 
 PATH_SEPARATOR = "\u203a"
 PRICE_IF_NONE = 100.0
 WITHOUT_ATTRIBUTES = ["DUMMY_ATTR"]
-"""What the original gives a product that no attributes are known of."""
+"""The attributes that the original gives a product without known attributes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """One product; `asin` is its id, as in Amazon's own shop."""
+    """One product; `asin` is its id at Amazon."""
 
     asin: str
     title: str
     description: str
     bullets: list[str]
-    """What the page calls features."""
+    """The entries of the page's tab Features."""
     prices: list[float]
     """One price in dollars, or the lowest and the highest."""
     options: dict[str, list[str]]
-    """Values by name, e.g. `{"color": ["red", "blue"]}`, lower case."""
+    """Values by name, e.g. `{"color": ["red", "blue"]}`, in lower case."""
     attributes: list[str]
-    """What the benchmark's authors extracted, e.g. "slim fit"; seen by the reward alone."""
+    """Attributes extracted by the benchmark's authors, e.g. "slim fit"; used by the reward only."""
     category: str
     """One of five departments, e.g. "garden"."""
     query: str
-    """The search that the product was crawled with."""
+    """The search by which the product was crawled."""
     product_category: str
-    """A path in Amazon's shop, such as Beauty, Hair Care, Shampoos, between `PATH_SEPARATOR`."""
+    """A path in Amazon's shop, such as Beauty, Hair Care, Shampoos, joined by `PATH_SEPARATOR`."""
 
     @property
     def price_tag(self) -> str:
-        """The price as pages show it."""
+        """The price as shown on pages."""
         return " to ".join(f"${price}" for price in self.prices)
 
     @property
     def index_text(self) -> str:
-        """What the search engine knows of it."""
+        """The text that the search engine indexes."""
         options = ", and ".join(f"{name}: {', '.join(v)}" for name, v in self.options.items())
         features = self.bullets[0] if self.bullets else ""
         return " ".join((self.title, self.description, features, options)).lower()
 
     def price(self, seed: int) -> float:
-        """What a purchase costs; where the tag has a range it is drawn, for each seed once."""
+        """The price of a purchase in dollars; from a range, each seed draws one fixed price."""
         if len(self.prices) == 1:
             return self.prices[0]
         return Random(f"{seed}/{self.asin}/price").uniform(*self.prices)
 
     def record(self) -> dict[str, Any]:
-        """Its fields as JSON."""
+        """The fields, for JSON."""
         return asdict(self)
 
 
@@ -77,7 +77,7 @@ def _dict_if_empty(value: object) -> object:
 
 
 class RawProduct(Record, extra="ignore"):
-    """A record of `items_shuffle.json`, as far as it is used."""
+    """The fields of a record of `items_shuffle.json` that are used."""
 
     asin: str
     name: str
@@ -92,7 +92,7 @@ class RawProduct(Record, extra="ignore"):
     product_category: str
 
     def product(self, attributes: list[str] | None) -> Product:
-        """The product; raises ValueError if it has a price that is none."""
+        """The product; raises ValueError if its price is invalid."""
         bullets = self.small_description
         return Product(
             asin=self.asin,
@@ -101,9 +101,11 @@ class RawProduct(Record, extra="ignore"):
             bullets=bullets if isinstance(bullets, list) else [bullets],
             prices=_prices(self.pricing),
             options={
-                name.lower(): [option.value.strip().replace("/", " | ").lower() for option in found]
-                for name, found in self.customization_options.items()
-                if found is not None
+                name.lower(): [
+                    option.value.strip().replace("/", " | ").lower() for option in values
+                ]
+                for name, values in self.customization_options.items()
+                if values is not None
             },
             attributes=WITHOUT_ATTRIBUTES if attributes is None else attributes,
             category=self.category,
@@ -113,13 +115,13 @@ class RawProduct(Record, extra="ignore"):
 
 
 def _prices(pricing: str | None) -> list[float]:
-    """Of "$1,099.00" or "$5.99 - $12.50"; at most two."""
+    """The price or prices, at most two, of a text such as "$1,099.00" or "$5.99 - $12.50"."""
     if not pricing:
         return [PRICE_IF_NONE]
     try:
-        found = [float(Decimal(re.sub(r"[^\d.]", "", part))) for part in pricing.split("$")[1:]]
+        prices = [float(Decimal(re.sub(r"[^\d.]", "", part))) for part in pricing.split("$")[1:]]
     except InvalidOperation:
-        found = []
-    if not found or not all(map(math.isfinite, found)):
+        prices = []
+    if not prices or not all(map(math.isfinite, prices)):
         raise ValueError(f"pricing: expected dollars like '$5.99 - $12.50', got {shown(pricing)}")
-    return found[:2]
+    return prices[:2]

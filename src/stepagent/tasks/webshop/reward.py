@@ -3,12 +3,13 @@
     reward = r_type (matched attributes + matched options + [price <= limit])
              / (attributes + options + 1)
 
-`r_type` is 1 for the same type of product, 0.5 if neither search, department nor title agree, 0.1
+`r_type` is 1 for the same type of product, 0.5 if neither search, category nor title agree, and 0.1
 or 0 if the titles share almost no nouns or none, whatever else agrees.
 
-Kept as it is, for numbers that compare: a synthetic goal's option is compared as the text of the
-pair `('color', 'brown2060')`, which is not reduced to "brown", while what was bought is. 458 of the
-6,910 synthetic goals on 1,000 products cannot reach 1 because of this.
+One flaw of the original is kept so that scores are comparable: a synthetic goal's option is
+compared as the text of the pair `('color', 'brown2060')`, which is not reduced to "brown", while
+the value that was bought is. Because of this, 458 of the 6,910 synthetic goals on 1,000 products
+cannot reach 1.
 """
 
 import re
@@ -32,7 +33,7 @@ sand sapphire seashell silver skull slate steel stone stonewash sunflower tan ta
 turquoise violet walnut wheat white wine yellow
 """
 COLOURS = tuple(_COLOURS.split())
-"""The first one that is part of a value stands for it, also "tan" of "rectangular"."""
+"""A value is reduced to the first of these that it contains, even "rectangular" to "tan"."""
 
 SIMILAR = 85
 
@@ -41,7 +42,7 @@ _LATIN = dict.fromkeys(range(128, 256))
 
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """A purchase's reward, and its parts by the original's names; `r_option` only with options."""
+    """The reward of a purchase, 0 to 1, and its parts by the original's names."""
 
     total: float
     parts: dict[str, float | bool]
@@ -49,19 +50,19 @@ class Reward:
 
 def similar(one: str, other: str) -> bool:
     """Whether thefuzz's `token_set_ratio` is above 85."""
-    # thefuzz rounds before it compares.
+    # thefuzz rounds before the comparison.
     return round(fuzz.token_set_ratio(_plain(one), _plain(other))) > SIMILAR
 
 
 def matches_option(bought: Iterable[str], wanted: str | tuple[str, str]) -> bool:
-    """Whether one of the chosen values is what a goal's option, a value or a pair, asks for."""
+    """Whether one of the chosen values matches a goal's option, a value or a (name, value) pair."""
     return any(similar(_colour(value), _colour(wanted)) for value in bought)
 
 
 def reward(
     product: Product, price: float, chosen: Mapping[str, str], goal: Goal, nouns: Tagger
 ) -> Reward:
-    """What buying the product at the price with the chosen options is worth."""
+    """The reward for buying `product` at `price` (dollars) with the chosen options."""
     type_parts = _type_parts(product, goal.product, nouns)
     num_attributes = sum(_has_attribute(product, attribute) for attribute in goal.attributes)
     wanted = goal.options.items() if isinstance(goal.options, dict) else goal.options
@@ -104,7 +105,7 @@ def _type_parts(bought: Product, wanted: Product, nouns: Tagger) -> dict[str, fl
 
 
 def _has_attribute(product: Product, attribute: str) -> bool:
-    """Whether the product has one that is similar, or a text that holds it."""
+    """Whether the product has a similar attribute, or a text that contains this one."""
     texts = (product.title, " ".join(product.bullets), product.description)
     return any(similar(known, attribute) for known in product.attributes) or any(
         attribute in text.lower() for text in texts
@@ -116,10 +117,10 @@ def _categories(product: Product) -> set[str]:
 
 
 def _colour(value: str | tuple[str, str]) -> str:
-    """The first colour in it; of a pair only where the value is one, as `in` has it."""
+    """The first colour in a value; in a pair, a colour counts only if it is the whole value."""
     return next((colour for colour in COLOURS if colour in value), str(value))
 
 
 def _plain(text: str) -> str:
-    """As thefuzz 0.19 reads a text: no Latin-1 beyond ASCII, lower case, words apart."""
+    """Normalises like thefuzz 0.19: no Latin-1 beyond ASCII, no punctuation, lower case."""
     return re.sub(r"\W", " ", text.translate(_LATIN)).lower().strip()

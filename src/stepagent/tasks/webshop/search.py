@@ -1,8 +1,9 @@
-"""The shop's search: BM25 as Lucene counts it, over words as Lucene's English analyzer makes them.
+"""The shop's search: Lucene's BM25 over the words of Lucene's English analyzer.
 
 The original searches a Lucene index through pyserini with its defaults: k1 0.9, b 0.4, standard
-tokenizer, possessives and 33 stop words removed, Porter's stemmer. What stays different: Lucene
-keeps the lengths of long documents only roughly, so that near ties may change places.
+tokenizer, possessives and 33 stop words removed, Porter stemmer. One difference remains: Lucene
+stores the lengths of long documents only approximately, so that near ties may be ordered
+differently.
 """
 
 import re
@@ -20,10 +21,10 @@ a an and are as at be but by for if in into is it no not of on or such that the 
 these they this to was will with
 """
 STOP_WORDS = frozenset(_LISTED.split())
-"""Those of Lucene's English analyzer."""
+"""Stop words of Lucene's English analyzer."""
 
 MAX_LENGTH = 255
-"""Of a word; Lucene cuts longer ones, but no product has any."""
+"""Longest word; Lucene splits longer ones, but no product has any."""
 
 _TOKEN = re.compile(
     r"\w+(?:(?:(?<=[^\W\d_])[.:'’](?=[^\W\d_])|(?<=\d)[.,;'’](?=\d))\w+)*"  # don't, u.s, 3.5
@@ -37,13 +38,13 @@ def _stem(word: str) -> str:
 
 
 def words(text: str) -> list[str]:
-    """The terms of a text, in order."""
-    found = (re.sub(r"['’]s$", "", token) for token in _TOKEN.findall(text.lower()))
-    return [_stem(word) for word in found if word not in STOP_WORDS and len(word) <= MAX_LENGTH]
+    """The stemmed terms of a text, in order."""
+    tokens = (re.sub(r"['’]s$", "", token) for token in _TOKEN.findall(text.lower()))
+    return [_stem(word) for word in tokens if word not in STOP_WORDS and len(word) <= MAX_LENGTH]
 
 
 def build_index(texts: Iterable[str], folder: Path) -> None:
-    """Writes the index of documents, which are known by their number from 0."""
+    """Writes the index of documents, which are numbered from 0."""
     vocabulary: dict[str, int] = {}
     documents = [
         [vocabulary.setdefault(word, len(vocabulary)) for word in words(text)] for text in texts
@@ -54,21 +55,21 @@ def build_index(texts: Iterable[str], folder: Path) -> None:
 
 
 class SearchEngine:
-    """An index on disk; its arrays are mapped, so that processes share them."""
+    """An index on disk; its arrays are memory-mapped, so that processes share them."""
 
     def __init__(self, folder: Path) -> None:
         """Opens what `build_index` wrote."""
         self._index: Any = bm25s.BM25.load(str(folder), mmap=True)
 
     def search(self, text: str, limit: int) -> Sequence[int]:
-        """Documents that share a word with the text, best first, ties by number."""
+        """Numbers of documents that share a word with the text, best first, ties by number."""
         vocabulary = self._index.vocab_dict
         terms = [vocabulary[word] for word in words(text) if word in vocabulary]
         if not terms:
             return []
         scores: np.ndarray = self._index.get_scores_from_ids(terms)
         found = np.flatnonzero(scores)
-        if len(found) > limit:  # keeps all that tie with the last one
+        if len(found) > limit:  # keep all that tie with the last one
             found = found[scores[found] >= np.partition(scores[found], -limit)[-limit]]
         best = found[np.argsort(-scores[found], kind="stable")[:limit]]
         return [int(number) for number in best]

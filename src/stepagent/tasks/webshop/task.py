@@ -1,11 +1,11 @@
-"""WebShop: buying what an instruction asks for, in a shop of Amazon's products (Yao et al. 2022).
+"""WebShop: buy what an instruction asks for in a shop of Amazon's products (Yao et al. 2022).
 
-An own engine for the text mode of the original (arXiv 2207.01206, princeton-nlp/WebShop): the same
-pages, actions, goals in the same order, and reward, without Java, a web server or spaCy. An item is
-a goal by its place in the shuffled list, `synthetic/0` or `human/0`.
+This is a reimplementation of the original's text mode (arXiv 2207.01206, princeton-nlp/WebShop)
+with the same pages, actions, rewards and order of goals, but without Java, a web server or spaCy.
+An item is a goal by its position in the shuffled list, e.g. `synthetic/0` or `human/0`.
 
-Score is 100 times the reward of the purchase, which ends the episode; without one it is 0. Success
-means a reward of 1.
+The score is 100 times the reward of the purchase, which ends the episode, or 0 without a purchase.
+Success means a reward of 1.
 """
 
 import re
@@ -18,8 +18,8 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from stepagent.tasks.base import Split
-from stepagent.tasks.data.extras import needs
-from stepagent.tasks.data.files import required
+from stepagent.tasks.data.optional_packages import needs
+from stepagent.tasks.data.sources import required
 from stepagent.tasks.episode import EpisodeEnv, Outcome, follow
 from stepagent.tasks.webshop.nouns import RULES, tagger
 from stepagent.tasks.webshop.pages import Page
@@ -37,34 +37,35 @@ NOT_BOUGHT = {"reward": 0.0}
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 NUM_TEST, NUM_DEV = 500, 1000
-"""The original's splits: test first, then dev, the rest is for training."""
+"""The original's splits: first test, then dev; the rest is for training."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WebShopConfig:
-    """The protocol; papers differ in all of it."""
+    """Settings of WebShop, in all of which papers differ."""
 
     goals: Literal["synthetic", "human"] = "synthetic"
-    """Instructions made of attributes and options, or written by people; the latter are for the
-    full catalogue, as only 13 are about the 1,000 products."""
+    """Instructions: synthetic, made of attributes and options, or human, written by people, which
+    need the full catalogue (only 13 are about the small one's 1,000 products)."""
     step_limit: int = 15
-    """Actions after which an episode is cut off; papers have 10, 15 or 20."""
+    """Most actions an episode may have before it is truncated; papers use 10, 15 or 20."""
     goal_seed: int = 233
-    """Of the order of goals, prices and price limits; 233 gives the original's order."""
+    """Seed of the order of goals, the prices and the price limits; 233 gives the original's order
+    of goals."""
     tagger: str = RULES
-    """What finds the nouns of titles for the reward: "rules", or the name of an installed spaCy
-    model such as en_core_web_sm."""
+    """How the reward finds nouns in product titles: rules, or the name of an installed spaCy model
+    such as en_core_web_sm."""
 
     def make_task(self) -> "WebShop":
-        """The task under this protocol; raises ValueError for unknown names."""
+        """The task with these settings; raises ValueError if the tagger is not installed."""
         return WebShop(self)
 
 
 class WebShop:
-    """The benchmark; the expert is a shopper that knows the goal.
+    """The WebShop benchmark; its expert is a shopper that knows the goal.
 
-    Data is what `stepagent download webshop` prepared, or lies in `folder`, and is opened with the
-    first use.
+    The data that `stepagent download webshop` installed, or that in `folder`, is opened when it is
+    first used.
     """
 
     name = "webshop"
@@ -91,24 +92,24 @@ class WebShop:
             return self._shop
 
     def items(self, split: Split) -> Sequence[str]:
-        """Ids of all goals of the split, in order."""
+        """Ids of all goals of the split, in their shuffled order."""
         if split not in SPLITS:
             raise ValueError(f"unknown split {split!r}: expected {', '.join(SPLITS)}")
         numbers = split_ranges(len(self.shop.goals))[split]
         return [f"{self.config.goals}/{number}" for number in numbers]
 
     def group(self, item: str) -> str:
-        """The department that the goal's product is in."""
+        """The department of the goal's product."""
         return self.goal(item).product.category
 
     def make_env(self) -> "WebShopEnv":
-        """A fresh environment with this task's step limit."""
+        """A new environment with this task's step limit."""
         return WebShopEnv(self, self.config.step_limit)
 
     def expert(self, item: str) -> Trajectory:
-        """What a shopper does that knows the goal; `ExpertFailed` if the reward is not 1."""
+        """Plays the shopper that knows the goal; raises `ExpertFailed` if the reward is below 1."""
         goal = self.goal(item)
-        from stepagent.tasks.webshop.shopper import plan
+        from stepagent.tasks.webshop.expert import plan
 
         actions = iter(plan(goal, self.shop.search))
         metadata = {"asin": goal.product.asin, "category": goal.product.category}
@@ -116,7 +117,7 @@ class WebShop:
         return follow(self, env, item, lambda observation: next(actions, None), metadata)
 
     def metrics(self, episodes: Sequence[Trajectory]) -> dict[str, float]:
-        """The paper's task score, which is the mean reward, and success rate, both 0 to 100."""
+        """The paper's task score (100 times the mean reward) and success rate, both 0 to 100."""
         rewards = [_reward_of(episode) for episode in episodes]
         return {
             "task_score": 100 * fmean(rewards),
@@ -124,7 +125,7 @@ class WebShop:
         }
 
     def facts(self) -> dict[str, Any]:
-        """The protocol for reports: catalogue, goals, limits, search, what score means."""
+        """The evaluation protocol for reports: catalogue, goals, limits, search, scoring."""
         goals = len(self.shop.goals)
         return {
             "task": self.name,
@@ -143,7 +144,7 @@ class WebShop:
         }
 
     def close(self) -> None:
-        """Lets go of the catalogue; the next use opens it again."""
+        """Closes the catalogue; the next use opens it again."""
         with self._lock:
             self._shop = None
 
@@ -162,13 +163,13 @@ class WebShop:
 class WebShopEnv(EpisodeEnv):
     """One customer in the shop at a time; `reset(options={"item": "synthetic/7"})`.
 
-    Actions are `search[words]` and `click[button, product or option]`, anything else changes
-    nothing. Buying ends the episode; its details are the parts of the reward by the original's
-    names, `reward` itself, and `r_exact`, whether it is 1 for the very product of the goal.
+    Actions are `search[words]` and `click[button, product or option]`; anything else has no effect.
+    A purchase ends the episode; its details are the parts of the reward by the original's names,
+    `reward` itself, and `r_exact`, whether the reward is 1 for exactly the goal's product.
     """
 
     def __init__(self, task: WebShop, step_limit: int | None) -> None:
-        """An environment of the task; `step_limit` None means no limit."""
+        """An environment of `task`; a `step_limit` of None means no limit."""
         super().__init__(task, step_limit)
         self._webshop = task
 
@@ -203,10 +204,10 @@ class WebShopEnv(EpisodeEnv):
 
 
 def split_ranges(num_goals: int) -> dict[Split, range]:
-    """Numbers of each split's goals.
+    """The numbers of each split's goals.
 
-    Of fewer than 3,000 goals, which would leave too few to train on, a fifth each is for test and
-    dev, rounded up.
+    With fewer than 3,000 goals, the original's splits would leave too few for training, so test and
+    dev get a fifth each, rounded up.
     """
     fifth = -(-num_goals // 5)
     test, dev = (NUM_TEST, NUM_DEV) if num_goals >= 2 * (NUM_TEST + NUM_DEV) else (fifth, fifth)
@@ -219,5 +220,5 @@ def split_ranges(num_goals: int) -> dict[Split, range]:
 
 def _reward_of(episode: Trajectory) -> float:
     details = episode.metadata.get("details")
-    found = details.get("reward") if isinstance(details, dict) else None
-    return float(found) if isinstance(found, int | float) else 0.0
+    reward = details.get("reward") if isinstance(details, dict) else None
+    return float(reward) if isinstance(reward, int | float) else 0.0

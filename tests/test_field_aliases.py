@@ -1,4 +1,4 @@
-"""Records as programs and data sets of others really have them: read with the right values."""
+"""Records in the many forms that other programs and data sets use are read correctly."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from stepagent.formats.files import READERS, WRITERS, Imported, read_foreign
+from stepagent.formats.import_export import READERS, WRITERS, Imported, read_foreign
 from stepagent.formats.records import FormatError, Notes
 from stepagent.formats.sharegpt import read_sharegpt
 from test_import import error_of, lines, read
@@ -105,7 +105,7 @@ LOOKED = ["Look around, then stop.", ("", "", CALLED), ("a red wall", "", "Done.
          "tools": list(SCHEMAS)},
     ],
 )  # fmt: skip
-def test_a_call_without_arguments_is_read_however_it_is_written(
+def test_a_call_without_arguments_is_read_in_every_form(
     tmp_path: Path, record: dict[str, Any]
 ) -> None:
     found = read(tmp_path, lines(record))
@@ -173,7 +173,7 @@ def test_turns_of_calls_and_a_system_column_beside_them_are_read(tmp_path: Path)
                             "reasoning_content": "I should look first."}]},
     ],
 )  # fmt: skip
-def test_thoughts_are_told_from_actions_however_they_are_marked(
+def test_thoughts_and_actions_are_separated_however_they_are_marked(
     tmp_path: Path, record: dict[str, Any]
 ) -> None:
     assert told(read(tmp_path, lines(record))) == [
@@ -188,7 +188,7 @@ def test_a_thought_before_a_call_loses_its_tags_and_label(tmp_path: Path) -> Non
         )  # fmt: skip
 
 
-def test_upper_case_labels_of_agentgym_are_no_part_of_the_action(tmp_path: Path) -> None:
+def test_upper_case_labels_of_agentgym_are_not_part_of_the_action(tmp_path: Path) -> None:
     said: list[tuple[str, bool | None, str]] = [
         ("human", None, "You live in a toy house. Reply with THOUGHT and ACTION."),
         ("gpt", False, "OK. I will do that."),
@@ -267,7 +267,7 @@ def test_observations_of_an_environment_are_read_as_the_users_or_a_tools(tmp_pat
         ([{"loss": True, "weight": 0}, {"loss": True}, {}], [1]),
     ],
 )
-def test_turns_that_are_not_to_be_learnt_are_context(
+def test_turns_that_carry_no_loss_are_context(
     tmp_path: Path, flags: list[dict[str, Any]], learnt: list[int]
 ) -> None:
     said = [ASKED, *({"role": "assistant", "content": str(i)} | f for i, f in enumerate(flags))]
@@ -321,7 +321,7 @@ def test_trajectories_of_one_id_are_numbered(tmp_path: Path) -> None:
     said = {"id": "a", "conversations": DIALOGUE}
     found = read(tmp_path, lines(said, said, said | {"id": "a#2"}, said))
     assert [t.id for t in found.trajectories] == ["a", "a#2", "a#2#2", "a#3"]
-    assert found.notes.renamed == {"ids that occur twice to id#2, id#3, ...": 3}
+    assert found.notes.renamed == {"repeated ids to id#2, id#3, ...": 3}
 
 
 @pytest.mark.parametrize(
@@ -350,18 +350,20 @@ def test_trajectories_of_one_id_are_numbered(tmp_path: Path) -> None:
         ({"prompt": "a", "chosen": "b", "rejected": "c"}, "a preference pair; expected an expert"),
         ({"chosen": [ASKED, DONE], "rejected": [ASKED, DONE]}, "a preference pair; expected"),
         ({"instruction": "a", "input": "", "output": "b"}, "an instruction and its answer (Alpaca"),
-        ({"system": "a", "chat": "USER: b"}, "a dialogue as one text (glaive); expected a list"),
-        ({"data": [{"messages": []}]}, "records inside the field 'data'; expected a file of that"),
+        ({"system": "a", "chat": "USER: b"}, "a dialogue as a single text (glaive); expected a"),
+        ({"data": [{"messages": []}]}, "records inside the field 'data'; expected a file with"),
         ({"text": "a"}, "plain text without roles; expected a list of messages"),
         (ASKED, "a single message; expected a record with all messages"),
         ({"input": [{"type": "web_search_call"}], "output": []}, "items[0]: expected a message or"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_read_is_named(tmp_path: Path, record: dict[str, Any], reason: str) -> None:
+def test_records_that_cannot_be_read_are_named(
+    tmp_path: Path, record: dict[str, Any], reason: str
+) -> None:
     assert error_of(tmp_path, lines(record)).startswith(f"1: {reason}")
 
 
-def test_notes_of_a_record_that_is_left_out_do_not_count(tmp_path: Path) -> None:
+def test_notes_of_a_skipped_record_do_not_count(tmp_path: Path) -> None:
     bad = calling(function(), mood="good", refusal=None)
     found = read(tmp_path, lines(bad, calling(function())), skip_invalid=True)
     assert found.notes.dropped == {"ids of calls": 2}
@@ -369,7 +371,7 @@ def test_notes_of_a_record_that_is_left_out_do_not_count(tmp_path: Path) -> None
         READERS["messages"](bad, "x", "x", Notes())
 
 
-def test_a_name_that_is_no_text_gives_its_ids_another(tmp_path: Path) -> None:
+def test_a_file_name_that_is_not_utf_8_still_gives_ids(tmp_path: Path) -> None:
     path = Path(str(tmp_path), "caf\udce9.jsonl")
     path.write_text(lines({"conversations": DIALOGUE}))
     assert read_foreign(path).trajectories[0].id == "caf\ufffd/1"

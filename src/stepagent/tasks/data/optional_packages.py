@@ -1,14 +1,14 @@
-"""Packages that only some tasks need: they are imported where they are used, and may be missing."""
+"""Optional packages: imported only where a task needs them, with an error that names the extra."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 
 class PackageMissing(RuntimeError):
-    """A package is not installed; the message is one line and says how to get it."""
+    """An optional package is missing; the message is one line with the command to install it."""
 
     def __init__(self, package: str | None, extra: str) -> None:
-        """`extra` is the one of stepagent that brings the package."""
+        """`extra` is the extra of stepagent that includes the package."""
         super().__init__(
             f"this needs the package {package}; install it: pip install 'stepagent[{extra}]'"
         )
@@ -16,7 +16,7 @@ class PackageMissing(RuntimeError):
 
 @contextmanager
 def needs(extra: str) -> Iterator[None]:
-    """For imports of packages that the extra brings; raises `PackageMissing` if there is none."""
+    """Wraps imports of packages of an extra; raises `PackageMissing` if one is not installed."""
     try:
         yield
     except ModuleNotFoundError as error:

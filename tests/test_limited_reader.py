@@ -1,4 +1,4 @@
-"""Files from outside: what is no file, bombs, links, damage, nesting; one line each, at once."""
+"""Untrusted files: pipes, bombs, links, damage and deep nesting each give one line, at once."""
 
 import gzip
 import io
@@ -22,11 +22,11 @@ from qa_fixtures import hotpot
 from stepagent.tasks import webshop
 from stepagent.tasks.alfworld import games as alfworld_games
 from stepagent.tasks.base import TaskDataError
-from stepagent.tasks.data import limited_reader as intake
-from stepagent.tasks.data.files import read_records
+from stepagent.tasks.data import limited_reader
+from stepagent.tasks.data.json_files import read_records
 from stepagent.tasks.mind2web import data as mind2web_data
 from stepagent.tasks.qa import data as qa_data
-from stepagent.tasks.qa.files import RecordFile
+from stepagent.tasks.qa.record_files import RecordFile
 
 PREPARE: dict[str, Any] = {
     "webshop": webshop.prepare,
@@ -49,7 +49,7 @@ GAME = FILES["alfworld"][0]
 
 
 def refused(task: str, source: Path) -> str:
-    """The line with which the task refuses what is in the folder."""
+    """The line with which the task refuses the files in the folder."""
     out = source.parent / "out"
     out.mkdir(exist_ok=True)
     with pytest.raises(TaskDataError) as error:
@@ -60,7 +60,7 @@ def refused(task: str, source: Path) -> str:
 
 
 def around(task: str, name: str, folder: Path) -> Path:
-    """A folder with usable files of the task, except the named one, whose place is returned."""
+    """Makes a folder with usable files, except the named one, and returns its path."""
     folder.mkdir(exist_ok=True)
     if task == "webshop":
         (folder / "items_shuffle_1000.json").write_text("[]")
@@ -76,21 +76,21 @@ def around(task: str, name: str, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(("task", "name"), CASES)
-def test_a_named_pipe_is_not_waited_for(tmp_path: Path, task: str, name: str) -> None:
+def test_a_named_pipe_does_not_block(tmp_path: Path, task: str, name: str) -> None:
     path = around(task, name, tmp_path / "in")
     os.mkfifo(path)
-    assert refused(task, tmp_path / "in") == f"{path}: a named pipe; expected an ordinary file"
+    assert refused(task, tmp_path / "in") == f"{path}: a named pipe; expected a regular file"
 
 
 @pytest.mark.parametrize(("task", "name"), CASES)
-def test_a_device_is_not_read_without_end(tmp_path: Path, task: str, name: str) -> None:
+def test_a_device_is_refused(tmp_path: Path, task: str, name: str) -> None:
     path = around(task, name, tmp_path / "in")
     path.symlink_to("/dev/zero")
-    assert refused(task, tmp_path / "in") == f"{path}: a device; expected an ordinary file"
+    assert refused(task, tmp_path / "in") == f"{path}: a device; expected a regular file"
 
 
 @pytest.mark.parametrize(("task", "name"), CASES)
-def test_a_link_to_nothing_is_told(tmp_path: Path, task: str, name: str) -> None:
+def test_a_dangling_link_is_named(tmp_path: Path, task: str, name: str) -> None:
     path = around(task, name, tmp_path / "in")
     path.symlink_to(tmp_path / "gone")
     said = "cannot be read: No such file or directory"
@@ -129,11 +129,11 @@ def test_deep_json_in_lines_and_in_an_archive_is_one_line(tmp_path: Path) -> Non
     path = around("mind2web", "train_0.json", folder)
     with zipfile.ZipFile(folder / "test.zip", "w") as archive:
         archive.writestr("test_task_0.json", DEEP)
-    assert "test.zip: test_task_0.json:1: not JSON" in refused("mind2web", folder)
+    assert "test.zip: test_task_0.json:1: invalid JSON" in refused("mind2web", folder)
 
 
 def bomb(megabytes: int) -> bytes:
-    """So much space as gzip, a thousandth of it; compressed once and repeated."""
+    """Spaces as gzip data, a thousandth of their size; compressed once and repeated."""
     return gzip.compress(b" " * 2**20, 9) * megabytes
 
 
@@ -192,8 +192,8 @@ def test_a_bomb_in_a_tar_is_refused_at_the_limit(
     info.size = 70 * 2**20
     path.write_bytes(pack(info.tobuf() + bytes(info.size) + bytes(1024)))
     assert refused("alfworld", tmp_path / "in").endswith(
-        "has more than 67,108,864 bytes; the limit is 200 times the compressed size, at least "
-        "67,108,864 and at most 2,147,483,648 where all is read at once"
+        "more than 67,108,864 bytes; the limit is 200 times the compressed size, at least "
+        "67,108,864, and at most 2,147,483,648 for a file that is read at once"
     )
 
 
@@ -209,10 +209,10 @@ def test_a_sparse_member_does_not_fill_the_memory(tmp_path: Path) -> None:
     assert "67,108,864 bytes" in refused("alfworld", tmp_path / "in")
 
 
-def test_a_record_without_end_is_refused_while_it_is_read(
+def test_an_endless_record_is_refused_while_it_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(intake, "MAX_RECORD_BYTES", 200_000)
+    monkeypatch.setattr(limited_reader, "MAX_RECORD_BYTES", 200_000)
     for name, text in (
         ("hotpot_dev.json", '[{"question": "' + "x" * 300_000 + '"}]'),
         ("hotpot_dev.jsonl", '{"question": "' + "x" * 300_000 + '"}\n'),
@@ -220,13 +220,13 @@ def test_a_record_without_end_is_refused_while_it_is_read(
         path = around("hotpotqa", name, tmp_path / name)
         path.write_text(text)
         said = refused("hotpotqa", tmp_path / name)
-        assert f"{path}: " in said and "has more than 200,000 bytes; expected less" in said
+        assert f"{path}: " in said and "has more than 200,000 bytes; expected fewer" in said
 
 
 def test_records_that_are_large_only_together_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(intake, "MAX_RECORD_BYTES", 200_000)
+    monkeypatch.setattr(limited_reader, "MAX_RECORD_BYTES", 200_000)
     text = json.dumps([{"question": "Who?", "filler": "[" * 200 + '"\\'}] * 1500)
     path = tmp_path / "a.json"
     path.write_text(text)
@@ -240,22 +240,22 @@ def test_records_that_are_large_only_together_are_read(
     ),
     st.integers(1, 9),
 )
-def test_brackets_in_texts_are_no_levels(value: Any, piece: int) -> None:
-    data, depth = json.dumps(value).encode(), intake._Depth()
+def test_brackets_in_strings_do_not_count_as_nesting(value: Any, piece: int) -> None:
+    data, depth = json.dumps(value).encode(), limited_reader._Depth()
     for start in range(0, len(data), piece):
-        assert depth.after(data[start : start + piece]) <= intake.MAX_DEPTH
+        assert depth.after(data[start : start + piece]) <= limited_reader.MAX_DEPTH
     assert (depth._now, depth._in_text) == (0, False)
 
 
-@pytest.mark.parametrize("levels", [intake.MAX_DEPTH, intake.MAX_DEPTH + 1])
-def test_levels_are_counted_exactly(tmp_path: Path, levels: int) -> None:
+@pytest.mark.parametrize("levels", [limited_reader.MAX_DEPTH, limited_reader.MAX_DEPTH + 1])
+def test_nesting_is_counted_exactly(tmp_path: Path, levels: int) -> None:
     path = tmp_path / "a.json"
     path.write_text("[" * levels + "]" * levels)
     found = RecordFile(path).records()
-    if levels <= intake.MAX_DEPTH:
+    if levels <= limited_reader.MAX_DEPTH:
         assert len(list(found)) == 1
     else:
-        with pytest.raises(TaskDataError, match=r"a\.json: JSON of more than 64 levels"):
+        with pytest.raises(TaskDataError, match=r"a\.json: JSON nested deeper than 64 levels"):
             list(found)
 
 
@@ -271,7 +271,7 @@ def test_a_link_in_a_tar_is_refused(tmp_path: Path, kind: bytes) -> None:
     info = tarfile.TarInfo(GAME)
     info.type, info.linkname = kind, "/etc/passwd"
     tar_with(path, info)
-    said = f"{path}/{GAME}: a link or a device; expected an ordinary file"
+    said = f"{path}/{GAME}: a link or a device; expected a regular file"
     assert refused("alfworld", tmp_path / "in") == said
 
 
@@ -289,12 +289,12 @@ def test_a_link_in_a_zip_is_refused(tmp_path: Path, task: str, name: str, member
     info.external_attr = (stat.S_IFLNK | 0o777) << 16
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(info, "/etc/passwd")
-    said = f"{path}/{member}: a symbolic link; expected an ordinary file"
+    said = f"{path}/{member}: a symbolic link; expected a regular file"
     assert said in refused(task, tmp_path / "in")
 
 
 @pytest.mark.parametrize("prefix", ["../../", "/", "a/../../", "..\\"])
-def test_names_in_archives_lead_nowhere(tmp_path: Path, prefix: str) -> None:
+def test_names_in_archives_cannot_leave_the_folder(tmp_path: Path, prefix: str) -> None:
     game = {
         "pddl_domain": "(define)", "pddl_problem": "(define)", "solvable": True,
         "grammar": '"put {o} in/on {r}"',
@@ -307,14 +307,14 @@ def test_names_in_archives_lead_nowhere(tmp_path: Path, prefix: str) -> None:
     out = tmp_path / "deep" / "out"
     out.mkdir()
     before = {path for path in tmp_path.rglob("*") if not path.is_relative_to(out)}
-    if prefix != "..\\":  # of which the first part of the name is no place of games
+    if prefix != "..\\":  # a name whose first part is not a folder of games
         alfworld_games.prepare(folder, out, skip_invalid=False)
     assert {path for path in tmp_path.rglob("*") if not path.is_relative_to(out)} == before
 
 
 @pytest.mark.parametrize("keep", [0.3, 0.7, 0.97])
 @pytest.mark.parametrize("pack", [bytes, gzip.compress, lzma.compress])
-def test_a_tar_cut_anywhere_is_one_line_and_never_a_part_of_the_games(
+def test_a_truncated_tar_is_one_line_and_never_a_part_of_the_games(
     tmp_path: Path, pack: Callable[[bytes], bytes], keep: float
 ) -> None:
     game = os.urandom(700).hex()
@@ -346,7 +346,9 @@ def test_a_tar_cut_anywhere_is_one_line_and_never_a_part_of_the_games(
         ("hotpotqa", "hotpot.zip"),
     ],
 )
-def test_what_is_no_archive_is_named(tmp_path: Path, task: str, name: str, data: bytes) -> None:
+def test_a_file_that_is_no_archive_is_named(
+    tmp_path: Path, task: str, name: str, data: bytes
+) -> None:
     path = around(task, name, tmp_path / "in")
     path.write_bytes(data)
     assert str(path) in refused(task, tmp_path / "in")
@@ -356,7 +358,9 @@ def test_what_is_no_archive_is_named(tmp_path: Path, task: str, name: str, data:
 @pytest.mark.parametrize(
     ("task", "name"), [case for case in CASES if case[1] != "scores_all_data.pkl"]
 )
-def test_what_is_not_utf_8_is_named(tmp_path: Path, task: str, name: str, content: bytes) -> None:
+def test_a_file_that_is_not_utf_8_is_named(
+    tmp_path: Path, task: str, name: str, content: bytes
+) -> None:
     path = around(task, name, tmp_path / "in")
     path.write_bytes(content)
     assert str(path) in refused(task, tmp_path / "in")
@@ -364,7 +368,7 @@ def test_what_is_not_utf_8_is_named(tmp_path: Path, task: str, name: str, conten
 
 def test_the_largest_real_file_is_within_the_limits() -> None:
     """327 MB of ALFWorld's games in 4.7 MB of xz, the densest file there is."""
-    assert intake.most_of(4_690_096) > 2 * 327 * 2**20
+    assert limited_reader.unpacked_limit(4_690_096) > 2 * 327 * 2**20
 
 
 def test_records_are_read_from_a_compressed_file(tmp_path: Path) -> None:
@@ -375,4 +379,6 @@ def test_records_are_read_from_a_compressed_file(tmp_path: Path) -> None:
 
 def test_a_reason_in_bytes_is_shown_as_text() -> None:
     error = ValueError(b"lexical error: invalid char\n  (right here) ------^\n")
-    assert str(intake.damaged("f.json", error)).endswith("is it whole? lexical error: invalid char")
+    assert str(limited_reader.damaged("f.json", error)).endswith(
+        "(incomplete file?): lexical error: invalid char"
+    )

@@ -1,9 +1,9 @@
-"""What the errors of chat servers mean, whoever words them.
+"""Classifies errors of chat servers by their wording: too long, filtered, temporary, and so on.
 
-Servers agree on no code for anything: a prompt that is too long is said in thirty ways and with any
-status, and an error may come with status 200, or wrapped in the error of a proxy. So the words
-decide, and the status where they say nothing. The words that were met are in
-`tests/test_chat_faults.py`.
+Servers share no error codes: a prompt that is too long is reported in thirty wordings and with any
+status, and an error may come with status 200 or wrapped in a proxy's error. So the wording decides,
+or the status if the wording is inconclusive. Real examples are in
+`tests/test_chat_server_errors.py`.
 """
 
 import re
@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 Option = Literal["system", "temperature", "max_tokens", "max_completion_tokens"]
-"""A part of a request that not every server knows."""
+"""A part of a request that some servers reject."""
 
 BUSY = frozenset({408, 409, 425, 429})
-"""With these, and from 500 on, another try may succeed."""
+"""Statuses, besides 500 and above, after which a retry may succeed."""
 
 MAX_TEXT = 4000
-"""Characters of an error that are read."""
+"""Characters of an error that are searched."""
 
 TOLD = ("error", "message", "detail", "details", "msg", "errors", "error_description", "reason",
         "base_resp", "status_msg", "metadata", "raw", "provider_name",
@@ -28,36 +28,36 @@ CODES = ("code", "type", "error_type", "error_code", "status", "innererror")
 
 @dataclass(frozen=True)
 class Fault:
-    """An error as a server tells it."""
+    """An error that a server reports."""
 
     status: int | None
-    """Of HTTP, or what the error says itself; None if neither says anything."""
+    """HTTP status, or one stated in the error's text; None if there is neither."""
     said: str
-    """Its message, as it came."""
+    """The error's message, unchanged."""
     words: str
-    """Message and codes in one line, in lower case and without marks."""
+    """Message and codes in one line, in lower case and without punctuation marks."""
     breaks_off: bool = False
-    """Whether it came in the place of a reply, not of the request's refusal."""
+    """Whether the request was accepted and its reply failed."""
 
     @property
     def is_too_long(self) -> bool:
-        """Whether the messages do not fit into the model's context."""
+        """Whether the messages exceed the model's context."""
         if self.status in (401, 402, 403, 404, 429) or _RATE.search(self.words):
             return False
         if _TIME.search(self.words):
             return False
         if _OUTPUT.search(self.words) and not _INPUT.search(self.words):
-            return False  # more is asked for than the model ever writes, however short the input
+            return False  # the requested reply is too long, whatever the input
         return self.status == 413 or bool(_TOO_LONG.search(self.words))
 
     @property
     def is_filtered(self) -> bool:
-        """Whether a filter refused what these messages say."""
+        """Whether a content filter rejected the messages."""
         return self.status in (None, 400, 403, 422, 451, 500) and bool(_FILTER.search(self.words))
 
     @property
     def is_passing(self) -> bool:
-        """Whether another try may succeed."""
+        """Whether the error is temporary: a retry may succeed."""
         if self.status in (401, 402, 403, 404) or self.is_too_long:
             return False
         if self.breaks_off:
@@ -69,14 +69,14 @@ class Fault:
         return self.status in BUSY or self.status >= 500 or bool(_RATE.search(self.words))
 
     def refuses(self, option: Option) -> bool:
-        """Whether it is an option of the request that the server does not take."""
+        """Whether the server rejects this option of the request."""
         if self.status not in (None, 400, 404, 422, 500, 501):
             return False
         return bool(_REFUSED[option].search(self.words))
 
 
 def read_fault(status: int, content: object, breaks_off: bool = False) -> Fault:
-    """The error in an answer's JSON, or in its text; it says nothing if it has no message."""
+    """The error in an answer's JSON or text; its `said` is empty if there is no message."""
     said = list(dict.fromkeys(filter(None, _texts(content, TOLD))))
     codes = [code for code in _texts(content, (*TOLD, *CODES)) if code not in said]
     words = re.sub(r"[\s\"'`*_\\]+", " ", " ".join([*said, *codes])[:MAX_TEXT].lower())
@@ -84,7 +84,7 @@ def read_fault(status: int, content: object, breaks_off: bool = False) -> Fault:
 
 
 def _texts(content: object, names: tuple[str, ...], depth: int = 0) -> Iterator[str]:
-    """The texts under these names; proxies put one error into another."""
+    """All texts in fields of these names, nested ones too: proxies wrap errors in errors."""
     match content:
         case str():
             yield content[:MAX_TEXT].strip()
@@ -198,4 +198,4 @@ _REFUSED: dict[Option, re.Pattern[str]] = {
     "max_tokens": _refusal_of("max tokens"),
     "max_completion_tokens": _refusal_of("max completion tokens"),
 }
-"""Words of a server that does not know an option; nothing in them may be about its value."""
+"""Wordings that reject an option itself; none may match an error about the option's value."""

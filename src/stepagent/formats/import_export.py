@@ -1,7 +1,7 @@
-"""Files in the formats of other projects: recognised, read, and written.
+"""Reads and writes files in other projects' formats; the format is recognised.
 
-A file is read as JSON lines, as a list of objects, as one object, or as Parquet; gzip is unpacked.
-All its records have one format, which the fields of the first usable record tell.
+A file may be JSON lines, a JSON list of objects, a single object or Parquet, and gzip-compressed.
+All its records have one format, recognised by the fields of the first valid record.
 """
 
 import json
@@ -16,7 +16,7 @@ from pydantic_core import from_json
 
 from stepagent.console.printable import shown
 from stepagent.formats.atif import read_atif, write_atif
-from stepagent.formats.dumps import is_messages, refusal
+from stepagent.formats.field_aliases import is_messages, refusal
 from stepagent.formats.knowagent import read_knowagent
 from stepagent.formats.messages import read_messages, write_openai, write_trl
 from stepagent.formats.parquet import is_parquet, read_rows
@@ -46,7 +46,7 @@ READERS: dict[str, Callable[[Fields, str, str, Notes | None], Trajectory]] = {
     "knowagent": read_knowagent,
     "trajectories": read_own,
 }
-"""Each takes a record, the id and the task for one that has none itself, and takes notes."""
+"""Each takes a record, an id and a task for records without their own, and the notes to fill."""
 
 WRITERS: dict[str, Callable[[Trajectory], Fields]] = {
     "messages": write_trl,
@@ -59,33 +59,34 @@ WRITERS: dict[str, Callable[[Trajectory], Fields]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Imported:
-    """The usable records of a file in its order, and the reasons why others are none."""
+    """The trajectories of an imported file, in its order, and what was skipped or changed."""
 
     format: str
+    """The format that was given or recognised."""
     trajectories: tuple[Trajectory, ...]
     places: str
     """What records are counted by: `line` or `record`."""
     rejected: dict[str, list[int]]
-    """By reason, the lines or records that were left out for it."""
+    """Reasons, with the numbers of the lines or records that were skipped for them."""
     notes: Notes
-    """What was dropped or renamed in those that were not."""
+    """What was dropped or renamed in the imported records."""
 
 
 def read_foreign(
     path: Path, *, format: str | None = None, task: str | None = None, skip_invalid: bool = False
 ) -> Imported:
-    """All trajectories of a file in another format; there is at least one.
+    """Reads all trajectories of a file in another project's format; there is at least one.
 
-    `task` is the task of records that name none; without it the file's name is. Where several have
-    one id, the later ones are numbered: `id#2`. The first record that cannot be used raises
-    `TrajectoryError`; with `skip_invalid` all of them are listed.
+    `format` is a key of `READERS`; None recognises it. `task` names the task of records without
+    one; the default is the file's name. Repeated ids are numbered: `id#2`. The first invalid record
+    raises `TrajectoryError`; with `skip_invalid`, invalid records are listed in the result instead.
     """
-    # A file name may hold bytes that no text can.
+    # A file name may contain bytes that are not valid UTF-8.
     name = os.fsencode(path.name).decode(errors="replace").removesuffix(".gz")
     stem = name.rpartition(".")[0] or name
     places, records = _records(path)
     if any(_is_page(record) for _, record in records):
-        records = _gathered(records, stem)
+        records = _session(records, stem)
     trajectories: list[Trajectory] = []
     rejected: dict[str, list[int]] = {}
     all_notes, ids = Notes(), _Ids()
@@ -99,7 +100,7 @@ def read_foreign(
             trajectories.append(ids.numbered(trajectory, notes))
             all_notes.add(notes)
         except FormatError as error:
-            # Without a format, nothing else in the file can be read either.
+            # If the format is unknown, no other record can be read either.
             if not skip_invalid or (format is None and not isinstance(record, str)):
                 raise _error_in(path, places, number, str(error)) from None
             rejected.setdefault(str(error), []).append(number)
@@ -107,7 +108,7 @@ def read_foreign(
         raise error_at(path, f"empty; expected records in one of the formats {_names()}", 1)
     if not trajectories or format is None:
         reason, (number, *_) = next(iter(rejected.items()))
-        reason = f"none of its {len(records)} records is usable; {reason}"
+        reason = f"none of its {len(records)} records is valid; {reason}"
         raise _error_in(path, places, number, reason)
     return Imported(
         format=format,
@@ -119,13 +120,13 @@ def read_foreign(
 
 
 class _Ids:
-    """The ids of a file so far; each is used once."""
+    """The ids of a file so far; makes repeated ones unique."""
 
     def __init__(self) -> None:
         self._count: Counter[str] = Counter()
 
     def numbered(self, trajectory: Trajectory, notes: Notes) -> Trajectory:
-        """The trajectory, under an id of its own."""
+        """The trajectory under a unique id."""
         id = trajectory.id
         while self._count[id]:
             self._count[trajectory.id] += 1
@@ -133,14 +134,14 @@ class _Ids:
         self._count[id] += 1
         if id == trajectory.id:
             return trajectory
-        notes.renamed["ids that occur twice to id#2, id#3, ..."] += 1
+        notes.renamed["repeated ids to id#2, id#3, ..."] += 1
         return trajectory.model_copy(update={"id": id})
 
 
 def write_foreign(
     path: Path, trajectories: Iterable[Trajectory], format: str, *, replace: bool = True
 ) -> None:
-    """Writes one record per line; whatever happens, the file is the old or the whole new one."""
+    """Writes one record per line in a format of `WRITERS`, atomically; raises `TrajectoryError`."""
 
     def line(trajectory: Trajectory) -> str:
         try:
@@ -162,12 +163,12 @@ def _error_in(path: Path, places: str, number: int, reason: str) -> TrajectoryEr
 
 
 def _recognised(record: Fields) -> str:
-    """The format that a record's fields tell."""
+    """The format of a record, by its fields; raises `FormatError` if there is none."""
     match record:
         case {"schema_version": str(version)} if version.startswith("ATIF"):
             return "atif"
-        case {"conversations": list(said)}:
-            flagged = any(isinstance(turn, dict) and turn.get("loss") is not None for turn in said)
+        case {"conversations": list(turns)}:
+            flagged = any(isinstance(turn, dict) and turn.get("loss") is not None for turn in turns)
             return "agentgym" if flagged or "item_id" in record else "eto"
         case {"conversations": _}:
             return "agentgym" if "item_id" in record else "eto"
@@ -186,15 +187,15 @@ def _is_page(record: Fields | str) -> bool:
     return isinstance(record, dict) and {"page", "url", "goal"} <= record.keys()
 
 
-def _gathered(records: list[tuple[int, Fields | str]], stem: str) -> list[tuple[int, Fields | str]]:
-    """The one session of a WebShop log, whose records are its pages, or what is wrong with it."""
+def _session(records: list[tuple[int, Fields | str]], stem: str) -> list[tuple[int, Fields | str]]:
+    """Joins the pages of a WebShop log into one session; damaged lines are returned instead."""
     pages: list[JsonValue] = [record for _, record in records if isinstance(record, dict)]
     faults = [(number, record) for number, record in records if isinstance(record, str)]
     return [*faults] or [(1, {"session": stem, "steps": pages})]
 
 
 def _records(path: Path) -> tuple[str, list[tuple[int, Fields | str]]]:
-    """What records are counted by, and each with its number, or the reason why it is none."""
+    """`line` or `record`, and each record with its number, or the reason why it is invalid."""
     if is_parquet(path):
         return "record", [(number, _fields(row)) for number, row in read_rows(path)]
     lines = list(lines_of(path))
@@ -204,7 +205,7 @@ def _records(path: Path) -> tuple[str, list[tuple[int, Fields | str]]]:
         return ("line", [*damaged]) if damaged else ("record", _listed(path, whole))
     records = [(number, _fields(line)) for number, line in lines]
     if len(lines) > 1 and not damaged and isinstance(records[0][1], str):
-        record = _fields(whole)  # perhaps one object that is spread over many lines
+        record = _fields(whole)  # perhaps a single object spread over many lines
         if isinstance(record, dict):
             return "record", [(1, record)]
     return "line", records

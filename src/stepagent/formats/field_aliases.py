@@ -1,7 +1,8 @@
-"""Records that are messages in other words, and those that are no trajectory at all.
+"""Recognises records by their fields: dialogues under other names, and kinds that are refused.
 
-Read as messages: `prompt` and `completion` (TRL), `query` and `answers` (xLAM, APIGen), `input` and
-`output` lists of the Responses API. What else is known is refused with what it is and what to do.
+Converted to messages: `prompt` and `completion` (TRL), `query` and `answers` (xLAM, APIGen), and
+the `input` and `output` lists of the Responses API. Other known kinds of records are refused with
+what they are and what to do.
 """
 
 from pydantic import JsonValue
@@ -14,30 +15,30 @@ Fields = dict[str, JsonValue]
 _KNOWN = (
     (
         {"chosen", "rejected"},
-        "a preference pair; expected an expert's dialogue (to learn from the chosen answers, write "
+        "a preference pair; expected an expert's dialogue (to train on the chosen answers, write "
         "them as `messages`)",
     ),
     (
         {"system", "chat"},
-        "a dialogue as one text (glaive); expected a list of messages with roles",
+        "a dialogue as a single text (glaive); expected a list of messages with roles",
     ),
     (
         {"instruction", "output"},
         "an instruction and its answer (Alpaca); expected messages of the user and the assistant",
     ),
-    ({"choices", "model"}, "a server's reply; expected the messages that it answers, and itself"),
-    ({"request", "response"}, "a logged request; expected its messages, the reply at the end"),
+    ({"choices", "model"}, "a server's reply; expected the whole dialogue, with the reply in it"),
+    ({"request", "response"}, "a logged request; expected its messages with the reply at the end"),
     ({"role", "content"}, "a single message; expected a record with all messages of a dialogue"),
     ({"from", "value"}, "a single turn; expected a record with all turns of a dialogue"),
-    ({"rows", "features"}, "a reply of the hub's viewer; expected the rows, one on each line"),
-    ({"row", "row_idx"}, "a row of the hub's viewer; expected what stands under `row`"),
+    ({"rows", "features"}, "a reply of the hub's viewer; expected its rows, one per line"),
+    ({"row", "row_idx"}, "a row of the hub's viewer; expected the content of `row`"),
     ({"text"}, "plain text without roles; expected a list of messages with roles"),
 )
-"""Fields, and what a record that has them is."""
+"""Fields, and the kind of record that has them with what was expected instead."""
 
 
 def refusal(record: Fields, formats: str) -> str:
-    """Why a record has no format of ours: what it is, or what fields were found."""
+    """Why a record is in none of the `formats`: what it is instead, or which fields it has."""
     for fields, what in _KNOWN:
         if fields <= record.keys():
             return f"{what}; fields: {_listed(record)}"
@@ -45,10 +46,10 @@ def refusal(record: Fields, formats: str) -> str:
         if isinstance(value, list) and any(
             isinstance(v, dict) and (is_messages(v) or "conversations" in v) for v in value
         ):
-            return f"records inside the field {shown(key)}; expected a file of that list alone"
+            return f"records inside the field {shown(key)}; expected a file with only that list"
     return (
-        f"format not recognised from the fields {_listed(record)}; expected a record in one of the "
-        f"formats {formats} (--format names one)"
+        f"unknown format with the fields {_listed(record)}; expected one of {formats} (choose with "
+        "--format)"
     )
 
 
@@ -67,7 +68,7 @@ def is_messages(record: Fields) -> bool:
 
 
 def as_messages(record: Fields, notes: Notes) -> Fields:
-    """The record with `messages` in place of other fields that hold the dialogue."""
+    """The record with its dialogue under `messages`, whatever fields held it before."""
     if "messages" in record or not is_messages(record):
         return record
     match record:
@@ -86,12 +87,12 @@ def as_messages(record: Fields, notes: Notes) -> Fields:
     return {key: value for key, value in record.items() if key not in old} | {"messages": messages}
 
 
-def _messages(said: JsonValue, role: str) -> list[JsonValue]:
-    return said if isinstance(said, list) else [{"role": role, "content": said}]
+def _messages(content: JsonValue, role: str) -> list[JsonValue]:
+    return content if isinstance(content, list) else [{"role": role, "content": content}]
 
 
 def _responses(items: list[JsonValue], notes: Notes) -> list[JsonValue]:
-    """The items of the Responses API as messages; reasoning goes with what follows it."""
+    """The items of the Responses API as messages; reasoning joins the message after it."""
     messages: list[JsonValue] = []
     thoughts: list[str] = []
     for index, item in enumerate(items):

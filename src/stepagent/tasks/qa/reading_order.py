@@ -1,14 +1,14 @@
-"""In which order supporting paragraphs are read: what is known so far names the next one."""
+"""The order in which the expert reads supporting paragraphs: each is named by what came before."""
 
 import re
 from collections.abc import Sequence
 
 
 def reading_order(question: str, answer: str, passages: Sequence[tuple[str, str]]) -> list[int]:
-    """Positions of the (title, text) passages in the order in which one leads to the next.
+    """Indices of the (title, text) passages in the order in which one leads to the next.
 
-    Next comes the passage whose title is named first in the question and the passages read before.
-    If none is named, one comes next that names another, rather one without the answer.
+    The next passage is the one whose title occurs first in the question and the passages read so
+    far. If none occurs, it is one that names another passage, preferably one without the answer.
     """
     known, order, waiting = _words(question), list[int](), list(range(len(passages)))
     titles = [_words(_without_brackets(title)) for title, _ in passages]
@@ -38,16 +38,16 @@ def _lateness(
 
 
 def _without_brackets(title: str) -> str:
-    """Without what only tells articles of one name apart, as in `Titanic (1997 film)`."""
+    """The title without a disambiguation, as in `Titanic (1997 film)`."""
     stripped = title.rstrip()
     if not stripped.endswith(")"):
         return title
-    # A regular expression for this takes quadratic time on brackets that nobody closes.
+    # A regular expression would take quadratic time on unclosed brackets.
     start = stripped.find("(", stripped.rfind(")", 0, -1) + 1)
     return (stripped[:start].rstrip() if start >= 0 else "") or title
 
 
 def _words(text: str) -> str:
-    """Lower-case words between single spaces, with one at both ends: whole words are compared."""
+    """Lower-case words between single spaces, also at both ends, to match whole words only."""
     words = " ".join(re.findall(r"\w+", text.lower()))
     return f" {words} "

@@ -1,8 +1,8 @@
-"""A shopper that knows the goal: it searches as the instruction reads, and buys what is meant.
+"""The expert: a shopper that knows the goal, searches by the instruction and buys the product.
 
-Searches are tried in this order, and the first that has the product on its first page is taken: the
-instruction without price and options, the words of the goal, the product's title, which the agent
-could not know. Where none has, it is the one that has it on the earliest page.
+Searches are tried in this order until one has the product on its first page: the instruction
+without the price limit, also without options, the words of the goal, and the product's title, which
+an agent cannot know. If none has it there, the search with the earliest page is used.
 """
 
 import re
@@ -15,7 +15,7 @@ _PRICE = re.compile(r", and price lower than [\d.]+ dollars$")
 
 
 def queries(goal: Goal) -> tuple[str, ...]:
-    """Searches, the ones that an agent could make itself first."""
+    """Searches to try, those that an agent could make itself first."""
     asked = _PRICE.sub("", goal.text)
     without_options = asked.split(" with ")[0] if isinstance(goal.options, dict) else asked
     words = " ".join((goal.product.query, *goal.attributes, *goal.option_values))
@@ -41,7 +41,7 @@ def plan(goal: Goal, search: Search) -> list[str]:
 
 
 def chosen_values(goal: Goal) -> list[str]:
-    """Values to click: those asked for, or for each one the first that means the same."""
+    """Option values to click: those asked for, or else the first similar value of each."""
     offered = [value for values in goal.product.options.values() for value in values]
     chosen = []
     for wanted in goal.option_values:
@@ -52,5 +52,5 @@ def chosen_values(goal: Goal) -> list[str]:
 
 
 def _searchable(text: str) -> str:
-    """Without brackets and line breaks, which end an action."""
+    """The text without brackets and line breaks, which would end the action."""
     return " ".join(re.sub(r"[\[\]]", " ", text.lower()).split())

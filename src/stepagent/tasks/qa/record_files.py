@@ -1,6 +1,6 @@
-"""Records of JSON, JSON lines and parquet files, in folders and zips, one after the other.
+"""Streams the records of JSON, JSON lines and parquet files in folders and zips.
 
-The largest official file has 570 MB; nothing here holds more than a piece of it.
+The largest official file has 570 MB; only a piece of it is in memory at a time.
 """
 
 import json
@@ -11,73 +11,76 @@ from pathlib import Path
 from typing import Any
 
 from stepagent.tasks.base import TaskDataError
-from stepagent.tasks.data.archives import member, zipped
-from stepagent.tasks.data.extras import needs
-from stepagent.tasks.data.files import records_of
+from stepagent.tasks.data.archives import open_member, open_zip
+from stepagent.tasks.data.json_files import stream_json_list
 from stepagent.tasks.data.limited_reader import (
     MAX_RECORD_BYTES,
     Content,
-    content,
     damaged,
-    ordinary,
+    open_content,
+    open_regular,
 )
+from stepagent.tasks.data.optional_packages import needs
 
 _ENDINGS = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 _ROWS = 64
-"""Of a parquet file that are read at a time."""
+"""Rows of a parquet file that are read at a time."""
 
 
 @dataclass(frozen=True, order=True)
 class RecordFile:
-    """A file on disk, or a member of a zip, which is read where it is and never unpacked."""
+    """A file on disk, or a member of a zip, which is read in place."""
 
     path: Path
     member: str = ""
 
     @property
     def name(self) -> str:
-        """For messages."""
+        """The full name, for messages."""
         return f"{self.path}/{self.member}" if self.member else str(self.path)
 
     @property
     def stem(self) -> str:
-        """The last part of its name."""
+        """The file's own name without its folders."""
         return (self.member or self.path.name).rsplit("/", 1)[-1]
 
     def first(self) -> dict[str, Any]:
-        """The first record; empty for files that hold something else."""
+        """The first record; empty if that is not an object."""
         _, record = next(self.records(), ("", None))
         return record if isinstance(record, dict) else {}
 
     def records(self) -> Iterator[tuple[str, Any]]:
-        """All values, each with its place for messages; None for a line that is not JSON.
+        """Yields all values, each with its place for messages; a line that is not JSON is None.
 
         Raises `TaskDataError` if the file is damaged.
         """
         with needs("qa"):
-            import ijson  # noqa: F401  # needed further on
+            import ijson  # noqa: F401  # used later: a missing package is reported at once
         if self.path.suffix == ".parquet":
             for number, row in enumerate(_parquet_rows(self.path), start=1):
                 yield f"{self.name}: row {number}", row
             return
-        with self._content() as found:
-            starts_list = found.read(64).lstrip()[:1] == b"["
-        with self._content() as found:
+        with self._content() as content:
+            starts_list = content.read(64).lstrip()[:1] == b"["
+        with self._content() as content:
             if starts_list:
-                yield from records_of(found)
+                yield from stream_json_list(content)
                 return
-            for number, line in enumerate(found.lines(), start=1):
+            for number, line in enumerate(content.lines(), start=1):
                 if line.strip():
                     yield f"{self.name}:{number}", _parsed(line)
 
     @contextmanager
     def _content(self) -> Iterator[Content]:
         if self.path.suffix != ".zip":
-            with content(self.path) as found:
-                yield found
+            with open_content(self.path) as content:
+                yield content
             return
-        with zipped(self.path) as archive, member(archive, self.path, self.member) as found:
-            yield found
+        with (
+            open_zip(self.path) as archive,
+            open_member(archive, self.path, self.member) as content,
+        ):
+            yield content
 
 
 def record_files(source: Path) -> list[RecordFile]:
@@ -93,15 +96,15 @@ def record_files(source: Path) -> list[RecordFile]:
             files.append(RecordFile(path))
         elif path.suffix == ".zip":
             try:
-                with zipped(path) as archive:
+                with open_zip(path) as archive:
                     members = sorted(set(archive.namelist()))
             except TaskDataError:
-                files.append(RecordFile(path))  # the error comes when it is read, if ever
+                files.append(RecordFile(path))  # raises the error only if it is read
                 continue
             files += [
                 RecordFile(path, name)
                 for name in members
-                # macOS puts a shadow of every file into its zips.
+                # macOS adds a metadata file for every file in a zip.
                 if name.endswith((".json", ".jsonl")) and "__MACOSX" not in name
             ]
     return files
@@ -110,7 +113,7 @@ def record_files(source: Path) -> list[RecordFile]:
 def _parsed(line: bytes) -> Any:
     try:
         return json.loads(line)
-    except (ValueError, RecursionError):  # also bytes that are no UTF-8, and endless nesting
+    except (ValueError, RecursionError):  # includes bytes that are not UTF-8, and deep nesting
         return None
 
 
@@ -122,12 +125,12 @@ def _parquet_rows(path: Path) -> Iterator[Any]:
         raise TaskDataError(
             f"{path}: parquet files need the package pyarrow; install it: pip install pyarrow"
         ) from None
-    with ordinary(path) as file:
+    with open_regular(path) as file:
         try:
             for batch in ParquetFile(file).iter_batches(batch_size=_ROWS):
                 if batch.nbytes > _ROWS * MAX_RECORD_BYTES:
                     raise TaskDataError(
-                        f"{path}: rows have more than {MAX_RECORD_BYTES:,} bytes; expected less"
+                        f"{path}: rows have more than {MAX_RECORD_BYTES:,} bytes; expected fewer"
                     )
                 yield from batch.to_pylist()
         except (ArrowException, OSError) as error:

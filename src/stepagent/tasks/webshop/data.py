@@ -1,7 +1,7 @@
-"""The benchmark's files: where they come from, and what the shop makes of them.
+"""Where WebShop's data comes from, and how the official files become the shop's catalogue.
 
-The authors keep them on Google Drive. The URLs are of a copy on the Hugging Face hub; the SHA-256
-are those of the authors' files, as several projects state them.
+The authors publish them on Google Drive. The URLs are of a copy on the Hugging Face hub; the
+SHA-256 hashes are those of the authors' files, as stated by several projects.
 """
 
 import gzip
@@ -18,9 +18,10 @@ from typing import Any, TextIO, TypeVar
 from pydantic import ValidationError
 
 from stepagent.tasks.base import TaskDataError
-from stepagent.tasks.data.extras import needs
-from stepagent.tasks.data.files import Prepared, Source, read_json, records_of
-from stepagent.tasks.data.limited_reader import content
+from stepagent.tasks.data.json_files import read_json, stream_json_list
+from stepagent.tasks.data.limited_reader import open_content
+from stepagent.tasks.data.optional_packages import needs
+from stepagent.tasks.data.sources import Prepared, Source
 from stepagent.tasks.webshop.goals import Instruction
 from stepagent.tasks.webshop.products import FACTS, WITHOUT_ATTRIBUTES, Product, RawProduct
 from stepagent.trajectories import problem_of
@@ -48,10 +49,10 @@ SOURCES = tuple(
         ),
     )
 )
-"""The 1,000 products. The full catalogue is 5.5 GB: `docs/tasks-webshop.md` has its URLs."""
+"""The catalogue of 1,000 products; for the full one (5.5 GB) see `docs/tasks-webshop.md`."""
 
 MAX_ASIN = 10
-"""The original leaves out products with longer ids, with the id "nan", and repeated ones."""
+"""The original leaves out products with a longer id, with the id "nan", and repeated ones."""
 
 
 COUNTS = (
@@ -60,7 +61,7 @@ COUNTS = (
 
 
 class RawAttributes(Record, extra="ignore"):
-    """What `items_ins_v2.json` has of a product."""
+    """A product's record in `items_ins_v2.json`."""
 
     attributes: list[str] | None = None
     instruction: NonEmpty | None = None
@@ -76,33 +77,34 @@ class RawInstruction(Record, extra="ignore"):
 
 
 class BadRecord(ValueError):
-    """A record that cannot be used; the message says what was expected."""
+    """A record is invalid; the message says what was expected."""
 
 
 def prepare(source: Path, out: Path, *, skip_invalid: bool) -> Prepared:
     """Writes the catalogue of the files found below `source` into the empty folder `out`.
 
-    Products are `items_shuffle*.json`, one file of them; attributes and synthetic instructions
-    `items_ins_v2*.json`; people's instructions `items_human_ins*.json`, which may be missing. All
-    may end in .gz. Attributes and the words of the index are held in memory, products are not.
+    Products come from one file `items_shuffle*.json`, attributes and synthetic instructions from
+    `items_ins_v2*.json`, and human instructions from `items_human_ins*.json`, which may be missing.
+    All may end in .gz. Attributes and the words of the index are held in memory, products are not.
+    Raises `TaskDataError`.
     """
     with needs("webshop"):
-        import ijson  # noqa: F401  # needed further on: told before anything is read
+        import ijson  # noqa: F401  # used later: a missing package is reported before reading
 
         from stepagent.tasks.webshop.catalogue import PRODUCTS, write_catalogue
     files = _Files.find(source)
-    shelf = _Shelf(files, skip_invalid)
+    loader = _Loader(files, skip_invalid)
     with ExitStack() as stack:
         writers = {
             kind: stack.enter_context(gzip.open(out / f"{kind}.jsonl.gz", "wt", encoding="utf-8"))
             for kind in ("synthetic", "human")
         }
-        num_products = write_catalogue(shelf.products(writers), out)
+        num_products = write_catalogue(loader.products(writers), out)
     with (out / PRODUCTS).open("rb") as file:
         sha256 = file_digest(file, "sha256").hexdigest()
-    counts = {"products": num_products, **shelf.counts}
+    counts = {"products": num_products, **loader.counts}
     (out / FACTS).write_text(json.dumps(counts | {"sha256": sha256}), encoding="utf-8")
-    return Prepared(counts=counts, read=files.read, skipped=dict(shelf.skipped))
+    return Prepared(counts=counts, read=files.read, skipped=dict(loader.skipped))
 
 
 @dataclass(frozen=True)
@@ -119,29 +121,29 @@ class _Files:
 
     @classmethod
     def find(cls, source: Path) -> "_Files":
-        found = sorted(path for path in source.rglob("*.json*") if not path.is_dir())
+        files = sorted(path for path in source.rglob("*.json*") if not path.is_dir())
         named = {
-            stem: [p for p in found if re.fullmatch(rf"{stem}(_\d+)?\.json(\.gz)?", p.name)]
+            stem: [p for p in files if re.fullmatch(rf"{stem}(_\d+)?\.json(\.gz)?", p.name)]
             for stem in ("items_shuffle", "items_ins_v2", "items_human_ins")
         }
         for stem, paths in named.items():
             if len(paths) > 1:
                 raise TaskDataError(
                     f"{source}: {len(paths)} files of the kind {stem}.json ("
-                    f"{', '.join(path.name for path in paths)}); keep those of one catalogue there"
+                    f"{', '.join(path.name for path in paths)}); expected those of one catalogue"
                 )
         products, attributes, people = (next(iter(paths), None) for paths in named.values())
         if products is None or attributes is None:
             raise TaskDataError(
-                f"{source}: no WebShop catalogue below; looked for items_shuffle.json and "
-                "items_ins_v2.json (or ..._1000.json, also as .json.gz): put both there, and "
-                "items_human_ins.json for goals that people wrote"
+                f"{source}: no WebShop catalogue; expected items_shuffle.json and "
+                "items_ins_v2.json (or ..._1000.json, also as .json.gz), and "
+                "items_human_ins.json for goals written by people"
             )
         return cls(products, attributes, people)
 
 
-class _Shelf:
-    """Products as they come out of the files, while their instructions are written beside them."""
+class _Loader:
+    """Reads products one by one, while it writes their instructions to other files."""
 
     def __init__(self, files: _Files, skip_invalid: bool) -> None:
         self.counts = dict.fromkeys(COUNTS, 0)
@@ -152,7 +154,7 @@ class _Shelf:
         self._people = _mapping(files.people) if files.people else {}
 
     def products(self, writers: Mapping[str, TextIO]) -> Iterator[Product]:
-        """All that can be used; writes an instruction with the number of its product."""
+        """Yields all valid products; writes each instruction with the number of its product."""
         asins = set[str]()
         for place, record in _records(self._files.products):
             try:
@@ -168,12 +170,12 @@ class _Shelf:
                 continue
             asins.add(raw.asin)
             self.counts["products without attributes"] += product.attributes == WITHOUT_ATTRIBUTES
-            for kind, found in instructions:
-                self.counts[f"{kind} goals"] += found.num_goals
-                writers[kind].write(json.dumps(asdict(found)) + "\n")
+            for kind, instruction in instructions:
+                self.counts[f"{kind} goals"] += instruction.num_goals
+                writers[kind].write(json.dumps(asdict(instruction)) + "\n")
             yield product
         if not asins:
-            raise TaskDataError(f"{self._files.products}: no product in it can be used")
+            raise TaskDataError(f"{self._files.products}: no valid product")
 
     def _read(self, raw: RawProduct, number: int) -> tuple[Product, list[tuple[str, Instruction]]]:
         asin = raw.asin
@@ -191,9 +193,9 @@ class _Shelf:
             instructions.append(("synthetic", instruction))
         wishes = self._people.get(asin, [])
         if not isinstance(wishes, list):
-            raise BadRecord(f"{asin} among people's instructions: expected a list of them")
+            raise BadRecord(f"{asin} in the human instructions: expected a list of them")
         for place, record in enumerate(wishes):
-            wish = _checked(record, RawInstruction, f"{asin} among people's instructions")
+            wish = _checked(record, RawInstruction, f"{asin} in the human instructions")
             if wish.instruction_attributes:  # the original drops the others
                 instruction = Instruction(
                     number, place, wish.instruction, wish.instruction_attributes,
@@ -204,16 +206,16 @@ class _Shelf:
 
 
 def _mapping(path: Path) -> dict[str, Any]:
-    found = read_json(path)
-    if not isinstance(found, dict):
-        raise TaskDataError(f"{path}: expected an object by asin, got {type(found).__name__}")
-    return found
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise TaskDataError(f"{path}: expected an object by asin, got {type(content).__name__}")
+    return content
 
 
 def _records(path: Path) -> Iterator[tuple[str, Any]]:
-    """The values of a JSON list, one at a time: the full catalogue does not fit into memory."""
-    with content(path) as found:
-        yield from records_of(found)
+    """Yields the values of a JSON list one at a time, since they may not fit into memory."""
+    with open_content(path) as content:
+        yield from stream_json_list(content)
 
 
 R = TypeVar("R", bound=Record)
@@ -223,7 +225,7 @@ def _checked(record: object, record_type: type[R], where: str = "") -> R:
     try:
         return record_type.model_validate(record)
     except RecursionError:
-        raise BadRecord(f"{where}: nested too deep" if where else "nested too deep") from None
+        raise BadRecord(f"{where}: nested too deeply" if where else "nested too deeply") from None
     except ValidationError as error:
         problem = problem_of(error, record_type)
         raise BadRecord(f"{where}: {problem}" if where else problem) from None

@@ -1,4 +1,4 @@
-"""How the official files of WebShop become a shop, and what is said about damaged ones."""
+"""How the official files of WebShop become a shop, and the errors for damaged ones."""
 
 import gzip
 import json
@@ -11,14 +11,14 @@ import pytest
 
 from small_shop import ATTRIBUTES, PEOPLE, PRODUCTS, raw_product, values, write_official
 from stepagent.tasks.base import TaskDataError
-from stepagent.tasks.data.files import Prepared
+from stepagent.tasks.data.sources import Prepared
 from stepagent.tasks.webshop import SOURCES, WebShop, WebShopConfig, prepare
 from stepagent.tasks.webshop.catalogue import Catalogue
 from stepagent.tasks.webshop.products import Product
 
 
 def prepared(folder: Path, skip_invalid: bool = False, **files: Any) -> tuple[Prepared, Path]:
-    """What `prepare` makes of the three files."""
+    """The shop that `prepare` makes from the three files."""
     write_official(folder / "source", **files)
     out = folder / "out"
     out.mkdir()
@@ -26,12 +26,12 @@ def prepared(folder: Path, skip_invalid: bool = False, **files: Any) -> tuple[Pr
 
 
 def one(folder: Path, **fields: Any) -> Product:
-    """The product made of a record."""
+    """The product of a record."""
     _, out = prepared(folder, products=[raw_product("B1", "A Scarf") | fields], attributes={})
     return Catalogue(out)[0]
 
 
-def test_the_files_become_a_shop(tmp_path: Path) -> None:
+def test_the_official_files_become_a_shop(tmp_path: Path) -> None:
     made, out = prepared(tmp_path)
     assert made.counts == {
         "products": len(PRODUCTS), "synthetic goals": 11, "human goals": 3,
@@ -115,9 +115,12 @@ BAD_FILES: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"people": PEOPLE | {"B000000001": [{"instruction": "a"}]}},
-        "record 1: B000000001 among people's instructions: instruction_attributes",
+        "record 1: B000000001 in the human instructions: instruction_attributes",
     ),
-    ({"people": PEOPLE | {"B000000001": 3}}, "record 1: B000000001 among people's .* a list"),
+    (
+        {"people": PEOPLE | {"B000000001": 3}},
+        "record 1: B000000001 in the human instructions: .* a list",
+    ),
     (
         {"attributes": ATTRIBUTES | {"B000000001": {"instruction": " "}}},
         "record 1: B000000001 in items_ins_v2_1000.json: instruction",
@@ -126,7 +129,7 @@ BAD_FILES: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("files", "message"), BAD_FILES)
-def test_a_record_that_is_wrong_is_named_or_left_out(
+def test_an_invalid_record_is_named_or_skipped(
     tmp_path: Path, files: dict[str, Any], message: str
 ) -> None:
     for name in ("strict", "lenient"):
@@ -139,7 +142,7 @@ def test_a_record_that_is_wrong_is_named_or_left_out(
     assert made.counts["products"] == len(files.get("products", PRODUCTS)) - 1
     task = WebShop(folder=out)
     goals = [task.shop.goals[number] for number in range(len(task.shop.goals))]
-    for goal in goals:  # numbers of products are still right
+    for goal in goals:  # the numbers of products are still right
         assert goal.attributes == goal.product.attributes
 
 
@@ -173,18 +176,18 @@ def no_attributes(data: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (cut, "items_shuffle_1000.json: cannot be read, is it whole?"),
-        (cut_gz, "items_shuffle_1000.json.gz: cannot be read, is it whole?"),
-        (no_list, "items_shuffle_1000.json: no product in it can be used"),
+        (cut, "items_shuffle_1000.json: cannot be read (incomplete file?):"),
+        (cut_gz, "items_shuffle_1000.json.gz: cannot be read (incomplete file?):"),
+        (no_list, "items_shuffle_1000.json: no valid product"),
         (list_of_attributes, "items_ins_v2_1000.json: expected an object by asin, got list"),
         (
             another_catalogue,
             "2 files of the kind items_shuffle.json (items_shuffle.json, items_shu",
         ),
-        (no_attributes, "no WebShop catalogue below; looked for items_shuffle.json and items_ins"),
+        (no_attributes, "no WebShop catalogue; expected items_shuffle.json and items_ins"),
     ],
 )
-def test_files_that_cannot_be_used(
+def test_unusable_files_are_named(
     tmp_path: Path, damage: Callable[[Path], None], message: str
 ) -> None:
     write_official(tmp_path)
@@ -195,7 +198,7 @@ def test_files_that_cannot_be_used(
     assert "\n" not in str(caught.value)
 
 
-def test_without_peoples_instructions_there_are_only_synthetic_goals(tmp_path: Path) -> None:
+def test_without_human_instructions_there_are_only_synthetic_goals(tmp_path: Path) -> None:
     write_official(tmp_path)
     (tmp_path / "webshop" / "data" / "items_human_ins.json").unlink()
     out = tmp_path / "out"

@@ -1,11 +1,11 @@
-"""Errors in the words of servers that are in use: which are too long, busy, or about an option."""
+"""Error messages of real servers: which mean too long, busy, or a rejected option."""
 
 import json
 import time
 
 import pytest
 
-from stepagent.chat.faults import Fault, Option, read_fault
+from stepagent.chat.server_errors import Fault, Option, read_fault
 
 
 def said(message: str, status: int = 400, **more: object) -> Fault:
@@ -166,7 +166,7 @@ TOO_LONG = {
 
 @pytest.mark.parametrize("message", [m for messages in TOO_LONG.values() for m in messages])
 @pytest.mark.parametrize("status", [400, 422, 500])
-def test_what_does_not_fit_is_known_by_the_words_of_every_server(message: str, status: int) -> None:
+def test_too_long_is_recognized_in_every_servers_wording(message: str, status: int) -> None:
     fault = said(message, status)
     assert fault.is_too_long
     assert not fault.is_passing
@@ -226,7 +226,7 @@ def test_a_body_that_is_too_large_is_too_long() -> None:
         (408, "Request timeout"),
     ],
 )  # fmt: skip
-def test_limits_of_rate_and_failures_are_tried_again_and_never_too_long(
+def test_rate_limits_and_failures_are_temporary_and_never_too_long(
     status: int, message: str
 ) -> None:
     fault = said(message, status)
@@ -254,14 +254,14 @@ def test_limits_of_rate_and_failures_are_tried_again_and_never_too_long(
         "",
     ],
 )
-def test_what_no_shorter_prompt_would_mend_is_not_too_long(message: str) -> None:
+def test_an_error_that_a_shorter_prompt_would_not_fix_is_not_too_long(message: str) -> None:
     fault = said(message)
     assert not fault.is_too_long
     assert not fault.is_passing
 
 
 @pytest.mark.parametrize("status", [401, 402, 404])
-def test_the_status_of_other_errors_counts_more_than_their_words(status: int) -> None:
+def test_the_status_of_other_errors_outweighs_their_wording(status: int) -> None:
     fault = said("context length exceeded, try again", status)
     assert not (fault.is_too_long or fault.is_passing)
 
@@ -280,7 +280,7 @@ def test_the_status_of_other_errors_counts_more_than_their_words(status: int) ->
         (400, "no", "ResponsibleAIPolicyViolation"),
     ],
 )  # fmt: skip
-def test_what_a_filter_refuses_is_known_and_not_tried_again(
+def test_a_rejection_by_a_content_filter_is_recognized_and_permanent(
     status: int, message: str, code: str
 ) -> None:
     fault = said(message, status, code=code)
@@ -302,7 +302,7 @@ def test_what_a_filter_refuses_is_known_and_not_tried_again(
         (None, {"choices": None, "base_resp": {"status_code": 1002, "status_msg": "rate limit"}}),
     ],
 )
-def test_an_error_with_status_200_is_tried_again_where_it_says_so(
+def test_an_error_with_status_200_is_temporary_if_it_says_so(
     status: int | None, content: object
 ) -> None:
     fault = read_fault(200, content)
@@ -311,7 +311,7 @@ def test_an_error_with_status_200_is_tried_again_where_it_says_so(
 
 
 @pytest.mark.parametrize("code", [400, 401, 402, 403, 404])
-def test_an_error_with_status_200_that_will_not_pass_is_not_tried_again(code: int) -> None:
+def test_other_errors_with_status_200_are_permanent(code: int) -> None:
     fault = read_fault(200, {"error": {"code": code, "message": "no"}})
     assert (fault.status, fault.is_passing) == (code, False)
 
@@ -355,11 +355,11 @@ REFUSED: dict[Option, list[str]] = {
 @pytest.mark.parametrize(
     ("option", "message"), [(o, message) for o, messages in REFUSED.items() for message in messages]
 )
-def test_an_option_that_a_server_does_not_take_is_known(option: Option, message: str) -> None:
+def test_the_rejection_of_an_option_is_recognized(option: Option, message: str) -> None:
     assert said(message).refuses(option)
 
 
-def test_the_form_of_pydantic_names_the_option_too() -> None:
+def test_the_rejection_of_an_option_is_recognized_in_pydantics_format() -> None:
     entry = {"type": "extra_forbidden", "loc": ["body", "max_completion_tokens"],
              "msg": "Extra inputs are not permitted", "input": 512}  # fmt: skip
     fault = read_fault(422, {"detail": [entry]})
@@ -377,14 +377,14 @@ def test_the_form_of_pydantic_names_the_option_too() -> None:
         ("system", "the context length is exceeded"),
     ],
 )
-def test_a_wrong_value_is_no_reason_to_ask_without_the_option(option: Option, message: str) -> None:
+def test_a_wrong_value_is_not_a_rejection_of_the_option(option: Option, message: str) -> None:
     assert not said(message).refuses(option)
 
 
 @pytest.mark.parametrize(
     "piece", ["a", " ", "exceed ", "context length ", "prompt ", "max tokens ", "system ", "not "]
 )
-def test_no_error_takes_long_to_read(piece: str) -> None:
+def test_every_error_is_read_quickly(piece: str) -> None:
     began = time.process_time()
     fault = said(piece * (10**6 // len(piece)))
     assert not (fault.is_filtered or fault.is_passing)
@@ -393,7 +393,7 @@ def test_no_error_takes_long_to_read(piece: str) -> None:
     assert time.process_time() - began < 5
 
 
-def test_an_error_may_be_nested_as_deep_as_it_likes() -> None:
+def test_a_deeply_nested_error_is_read() -> None:
     content: object = "deep"
     for _ in range(500):
         content = {"error": content}

@@ -1,8 +1,9 @@
-"""Single steps of Mind2Web's training part, as SkillGen has them (linyouxue/SkillGen-benchmarking).
+"""Reads single steps of Mind2Web's training part in the format of linyouxue/SkillGen-benchmarking.
 
-Each is one prompt: task, previous actions, 30 candidates and the first 8,000 characters of the
-page. There are no ranks, and the accepted element always comes first in the list, so its order is
-not used. Candidates that the cut page does not reach are added at its end, as the list has them.
+Each step is one prompt: task, previous actions, 30 candidates and the first 8,000 characters of the
+page. There are no ranks, and the accepted element always comes first in the list, so the order of
+the list is not used. Candidates beyond the end of the truncated page are appended to it, as the
+list describes them.
 """
 
 import re
@@ -29,7 +30,7 @@ _PARTS = {
     "candidates": (None, re.compile(r"\n\nCurrent page[^\n]*:\n```html\n")),
     "page": (None, re.compile(r"\n```\n")),
 }
-"""What stands before and after each part of a prompt, in their order; None: the end of the last."""
+"""Patterns before and after each part of a prompt, in order; None is the end of the last part."""
 
 _PREVIOUS = re.compile(r"^  \d+\. (.*)$", re.MULTILINE)
 _CANDIDATE = re.compile(r'^  \d+\. <(\S+) bnid="([^"]+)"(.*)>$', re.MULTILINE)
@@ -56,22 +57,22 @@ class _SingleStep(Record):
 
 
 def is_single_step(record: JsonValue) -> bool:
-    """Whether a record looks like one of these steps."""
+    """Whether a record is in this format, by its metadata."""
     metadata = record.get("metadata") if isinstance(record, dict) else None
     return isinstance(metadata, dict) and metadata.get("benchmark") == "mind2web"
 
 
 def single_step(record: JsonValue) -> list[AnnotatedStep]:
-    """The step, alone in a list; raises ValueError if it is not what was expected."""
-    found = checked(record, _SingleStep)
-    prompt, known = _parts_of(found.input), found.metadata
+    """The step of a record, as a list of one; raises ValueError if it is invalid."""
+    raw = checked(record, _SingleStep)
+    prompt, known = _parts_of(raw.input), raw.metadata
     text, cuts = _CUT.subn("", prompt["page"])
     page = read_page(text, is_cut=bool(cuts))
     described = {
         element_id: Element(tag, element_id, shown_words(dict(_ATTRIBUTE.findall(attributes))))
         for tag, element_id, attributes in _CANDIDATE.findall(prompt["candidates"])
     }
-    # By id, which is nearly the page's order: a list that begins with the right one would tell it.
+    # Sorted by id, nearly the page's order: the list's order would reveal the right element.
     beyond = sorted(described.keys() - page.ids, key=lambda i: (len(i), i))
     page.root.children += [described[element_id] for element_id in beyond]
     return [
@@ -95,7 +96,7 @@ def single_step(record: JsonValue) -> list[AnnotatedStep]:
 
 
 def _parts_of(prompt: str) -> dict[str, str]:
-    """The parts by name; each mark is looked for once, from the last one on: no going back."""
+    """The parts of a prompt by name; each pattern is searched once, so this takes linear time."""
     parts, place = {}, 0
     for name, (before, after) in _PARTS.items():
         begin = before.search(prompt, place) if before else None
