@@ -12,7 +12,7 @@ SMOLLM2 := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/stepagent/models/SmolLM2-135M-
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-smollm2 smollm2 test check clean
+.PHONY: help setup demo demo-smollm2 smollm2 test check docs clean
 
 help:
 	@echo "make demo            train a small agent from novice to expert in ScienceWorld, into runs/demo"
@@ -21,6 +21,7 @@ help:
 	@echo "make setup   install everything into .venv (the other targets do it when needed)"
 	@echo "make test    run the tests, on all cores"
 	@echo "make check   lint, format, types and house rules"
+	@echo "make docs    build the documentation into site/; open site/index.html"
 	@echo "make clean   remove caches and build output; .venv and runs stay"
 
 setup: $(READY) $(TOOLS)
@@ -83,6 +84,10 @@ check: $(TOOLS)
 	@$(BIN)/mypy
 	@$(BIN)/pytest tests/test_house_rules.py tests/test_contributing.py
 
+docs: $(TOOLS)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "site/index.html"
+
 clean:
-	@rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@rm -rf build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	@find . -name .venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -29,7 +29,7 @@ from stepagent.methods import METHODS, NOVICE
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "learning.jsonl"
 DOCS = ROOT / "docs"
-PAGES = (ROOT / "README.md", DOCS / "results.md", DOCS / "tasks.md", DOCS / "models.md")
+PAGES = (ROOT / "README.md", *sorted(DOCS.rglob("*.md")))
 KEY = ("recipe", "task", "policy", "method", "seed", "split", "metric")
 PROMPTED = {name for name, method in METHODS.items() if method.kind == "prompt"}
 PRACTISING = {"implicit", "inverse", "step_dpo", "dagger"}

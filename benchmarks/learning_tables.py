@@ -7,6 +7,7 @@ separated by commas.
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import mean
 from typing import Any
 
@@ -77,11 +78,15 @@ class Panel:
         has_rounds = found and method != "sft"
         return " ".join(f"{found[seed]:.0f}" for seed in sorted(found)) if has_rounds else "-"
 
+    def interval(self, method: str) -> str:
+        """The score on test, with its interval over seeds."""
+        return interval_text(mean_interval([*self.by_seed(method).values()]))
+
     def score(self, method: str) -> str:
         """Test score with its interval, and whether the method stopped before its first round."""
         scores = mean_interval([*self.by_seed(method).values()])
         never = scores.n and _plain(method) != "sft" and not self.on_dev(method, "score")
-        return interval_text(scores) + (", stopped" if never else "")
+        return self.interval(method) + (", stopped" if never else "")
 
     def difference(self, method: str, other: str) -> str:
         """Difference paired by seed with its 95 % interval; a dash for the method itself."""
@@ -184,12 +189,50 @@ def tasks(rows: Sequence[Row]) -> str:
     return _markdown(["task", "seeds", "test items", *names, "JS estimate"], lines)
 
 
+HEADLINE = ("sft", "sft_more", "step_dpo", "dagger", "implicit", "inverse")
+TASK_NAMES = {"scienceworld": "ScienceWorld", "alfworld": "ALFWorld"}
+
+
+def headline(rows: Sequence[Row]) -> str:
+    """The main methods on all recipes side by side, as Markdown."""
+    panels = _by_recipe(rows)
+    header = ["method"]
+    for panel in panels:
+        header += [TASK_NAMES[panel.rows[0]["task"]], f"minus {method_label('sft_more')}"]
+    lines = []
+    for method in HEADLINE:
+        cells = ((p.interval(method), p.difference(method, "sft_more")) for p in panels)
+        lines.append([_name(method), *(cell for both in cells for cell in both)])
+    return _markdown(header, lines if panels else [])
+
+
+def of_method(rows: Sequence[Row], method: str) -> str:
+    """One method, one line for each recipe, as Markdown."""
+    lines = []
+    for panel in _by_recipe(rows):
+        if seeds := panel.by_seed(method):
+            lines.append(
+                [
+                    TASK_NAMES[panel.rows[0]["task"]],
+                    str(len(seeds)),
+                    panel.interval(method),
+                    f"{100 * panel.mean(method, 'success'):.1f}",
+                    panel.difference(method, "sft_more"),
+                    f"{panel.mean(method, column='env_steps'):,.0f}",
+                ]
+            )
+    minus = f"minus {method_label('sft_more')}"
+    return _markdown(["task", "seeds", "score", "success, %", minus, "env steps"], lines)
+
+
 TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "results": results,
     "summary": summary,
     "ablations": ablations,
     "rounds": rounds,
     "tasks": tasks,
+    "headline": headline,
+    **{f"method-{method}": partial(of_method, method=method) for method in METHODS},
 }
 
 
@@ -203,6 +246,11 @@ def _markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 def _with_recipe_settings(rows: Sequence[Row]) -> Panel:
     return Panel([row for row in rows if row["method"] == _plain(row["method"])])
+
+
+def _by_recipe(rows: Sequence[Row]) -> list[Panel]:
+    recipes = dict.fromkeys(row["recipe"] for row in rows)
+    return [_with_recipe_settings([r for r in rows if r["recipe"] == own]) for own in recipes]
 
 
 def _plain(method: str) -> str:

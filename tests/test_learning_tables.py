@@ -151,6 +151,32 @@ def test_tasks_stand_below_each_other(tmp_path: Path, monkeypatch: pytest.Monkey
     assert one == "| boxes | 1 | 7 | - | 50.0, stopped | - | 70.0 | 0.250 |"
 
 
+def test_the_headline_has_both_tasks_and_a_page_of_a_method_its_own_rows() -> None:
+    def row(recipe: str, task: str, method: str, seed: int, value: float) -> dict[str, object]:
+        about = {"recipe": recipe, "task": task, "policy": "tiny", "split": "test"}
+        cost = {"episodes": 7, "env_steps": 30, "train_tokens": 400}
+        return {**about, **cost, "method": method, "seed": seed, "metric": "score", "value": value}
+
+    scores = {
+        ("a", "scienceworld"): {"sft_more": (50.0, 50.0), "implicit": (58.0, 62.0)},
+        ("b", "alfworld"): {"sft_more": (40.0, 40.0)},
+    }
+    rows = [
+        row(recipe, task, method, seed, value)
+        for (recipe, task), own in scores.items()
+        for method, values in own.items()
+        for seed, value in enumerate(values)
+    ]
+    rows += [{**r, "metric": "success", "value": 0.5} for r in rows]
+    lines = {line.split(" | ")[0]: line for line in tables.headline(rows).splitlines()}
+    assert lines["| Implicit reflection"] == (
+        "| Implicit reflection | 60.0 (34.6 to 85.4) | +10.0 (-15.4 to +35.4) | - | - |"
+    )
+    assert tables.of_method(rows, "implicit").splitlines()[2:] == [
+        "| ScienceWorld | 2 | 60.0 (34.6 to 85.4) | 50.0 | +10.0 (-15.4 to +35.4) | 30 |"
+    ]
+
+
 def test_pages_hold_the_tables_of_the_published_rows() -> None:
     for page in learning.PAGES:
         if page.exists():

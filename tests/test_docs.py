@@ -1,0 +1,522 @@
+"""README.md and docs/: commands parse, code compiles, links lead somewhere, terms are defined.
+
+No command is run: the real parser of each reads its arguments, and nothing more happens.
+"""
+
+import ast
+import importlib
+import io
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cache, wraps
+from inspect import isclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tyro
+
+import stepagent
+from stepagent.cli import COMMANDS
+from stepagent.experiment.config import TASKS, TrainConfig
+from stepagent.formats.import_export import read_foreign
+from stepagent.methods import METHODS
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+DOCS = ROOT / "docs"
+PAGES = [README, *sorted(DOCS.rglob("*.md"))]
+LOG = DOCS / "lab-log.md"  # quotes old commands and output
+
+LANGUAGES = {"sh", "python", "json", "text"}
+PLACEHOLDERS = {"N": "1", "TASK": "scienceworld", "RECIPE": "scienceworld-demo", "NAME": "implicit"}
+"""Words in capitals that stand for something narrower than a text; all others are parsed as is."""
+OTHER_PROGRAMS = {"cd", "git", "export", "other/bin/pip", "other/bin/pytest", "."}
+"""Programs of others whose arguments are not checked."""
+OTHER_OPTIONS = {"--no-deps"}
+"""Options of other programs."""
+
+# Until `train own` and its option --env are there, what needs them is skipped.
+OWN = ["own"] if (ROOT / "src" / "stepagent" / "commands" / "train_own.py").exists() else []
+PENDING = {"--env", "--instruction", "--step-limit", "--score", "--score-key", "--worst", "--best"}
+PENDING |= {"--success-key", "--train-items", "--dev-items", "--test-items"}
+
+
+def is_pending(words: list[str], known: set[str]) -> bool:
+    """Whether a command needs what is not there yet."""
+    return ("own" in words and not OWN) or ("--env" in words and "--env" not in known)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page."""
+
+    page: Path
+    line: int
+    language: str
+    text: str
+
+    @property
+    def place(self) -> str:
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
+
+
+def blocks_of(page: Path) -> Iterator[Block]:
+    fence = re.compile(r"^```(\S*)\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
+    text = page.read_text()
+    for found in fence.finditer(text):
+        yield Block(page, text.count("\n", 0, found.start()) + 1, found[1], found[2])
+
+
+def prose_of(page: Path) -> str:
+    """A page without its fenced blocks; lines keep their numbers."""
+    blank = re.compile(r"^```.*?^```$", flags=re.MULTILINE | re.DOTALL)
+    return blank.sub(lambda m: "\n" * m[0].count("\n"), page.read_text())
+
+
+BLOCKS = [block for page in PAGES for block in blocks_of(page)]
+
+
+def of(language: str) -> list[Any]:
+    return [pytest.param(b, id=b.place) for b in BLOCKS if b.language == language]
+
+
+def test_every_block_names_its_language() -> None:
+    assert [b.place for b in BLOCKS if b.language not in LANGUAGES] == []
+
+
+# Commands
+
+
+class Parsed(Exception):
+    """The arguments are those of the command, which is not run."""
+
+
+@pytest.fixture
+def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    parse = tyro.cli
+
+    def only_parse(command: Callable[..., Any], **settings: Any) -> None:
+        if not isclass(command):
+
+            @wraps(command)
+            def nothing(*_: Any, **__: Any) -> None: ...
+
+            parse(nothing, **settings)
+        else:
+            parse(command, **settings)
+        raise Parsed
+
+    monkeypatch.setattr(tyro, "cli", only_parse)
+
+
+def shell_commands(text: str) -> Iterator[list[str]]:
+    """The words of each command; pipes and `&&` begin another one, comments are left out."""
+    for line in text.replace("\\\n", " ").splitlines():
+        words: list[str] = []
+        lexer = shlex.shlex(line, posix=True, punctuation_chars="|&;")
+        lexer.whitespace_split = True
+        for word in lexer:
+            if set(word) <= set("|&;"):
+                yield words
+                words = []
+            else:
+                words.append(word)
+        if words:
+            yield words
+
+
+def check_stepagent(args: list[str]) -> None:
+    """Parses the arguments of `stepagent`; raises SystemExit if the command does not know them."""
+    command, *options = [PLACEHOLDERS.get(word, word) for word in args]
+    module = importlib.import_module(f"stepagent.commands.{COMMANDS[command][0]}")
+    with pytest.raises(Parsed):
+        module.main(options)
+
+
+def check_other(words: list[str]) -> None:
+    program, *args = words
+    program = program.removeprefix(".venv/bin/")
+    if program == "make":
+        assert set(args) <= targets()
+    elif program == "pip":
+        known = extras()
+        for wanted in re.findall(r"\[(.*?)\]", " ".join(args)):
+            assert set(wanted.split(",")) <= known
+    elif program == "python" and not args[0].startswith("-"):
+        source = (ROOT / args[0]).read_text()
+        assert [o for o in args[1:] if o.startswith("--") and o not in source] == []
+    elif program == "pytest":
+        assert all((ROOT / a).exists() for a in args if a.endswith(".py"))
+    elif program.startswith("STEPAGENT_"):
+        check_other(args)
+    else:
+        assert program in OTHER_PROGRAMS | {"python"}, f"unknown program {program}"
+
+
+@cache
+def targets() -> set[str]:
+    return set(re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+@cache
+def extras() -> set[str]:
+    table = (ROOT / "pyproject.toml").read_text().partition("[project.optional-dependencies]")[2]
+    return set(re.findall(r"^(\w+) = \[", table.partition("\n[")[0], re.MULTILINE))
+
+
+@pytest.mark.parametrize("block", of("sh"))
+def test_every_command_parses(
+    block: Block,
+    known_options: set[str],
+    nothing_runs: None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for words in shell_commands(block.text):
+        if is_pending(words, known_options):
+            pytest.skip(f"not there yet: {shlex.join(words)}")
+        if words[0].removeprefix(".venv/bin/") == "stepagent":
+            try:
+                check_stepagent(words[1:])
+            except SystemExit:
+                pytest.fail(f"{block.place}: {shlex.join(words)}\n{capsys.readouterr().err}")
+        else:
+            check_other(words)
+
+
+def inline_commands() -> list[Any]:
+    """Commands within sentences, with their place."""
+    found = []
+    for page in PAGES:
+        if page != LOG:
+            for code in re.finditer(r"`(stepagent [a-z][^`]*|make [a-z][^`]*)`", prose_of(page)):
+                line = page.read_text().count("\n", 0, code.start()) + 1
+                found.append(pytest.param(code[1], id=f"{page.relative_to(ROOT)}:{line}"))
+    return found
+
+
+@pytest.mark.parametrize("text", inline_commands())
+def test_every_command_in_a_sentence_parses_or_only_lacks_its_output(
+    text: str,
+    known_options: set[str],
+    nothing_runs: None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for words in shell_commands(text):
+        if is_pending(words, known_options):
+            pytest.skip(f"not there yet: {text}")
+        if words[0] != "stepagent":
+            check_other(words)
+        elif len(words) == 2:
+            assert words[1] in COMMANDS
+        elif "--help" not in words:
+            try:
+                check_stepagent(words[1:])
+            except SystemExit:
+                check_stepagent([*words[1:], "--out", "OUT"])
+
+
+def test_a_wrong_command_is_noticed(nothing_runs: None, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        check_stepagent(["sft", "--demonstrations", "FILE", "--outt", "novice"])
+    with pytest.raises(SystemExit):
+        check_stepagent(["train", "scienceworld-demo", "--out", "RUN", "--seed", "one"])
+    with pytest.raises(AssertionError):
+        check_other(["make", "telepathy"])
+    with pytest.raises(AssertionError):
+        check_other(["python", "benchmarks/env_speed.py", "--telepathy", "1"])
+
+
+def test_shell_blocks_are_cut_into_commands() -> None:
+    text = "make demo    # trains\na b \\\n  c | d 'e f' && g\n"
+    assert [*shell_commands(text)] == [["make", "demo"], ["a", "b", "c"], ["d", "e f"], ["g"]]
+
+
+@pytest.fixture(scope="module")
+def known_options() -> set[str]:
+    """Every option of every command, of `train` for each kind of task."""
+    recipes = ("scienceworld-demo", "alfworld-results", "webshop-tiny", "mind2web-tiny")
+    asked = [["train", recipe] for recipe in (*recipes, "musique-tiny", *OWN)]
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(said):
+        patch.setenv("COLUMNS", "400")
+        for name, *args in asked + [[name] for name in COMMANDS if name != "train"]:
+            main = importlib.import_module(f"stepagent.commands.{COMMANDS[name][0]}").main
+            with pytest.raises(SystemExit):
+                main([*args, "--help"])
+    named = set(re.findall(r"--[a-z][\w.-]*", said.getvalue()))
+    return named.union(*(paths_of(config) for config in TASKS.values()))
+
+
+def paths_of(config: Any, prefix: str = "--") -> Iterator[str]:
+    """Options of a task, which `collect` and others list behind its name."""
+    for field in fields(config):
+        yield (name := prefix + field.name.replace("_", "-"))
+        if is_dataclass(value := getattr(config, field.name)):
+            yield from paths_of(value, f"{name}.")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_options_in_sentences_exist(page: Path, known_options: set[str]) -> None:
+    named = re.findall(r"`(--[a-z][\w.-]*)", prose_of(page))
+    known = known_options | OTHER_OPTIONS
+    if "--env" not in known:
+        known |= PENDING | {"--held-out-share"}
+    assert [o for o in named if o not in known] == []
+
+
+# Code
+
+
+@pytest.mark.parametrize("block", of("python"))
+def test_python_blocks_import_only_what_exists(block: Block) -> None:
+    for node in ast.walk(ast.parse(block.text)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("stepagent"):
+            module = importlib.import_module(node.module or "")
+            assert [a.name for a in node.names if not hasattr(module, a.name)] == []
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.startswith("stepagent"):
+                    importlib.import_module(alias.name)
+        elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == "stepagent":
+            assert node.attr in public_names() or not public_names()
+
+
+def test_the_environment_of_the_page_can_be_solved() -> None:
+    (block,) = (b for b in blocks_of(DOCS / "own-environment.md") if b.language == "python")
+    names: dict[str, Any] = {}
+    exec(compile(block.text, block.place, "exec"), names)
+    env = names["Guess"]()
+    env.reset(seed=3)
+    assert env.step("no number")[1] == 0
+    low, high, seen, reward = 0, 99, "", 0.0
+    while not reward:
+        guess = (low + high) // 2
+        seen, reward, *_ = env.step(str(guess))
+        low, high = (guess + 1, high) if seen == "Higher." else (low, guess - 1)
+    assert seen == "Right."
+
+
+def test_the_messages_of_the_page_are_demonstrations(tmp_path: Path) -> None:
+    (block,) = (b for b in blocks_of(DOCS / "own-data.md") if b.language == "json")
+    (tmp_path / "orders.json").write_text(block.text)
+    (trajectory,) = read_foreign(tmp_path / "orders.json").trajectories
+    assert [step.action for step in trajectory.steps] == [
+        "cancel 17", "reply The order is cancelled.",
+    ]  # fmt: skip
+    assert trajectory.instruction == "Cancel order 17."
+
+
+@pytest.mark.parametrize("block", of("json"))
+def test_json_blocks_are_json(block: Block) -> None:
+    json.loads(block.text)
+
+
+def option_tables() -> list[Any]:
+    """Rows `| --option | default | meaning |` of tables that begin with `option`."""
+    found = []
+    for page in PAGES:
+        for table in re.finditer(
+            r"^\| option[^|]*\| default \|.*\n(?:\|.*\n)+", prose_of(page), re.M
+        ):
+            for row in table[0].splitlines()[2:]:
+                names, default = (cell.strip() for cell in row.split("|")[1:3])
+                if names.startswith("`--"):
+                    found.append(pytest.param(names.strip("`"), default, id=names))
+    return found
+
+
+@pytest.mark.parametrize(("option", "default"), option_tables())
+def test_tables_of_options_have_the_defaults_of_the_code(option: str, default: str) -> None:
+    value: Any = TrainConfig(task=TASKS["scienceworld"])
+    for name in option.removeprefix("--").replace("-", "_").split("."):
+        value = getattr(value, name)
+    assert str(value) == default or float(value) == float(default)
+
+
+def test_there_are_tables_of_options() -> None:
+    assert len(option_tables()) > 40
+
+
+# Links
+
+
+def github_slug(heading: str) -> str:
+    text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading.strip().lower()).replace("`", "")
+    return re.sub(r"[^\w\- ]", "", text).replace(" ", "-")
+
+
+@cache
+def anchors(page: Path) -> set[str]:
+    return {github_slug(m[1]) for m in re.finditer(r"^#+ (.*)$", prose_of(page), re.MULTILINE)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_between_pages_lead_somewhere_on_github(page: Path) -> None:
+    broken = []
+    for link in re.findall(r"(?<!!)\]\(([^)\s]+)\)", prose_of(page)):
+        if link.startswith(("http://", "https://")):
+            continue
+        name, _, anchor = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            broken.append(link)
+    assert broken == []
+
+
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if p != LOG], ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_files_that_pages_name_exist(page: Path) -> None:
+    named = re.findall(
+        r"\b((?:src/stepagent|tests|benchmarks|examples)/[\w./-]*\w)", page.read_text()
+    )
+    if not (ROOT / "examples").exists():
+        named = [name for name in named if not name.startswith("examples/")]
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_the_readme_lists_every_room_of_the_top_floor() -> None:
+    tree = README.read_text().partition("src/stepagent/\n")[2].partition("```")[0]
+    listed = {n for m in re.finditer(r"^  (\S+(?:, \S+)*)  ", tree, re.M) for n in m[1].split(", ")}
+    rooms = {p.name + "/" * p.is_dir() for p in (ROOT / "src" / "stepagent").iterdir()}
+    assert listed == {r for r in rooms if not r.startswith("__") and r != "py.typed"}
+
+
+def test_a_broken_link_can_be_noticed() -> None:
+    assert github_slug("`results.json` and [summary.md](x)") == "resultsjson-and-summarymd"
+    assert "telepathy" not in anchors(README)
+
+
+# What pages promise
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_has_a_page_with_four_headings(name: str) -> None:
+    page = DOCS / "methods" / ("prompting" if METHODS[name].kind == "prompt" else name)
+    headings = re.findall(r"^## (.*)$", page.with_suffix(".md").read_text(), re.MULTILINE)
+    assert headings == ["Usage", "Logged metrics", "Implementation details", "Results"]
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.read_text().splitlines()) <= 200
+
+
+def code_messages() -> list[re.Pattern[str]]:
+    """Texts in the code that are long enough to know, their values as wildcards."""
+    found = []
+    for file in (ROOT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            match node:
+                case ast.JoinedStr(values=parts):
+                    texts = [p.value if isinstance(p, ast.Constant) else None for p in parts]
+                case ast.Constant(value=str(text)):
+                    texts = [text]
+                case _:
+                    continue
+            if sum(len(t) for t in texts if t) >= 12:
+                pattern = "".join(".+?" if t is None else re.escape(str(t)) for t in texts)
+                found.append(re.compile(pattern.removeprefix(".+?") + r"\Z", re.DOTALL))
+    return found
+
+
+def test_every_message_in_troubleshooting_is_one_of_the_code() -> None:
+    known = code_messages()
+    quoted = [b for b in blocks_of(DOCS / "troubleshooting.md") if b.language == "text"]
+    assert len(quoted) > 20
+    strange = []
+    for block in quoted:
+        text = block.text.strip()
+        starts = [m.start() for pattern in known if (m := pattern.search(text))]
+        # In front of a message may stand where it was found.
+        if not any(re.fullmatch(r"([A-Z]+[.\w]*(:\d+)?:? ?)*", text[:start]) for start in starts):
+            strange.append(f"{block.place}: {text}")
+    assert strange == []
+
+
+TERMS = {
+    "inspection": r"inspection", "reflection": r"reflection", "practised-step": r"practised steps?",
+    "detour": r"detours?", "novice": r"novices?", "round": r"rounds?", "unit": r"units?",
+    "panel": r"panels?", "prefix-tree": r"prefix trees?", "step-reward": r"step rewards?",
+    "likeness": r"likeness", "js-estimate": r"JS estimates?", "anchor": r"anchors?",
+    "held-out": r"held-out",
+}  # fmt: skip
+"""Own terms by their anchor in the glossary, as they are written in sentences."""
+
+
+def first_use(page: Path, term: str) -> re.Match[str] | None:
+    """Where a page first uses a term in a sentence; headings, tables and code do not count."""
+
+    def blank(found: re.Match[str]) -> str:
+        return re.sub(r"[^\n]", " ", found[0])
+
+    text = re.sub(r"^```.*?^```$", blank, page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r"`[^`]*`", blank, text)
+    text = re.sub(r"^(#|\||    |<!--).*$", blank, text, flags=re.MULTILINE)
+    text = re.sub(r"\]\([^)]*\)", blank, text)
+    return re.search(rf"(?<![\w-])({term})(?![\w-])", text, flags=re.IGNORECASE)
+
+
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if p.name not in {"glossary.md", "lab-log.md"}],
+    ids=lambda p: str(p.relative_to(ROOT)),
+)  # fmt: skip
+def test_the_first_use_of_a_term_is_explained(page: Path) -> None:
+    text, plain = page.read_text(), []
+    for anchor, term in TERMS.items():
+        if found := first_use(page, term):
+            # Linked, to the glossary or to the place that explains it.
+            links = re.finditer(r"\[[^\[\]]*\]\([^)]+\)", text)
+            if not any(m.start() < found.start() < m.end() for m in links):
+                plain.append(f"{found[0]} (glossary.md#{anchor})")
+    assert plain == []
+
+
+def test_the_terms_are_in_the_glossary() -> None:
+    assert TERMS.keys() <= anchors(DOCS / "glossary.md")
+
+
+def public_names() -> list[str]:
+    return list(getattr(stepagent, "__all__", []))
+
+
+def test_the_page_of_the_api_lists_every_public_name_and_no_other() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|", (DOCS / "api.md").read_text(), re.MULTILINE)
+    if not public_names():
+        pytest.skip("the package has no public names yet")
+    assert sorted(rows) == sorted(public_names())
+
+
+@pytest.mark.parametrize("name", public_names())
+def test_every_public_name_has_a_docstring(name: str) -> None:
+    assert (getattr(stepagent, name).__doc__ or "").strip()
+
+
+def test_the_site_builds_strictly_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs")
+    command = [
+        sys.executable,
+        "-m",
+        "mkdocs",
+        "build",
+        "--strict",
+        "--quiet",
+        "--site-dir",
+        tmp_path,
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    loads = re.compile(
+        r"<(?:script|link|img|iframe)\b[^>]*?(?:src|href)=[\"']?(?:https?:)?//[^>]*>"
+    )
+    pages = list(tmp_path.rglob("*.html"))
+    assert len(pages) > 30
+    assert {m[0] for p in pages for m in loads.finditer(p.read_text())} == set()
+    reference = (tmp_path / "api.html").read_text()
+    assert [n for n in public_names() if f'id="stepagent.{n}"' not in reference] == []
