@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from functools import partial
 
 from own_environment import ADAM, HOUSEHOLD, arguments
-from stepagent.learners.base import Log, Stateless
 
 import stepagent
 from stepagent.algorithms.sft import maximize_likelihood
 from stepagent.inspection import step_tree
+from stepagent.learners.base import Log, Stateless
 
 
 @dataclass(frozen=True, kw_only=True)

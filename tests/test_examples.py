@@ -42,6 +42,11 @@ def test_the_expert_of_the_own_environment_solves_every_item(household: Any) -> 
     assert max(len(t.steps) for t in found.trajectories) < household.step_limit
 
 
+def test_the_own_environment_opens_by_its_place_as_the_command_line_opens_it() -> None:
+    config = stepagent.EnvConfig(env=f"{EXAMPLES}/own_environment.py:HOUSEHOLD")
+    assert stepagent.open_environment(config).expert("seed/0").success
+
+
 def test_a_wrong_action_in_the_own_environment_can_be_made_good(household: Any) -> None:
     expert = household.expert("seed/1")
     env = household.make_env()
@@ -94,10 +99,11 @@ def test_own_data_makes_an_agent_from_messages(tmp_path: Path) -> None:
     commands.mkdir()
     (commands / "stepagent").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m stepagent "$@"\n')
     (commands / "stepagent").chmod(0o755)
-    run = tmp_path / "run"
+    few, run = tmp_path / "few.jsonl", tmp_path / "run"
+    few.write_text("".join((EXAMPLES / "messages.jsonl").read_text().splitlines(True)[:5]))
     subprocess.run(
         ["sh", str(EXAMPLES / "own_data.sh"), str(run), *SMALL.split()],
-        env=os.environ | {"PATH": f"{commands}:{os.environ['PATH']}"},
+        env=os.environ | {"MESSAGES": str(few), "PATH": f"{commands}:{os.environ['PATH']}"},
         check=True,
         capture_output=True,
     )
