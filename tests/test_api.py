@@ -77,25 +77,6 @@ def test_some_docstrings_have_examples() -> None:
     assert sum(len(test.examples) for test in found) > 3
 
 
-def test_a_user_of_the_api_passes_mypy_strict(tmp_path: Path) -> None:
-    code = """
-from stepagent import ImplicitConfig, Policy, PracticedStep, inspect, read_trajectories, reflect
-from stepagent import score
-
-demonstrations = read_trajectories("file.jsonl")
-policy = Policy.load("model")
-learner = ImplicitConfig(beta=0.5).learner(policy)
-lesson = inspect(policy, demonstrations[1:], demonstrations[:1])
-steps: list[PracticedStep] = reflect(policy, lesson, learner)
-rewards: list[list[float]] = score(policy, demonstrations, reference=policy)
-judged: list[PracticedStep] = score(policy, lesson, reference=policy)
-"""
-    (tmp_path / "user.py").write_text(code)
-    command = [sys.executable, "-m", "mypy", "--strict", "--no-incremental", "user.py"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
-
-
 def test_trajectories_are_read_in_any_format_and_written_back(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
