@@ -25,6 +25,7 @@ LAYERS = (
     ("experiment",),
     ("report",),
     ("commands",),
+    ("api",),
     ("cli",),
 )
 """Lowest first: a module may import only from layers before its own. A folder is one name."""

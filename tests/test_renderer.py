@@ -161,7 +161,7 @@ def test_an_action_is_read_back_unchanged(action: str) -> None:
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        (None, "expected a chat template, found none"),
+        (None, "no chat template; use an instruction-tuned model"),
         # Drops the thoughts of earlier assistant turns, as reasoning models' templates do.
         (
             "{% for m in messages %}<|{{ m['role'] }}|>{% if m['role'] == 'user' or loop.last %}"

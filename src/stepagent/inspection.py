@@ -212,7 +212,14 @@ def expert_path_of_step(is_expert: Tensor) -> Tensor:
 
 
 def agreement(practised: Sequence[PracticedStep]) -> float:
-    """Share of the agent's actions that equal the expert's, 0 to 1."""
+    """How often the agent did what the expert did.
+
+    Args:
+        practised: Steps from an inspection, such as `lesson.practised`.
+
+    Returns:
+        Share of agent actions that equal the expert's action, 0 to 1.
+    """
     same = [
         same_action(own.text, step.expert_action)
         for step in practised

@@ -77,7 +77,11 @@ def render_messages(
 ) -> str:
     """Renders messages as text; `ask` adds the generation prompt. Raises `TemplateError`."""
     if not tokenizer.chat_template:
-        raise TemplateError("tokenizer: expected a chat template, found none")
+        name = printable(tokenizer.name_or_path or "tokenizer", limit=4096)
+        raise TemplateError(
+            f"{name}: no chat template; use an instruction-tuned model, or put its template into "
+            "the model folder as chat_template.jinja"
+        )
     shown = [*tools] or None
     names: dict[str, Any] = {
         **tokenizer.special_tokens_map,

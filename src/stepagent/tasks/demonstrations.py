@@ -62,7 +62,20 @@ def sorted_out(found: Sequence[Trajectory | Missing]) -> Collection:
 
 
 def collect(task: Task, items: Sequence[str], *, num_parallel: int = 4) -> Collection:
-    """Collects the expert's trajectories on the items; raises as `sorted_out` does."""
+    """Lets the task's expert play each item once.
+
+    Args:
+        task: The task; it needs an expert.
+        items: Ids of the items, such as `task.items("train")[:40]`.
+        num_parallel: Episodes that run at the same time.
+
+    Returns:
+        The expert's trajectories in the order of the items; beside them the items that it did not
+        solve, and those whose environment was lost.
+
+    Raises:
+        EnvironmentLost: The environments of all items were lost.
+    """
     found = {}
     outcomes = demonstrate(task, items, num_parallel=num_parallel)
     for outcome in track(outcomes, "Collecting", total=len(items)):

@@ -77,11 +77,19 @@ ITEMS = ("train_items", "dev_items", "test_items")
 
 
 def open_environment(config: EnvConfig) -> Task:
-    """The environment as a task.
+    """Opens a user's own environment as a task; a server is not contacted yet.
 
-    Raises `CannotLoad`, `EnvironmentFailed` or `ServerError`, whose messages are one line, if there
-    is no such environment, its code raises, or an option does not apply to it. A server is not
-    contacted yet.
+    Args:
+        config: Where the environment is (`env`), and its items, scoring and step limit where their
+            defaults do not fit.
+
+    Returns:
+        The task, with an expert only if `env` names a `Task` that has one.
+
+    Raises:
+        CannotLoad: There is no such environment.
+        EnvironmentFailed: Its code raises, or an option does not apply to it.
+        ServerError: The address is not valid.
     """
     place = config.env
     if place is None:

@@ -1,0 +1,1 @@
+"""What `import stepagent` offers; the names themselves are listed in `stepagent/__init__.py`."""

@@ -1,0 +1,73 @@
+"""Models for the Python API: one made from scratch, and the same numbers every time."""
+
+import logging
+import os
+import random
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from stepagent.model.device import ComputeConfig
+from stepagent.model.policy import Policy
+from stepagent.scratch.pretraining import PretrainConfig, pretrain
+from stepagent.scratch.small_model import TinyConfig, build_tiny_model
+from stepagent.types import Trajectory
+
+logger = logging.getLogger(__name__)
+
+
+def deterministic(seed: int = 0) -> None:
+    """Makes PyTorch compute the same numbers in every run on the same machine.
+
+    Call it once, before a model is loaded. Only deterministic kernels are used from then on;
+    an operation without one raises RuntimeError. The global generators of `random`, NumPy and
+    PyTorch are seeded too, for code of your own: functions of this package take their own `seed`
+    and leave the global generators alone.
+
+    Args:
+        seed: 0 to 2**32 - 1.
+    """
+    # Read by CUDA when its first matrix product is made.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def from_scratch(
+    demonstrations: Sequence[Trajectory],
+    config: TinyConfig = TinyConfig(),  # noqa: B008, it is frozen
+    *,
+    pretraining: PretrainConfig = PretrainConfig(),  # noqa: B008
+    compute: ComputeConfig = ComputeConfig(),  # noqa: B008
+    seed: int = 0,
+) -> Policy:
+    """Makes a small Llama and its tokenizer from demonstrations, and pretrains it on them.
+
+    It downloads nothing and is meant for small environments on a CPU. Pretraining teaches it to
+    read and to copy names (`PretrainConfig`); train the novice with `sft` afterwards.
+
+    Args:
+        demonstrations: The expert's trajectories; those longer than `config.context` are left out
+            of pretraining.
+        config: Size of the model.
+        pretraining: Its two stages.
+        compute: Device and precision.
+        seed: Of the weights and the order of the data.
+
+    Raises:
+        PolicyError: No demonstration fits into the context.
+    """
+    with tempfile.TemporaryDirectory(prefix="stepagent-") as folder:
+        build_tiny_model(demonstrations, config, seed=seed, folder=Path(folder))
+        policy = Policy.load(folder, compute, seed=seed)
+    fitting, left_out = policy.render_fitting(demonstrations)
+    if left_out:
+        logger.warning("from_scratch: %d of %d demonstrations left out of pretraining: %s",
+                       len(left_out), len(demonstrations), left_out[0])  # fmt: skip
+    pretrain(policy, [d.trajectory for d in fitting], pretraining, seed=seed, log=lambda _: None)
+    return policy
