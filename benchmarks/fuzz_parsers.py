@@ -6,8 +6,8 @@ from pathlib import Path
 
 from fuzz_inputs import CONTROL, LABELS, MARK, ODD, WORDS, Loss, call, check_found, text
 
-from stepagent.actions import call_of, read_call, split_react
 from stepagent.chat.prompts import Prompt
+from stepagent.rendering.actions import call_of, read_call, split_react
 from stepagent.tasks.mind2web.answers import operation_words, read_answer, written_answer
 from stepagent.types import Step
 

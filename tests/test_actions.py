@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepagent.actions import split_react, split_thinking
+from stepagent.rendering.actions import split_react, split_thinking
 
 MARKS = [
     ("Thought: ", "Action: "),

@@ -16,7 +16,7 @@ import fuzz_servers
 import pytest
 from fuzz_inputs import Loss
 
-from stepagent.actions import ThoughtAndAction
+from stepagent.rendering.actions import ThoughtAndAction
 from stepagent.rendering.renderer import RenderedTrajectory, Renderer
 from stepagent.trajectories import ReadResult
 

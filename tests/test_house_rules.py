@@ -15,7 +15,7 @@ PACKAGE = ROOT / "src" / "stepagent"
 
 LAYERS = (
     ("bounds", "console", "methods", "processes", "seeds", "statistics", "types"),
-    ("actions", "files"),
+    ("files",),
     ("rendering", "trajectories"),
     ("formats", "model", "tasks"),
     ("chat", "inspection", "rollout"),
@@ -358,8 +358,8 @@ def test_what_its_own_module_or_a_template_names_is_used() -> None:
     [
         "",
         "class Step: ...",
-        "from stepagent.actions import Step",
-        "from stepagent import actions\nactions.Step",
+        "from stepagent.elsewhere import Step",
+        "from stepagent import elsewhere\nelsewhere.Step",
     ],
 )
 def test_the_rule_on_what_is_used_can_fail(text: str) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepagent.actions import Call, call_of, read_call, same_action, split_react
+from stepagent.rendering.actions import Call, call_of, read_call, same_action, split_react
 from stepagent.rendering.renderer import Renderer, warn_once
 from stepagent.rendering.tool_calls import CallError
 from stepagent.types import Step, Trajectory

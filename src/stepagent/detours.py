@@ -18,11 +18,11 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
 
-from stepagent.actions import same_action
 from stepagent.console.progress import track
 from stepagent.inspection import practise
 from stepagent.model.generation import Decoding
 from stepagent.model.policy import Policy
+from stepagent.rendering.actions import same_action
 from stepagent.rendering.renderer import RenderedTrajectory
 from stepagent.seeds import derive
 from stepagent.tasks.base import Task, TextEnv

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stepagent.actions import same_action
 from stepagent.console.progress import track
 from stepagent.model.device import until_it_fits
 from stepagent.model.generation import (
@@ -24,6 +23,7 @@ from stepagent.model.generation import (
 from stepagent.model.policy import Policy
 from stepagent.model.prefix_tree import ROOT, PrefixTree, fill_rows, lay_out
 from stepagent.model.updates import read_paths
+from stepagent.rendering.actions import same_action
 from stepagent.rendering.renderer import RenderedTrajectory
 from stepagent.types import AgentAction, PracticedStep
 

@@ -10,12 +10,12 @@ import tyro
 from rich.console import Console
 from rich.text import Text
 
-from stepagent.actions import read_call, same_action
 from stepagent.commands.models import open_renderer, prepare
 from stepagent.commands.parsing import check_at_least_one, run_command
 from stepagent.console.printable import printable
 from stepagent.console.progress import track
 from stepagent.formats.import_export import read_foreign
+from stepagent.rendering.actions import read_call, same_action
 from stepagent.rendering.chat_template import TemplateError
 from stepagent.rendering.renderer import RenderedTrajectory, Renderer
 from stepagent.types import Trajectory

@@ -6,11 +6,11 @@ from typing import Annotated
 
 import tyro
 
-from stepagent.actions import call_of
 from stepagent.commands.outputs import check_file
 from stepagent.commands.parsing import UsageError, run_command, unknown
 from stepagent.console.printable import printable, shown
 from stepagent.formats.import_export import READERS, WRITERS, Imported, read_foreign
+from stepagent.rendering.actions import call_of
 from stepagent.trajectories import write_jsonl
 from stepagent.types import Trajectory
 

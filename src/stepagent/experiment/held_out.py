@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from stepagent.actions import same_action
 from stepagent.inspection import path_logprobs, practise, step_tree
 from stepagent.model.generation import Decoding
 from stepagent.model.policy import Policy
+from stepagent.rendering.actions import same_action
 from stepagent.rendering.renderer import RenderedTrajectory
 from stepagent.statistics import Interval, clustered_proportion, ratio_interval
 

@@ -6,11 +6,11 @@ from typing import Any, Literal
 
 from pydantic import JsonValue, model_validator
 
-from stepagent.actions import split_thinking
 from stepagent.console.printable import shown
 from stepagent.formats.content import Content, call_of_fields, read_content, text_of
 from stepagent.formats.records import Dumped, FormatError, Notes, checked, from_text
 from stepagent.formats.turns import Turn
+from stepagent.rendering.actions import split_thinking
 from stepagent.types import NonEmpty
 
 _NAMES = {

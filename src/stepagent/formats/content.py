@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 
 from pydantic import JsonValue
 
-from stepagent.actions import Call
 from stepagent.console.printable import shown
 from stepagent.formats.records import FormatError, Notes, from_text
+from stepagent.rendering.actions import Call
 
 
 @dataclass

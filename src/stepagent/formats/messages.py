@@ -17,13 +17,13 @@ import json
 
 from pydantic import JsonValue
 
-from stepagent.actions import Call
 from stepagent.formats.chat import SYSTEM_COLUMNS, Message, read_turns, system_turn, turn_list
 from stepagent.formats.dialogue import Dialogue, Header, read_dialogue, write_dialogue
 from stepagent.formats.field_aliases import as_messages
 from stepagent.formats.records import KEY, Extras, Notes, checked, id_of
 from stepagent.formats.tools import function_schema, read_tools
 from stepagent.formats.turns import Style
+from stepagent.rendering.actions import Call
 from stepagent.types import Record, Trajectory
 
 TRL = Style(name="messages", reasoning="read")

@@ -5,8 +5,8 @@ from typing import Literal
 
 from pydantic import Field, JsonValue
 
-from stepagent.actions import Call, call_of, split_react, split_thinking, without_label
 from stepagent.formats.records import StepTexts
+from stepagent.rendering.actions import Call, call_of, split_react, split_thinking, without_label
 from stepagent.types import Record
 
 

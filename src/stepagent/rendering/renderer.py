@@ -29,8 +29,8 @@ from itertools import groupby
 from pydantic import JsonValue
 from transformers import PreTrainedTokenizerBase
 
-from stepagent.actions import ThoughtAndAction, read_call, same_action, split_react
 from stepagent.console.printable import printable
+from stepagent.rendering.actions import ThoughtAndAction, read_call, same_action, split_react
 from stepagent.rendering.chat_template import Markup, TemplateError, dialogue_markup, split_template
 from stepagent.rendering.encoding import Encoder, EncodingError
 from stepagent.rendering.tool_calls import CallError, TemplateCalls, tools_as_text

@@ -14,8 +14,8 @@ from itertools import product
 
 from pydantic import JsonValue, ValidationError
 
-from stepagent.actions import Call, ThoughtAndAction
 from stepagent.console.printable import printable
+from stepagent.rendering.actions import Call, ThoughtAndAction
 from stepagent.rendering.chat_template import (
     CALL_ID,
     USER,
