@@ -21,7 +21,15 @@ from learning_tables import Row, filled
 
 from stepagent.experiment.recipes import RECIPES
 from stepagent.experiment.run import to_json
-from stepagent.experiment.run_folder import CHOSEN_FILE, tested_unit, unit_file
+from stepagent.experiment.run_folder import (
+    CHOSEN_FILE,
+    CONFIG,
+    METRICS,
+    RESULTS_JSON,
+    tested_unit,
+    unit_file,
+)
+from stepagent.experiment.run_json import read_json, read_rows
 from stepagent.files.atomic import atomic_write
 from stepagent.files.locks import lock
 from stepagent.methods import METHODS, NOVICE
@@ -39,8 +47,8 @@ LEARNERS = {name for name, method in METHODS.items() if method.has_rounds}
 
 def rows_of(run: Path) -> Iterator[Row]:
     """The rows of a finished run."""
-    about = json.loads((run / "config.json").read_bytes())
-    log = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    about = read_json(run / CONFIG)
+    log = [*read_rows(run / METRICS).rows.values()]
     changes = dict(_changes(to_json(RECIPES[about["recipe"]]), about["config"]))
     model = about["config"]["model"]
     common = {
@@ -49,7 +57,7 @@ def rows_of(run: Path) -> Iterator[Row]:
         "policy": "tiny" if isinstance(model, dict) else Path(model).name,
         "seed": about["seed"],
     }
-    for result in json.loads((run / "results.json").read_bytes()):
+    for result in read_json(run / RESULTS_JSON):
         method = result["method"]
         # The novice's cost is excluded, and so is the measurement after the last round.
         own = [row for row in log if row["stage"] == method]
@@ -61,7 +69,7 @@ def rows_of(run: Path) -> Iterator[Row]:
         known = {**common, "method": _label(method, changes), "episodes": result["n"], **taken}
         yield {**known, "split": "test", "metric": result["metric"], "value": result["mean"]}
         if result["metric"] == "score" and method in LEARNERS | {NOVICE}:
-            tested = json.loads((run / unit_file(tested_unit(method), CHOSEN_FILE)).read_bytes())
+            tested = read_json(run / unit_file(tested_unit(method), CHOSEN_FILE))
             yield {**known, "split": "test", "metric": "best_round", "value": tested}
             for row in own:
                 for name in ("score", "agreement", "expert_logprob", "js_divergence"):
@@ -107,7 +115,7 @@ def add(runs: Sequence[Path]) -> None:
 def _add(runs: Sequence[Path]) -> None:
     found = {_key(row): row for row in read()}
     for run in runs:
-        if (run / "results.json").exists():
+        if (run / RESULTS_JSON).exists():
             found |= {_key(row): row for row in rows_of(run)}
     with atomic_write(RESULTS) as file:
         for key in sorted(found, key=str):

@@ -22,7 +22,7 @@ from stepagent.commands.models import load_policy
 from stepagent.commands.parsing import UsageError
 from stepagent.experiment.config import TASKS
 from stepagent.experiment.recipes import RECIPES
-from stepagent.experiment.run import read_json
+from stepagent.experiment.run_json import read_json
 from stepagent.trajectories import read_jsonl, write_jsonl
 from stepagent.types import PracticedStep
 

@@ -15,7 +15,7 @@ from stepagent.commands.export_model import export_model
 from stepagent.commands.parsing import UsageError
 from stepagent.commands.sft import train_novice
 from stepagent.experiment.export import ExportError, export_policy, model_card
-from stepagent.experiment.run import read_json, write_json
+from stepagent.experiment.run_json import read_json, write_json
 from stepagent.inspection import path_logprobs
 from stepagent.model.lora import Adapter, LoRAConfig
 from stepagent.model.policy import Policy

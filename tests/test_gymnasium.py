@@ -319,7 +319,10 @@ def line_of(function: Any) -> int:
     ("make_env", "said"),
     [
         (Fixed, "only: setting the seed raised AttributeError: "),
-        (SeededByName, "only: reset(seed=700) raised TypeError: too high (tests/test_gym_task.py:"),
+        (
+            SeededByName,
+            "only: reset(seed=700) raised TypeError: too high (tests/test_gymnasium.py:",
+        ),
     ],
 )
 def test_a_reset_that_raises_is_an_error_of_the_environment(make_env: Any, said: str) -> None:
@@ -340,7 +343,7 @@ def test_a_step_that_raises_is_one_line_with_item_action_and_place() -> None:
         env.reset(options={"item": "only"})
         with pytest.raises(EnvironmentFailed) as failed:
             env.step("go\nnorth")
-        place = f"tests/test_gym_task.py:{line_of(Seeded.step)}"
+        place = f"tests/test_gymnasium.py:{line_of(Seeded.step)}"
         assert str(failed.value) == (
             rf"only: step('go\nnorth') raised KeyError: 'broken\x1b[31m' ({place}); step has to "
             "answer any text, if only by saying that nothing happens"
@@ -380,7 +383,7 @@ def test_what_the_expert_raises_is_one_line_with_the_place() -> None:
         return lambda observation: [][0]
 
     task = GymTask("odd", lambda: Odd(), {"train": {"only": {}}}, instruction="Go.", expert=expert)
-    said = rf"only: the expert raised IndexError: .*\(tests/test_gym_task.py:{line_of(expert)}\)$"
+    said = rf"only: the expert raised IndexError: .*\(tests/test_gymnasium.py:{line_of(expert)}\)$"
     with pytest.raises(EnvironmentFailed, match=said):
         task.expert("only")
     task._expert = lambda item: lambda observation: 3  # type: ignore[return-value]

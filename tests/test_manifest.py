@@ -14,10 +14,11 @@ from fakes import demonstrations, random_policy
 from stepagent import cli
 from stepagent.commands.inputs import model_input
 from stepagent.experiment.config import TrainConfig
-from stepagent.experiment.manifest import RunError, check_policy, write_config
+from stepagent.experiment.manifest import check_policy
 from stepagent.experiment.novice import check_novice, open_policy, take_novice
 from stepagent.experiment.results import write_results
-from stepagent.experiment.run import Run, read_json, write_json
+from stepagent.experiment.run import Run
+from stepagent.experiment.run_json import RunError, read_json, write_config, write_json
 from stepagent.model.lora import LoRAConfig
 from stepagent.model.policy import Policy
 from stepagent.report.page import ReportError, read_run, write_report
@@ -170,7 +171,7 @@ def test_a_changed_file_is_named_before_a_run_goes_on(
     change(folder / name)
     line = refused(folder)
     assert line.startswith(f"{folder / name}:")
-    assert "restore it" in line or "take it out" in line
+    assert "restore it" in line or "delete the line" in line
 
 
 @pytest.mark.parametrize("name", LINES)

@@ -22,7 +22,8 @@ from stepagent import cli
 from stepagent.commands.episode_journal import Journal, JournalError
 from stepagent.commands.outputs import check_file, check_folder
 from stepagent.commands.parsing import UsageError
-from stepagent.experiment.run import Run, RunError
+from stepagent.experiment.run import Run
+from stepagent.experiment.run_json import RunError
 from stepagent.files import locks
 from stepagent.files.atomic import atomic_folder, atomic_write
 from stepagent.files.locks import Taken, lock

@@ -29,10 +29,10 @@ from stepagent.experiment.held_out import (
     from_rows,
     to_rows,
 )
-from stepagent.experiment.manifest import RunError, write_config
 from stepagent.experiment.own import OwnData, OwnDataError, read_own_data, split_by_content
 from stepagent.experiment.recipes import RECIPES
 from stepagent.experiment.run import to_json
+from stepagent.experiment.run_json import RunError, write_config
 from stepagent.experiment.saved_settings import settings_of_file, settings_of_run
 from stepagent.model.weights import open_model
 from stepagent.rendering.chat_template import TemplateError

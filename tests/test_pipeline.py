@@ -20,7 +20,8 @@ from stepagent.evaluation import EvaluationConfig, choose_items
 from stepagent.experiment.config import DataConfig, TrainConfig
 from stepagent.experiment.novice import check_novice, take_novice
 from stepagent.experiment.pipeline import PANEL_SEED, train
-from stepagent.experiment.run import Run, RunError, to_json
+from stepagent.experiment.run import Run, to_json
+from stepagent.experiment.run_json import RunError
 from stepagent.learners.base import LearnerStopped
 from stepagent.learners.inverse import Inverse, InverseConfig
 from stepagent.learners.sft import MoreSFTConfig

@@ -337,10 +337,10 @@ def test_damaged_part_is_one_line_that_names_the_file(
 def test_folders_that_are_no_runs_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ReportError, match=r"nowhere: no such folder; expected a run folder"):
         read_run(tmp_path / "nowhere")
-    with pytest.raises(ReportError, match=r"not a run folder, expected config\.json"):
+    with pytest.raises(ReportError, match=r"not a run folder; expected config\.json"):
         read_run(tmp_path)
     run = make_run(tmp_path / "run")
-    with pytest.raises(ReportError, match="is a folder, expected the name of an HTML file"):
+    with pytest.raises(ReportError, match="is a folder; expected the name of an HTML file"):
         write_report([run], tmp_path)
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from stepagent.experiment.results import interval_text, write_results
-from stepagent.experiment.run import Run, RunError, write_json
+from stepagent.experiment.run import Run
+from stepagent.experiment.run_json import RunError, write_json
 from stepagent.statistics import Interval
 from stepagent.types import Step, Trajectory
 

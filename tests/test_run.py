@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from stepagent.experiment.run import Run, RunError
+from stepagent.experiment.run import Run
+from stepagent.experiment.run_json import RunError
 from stepagent.files.atomic import atomic_folder
 from stepagent.report.runs import ReportError, read_run
 

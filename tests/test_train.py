@@ -9,7 +9,7 @@ import pytest
 from fakes import BoxWorld, demonstrations
 from stepagent import cli
 from stepagent.commands import train as train_command
-from stepagent.experiment.run import read_json
+from stepagent.experiment.run_json import read_json
 from stepagent.formats.import_export import write_foreign
 from stepagent.model.policy import Policy
 from stepagent.scratch.small_model import TinyConfig, build_tiny_model

@@ -15,7 +15,7 @@ from stepagent.experiment.novice import model_name
 from stepagent.experiment.own import OwnData, content_hash, split_by_content
 from stepagent.experiment.pipeline import train as train_in
 from stepagent.experiment.recipes import RECIPES
-from stepagent.experiment.run import Run, read_json, to_json
+from stepagent.experiment.run import Run, to_json
 from stepagent.experiment.run_folder import (
     CHOSEN_FILE,
     REPORT,
@@ -24,7 +24,9 @@ from stepagent.experiment.run_folder import (
     round_unit,
     tested_unit,
     unit_file,
+    unit_path,
 )
+from stepagent.experiment.run_json import read_json
 from stepagent.learners.base import LearnerConfig
 from stepagent.report.page import write_report
 from stepagent.tasks.base import Task
@@ -62,7 +64,7 @@ class Results:
         "sft" is the novice, which is also the best policy of a method that never beat it.
         """
         chosen: int = read_json(self.folder / unit_file(tested_unit(method), CHOSEN_FILE))
-        return self.folder / "units" / round_unit(method, chosen)
+        return self.folder / unit_path(round_unit(method, chosen))
 
 
 def train(

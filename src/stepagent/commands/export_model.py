@@ -12,6 +12,7 @@ from stepagent.commands.outputs import check_folder
 from stepagent.commands.parsing import UsageError, run_command
 from stepagent.experiment.export import export_discriminator, export_policy
 from stepagent.experiment.manifest import check_policy
+from stepagent.experiment.run_folder import UNITS
 
 
 def export_model(
@@ -41,7 +42,7 @@ def export_model(
         overwrite: Replace OUT if it exists.
     """
     # A folder written next to the units would be taken for one.
-    inputs = [unit.parent if unit.parent.name == "units" else unit, *files_of(unit)]
+    inputs = [unit.parent if unit.parent.name == UNITS else unit, *files_of(unit)]
     if discriminator:
         inputs += files_of(unit / "discriminator")
     check_folder(out, inputs=inputs, overwrite=overwrite)

@@ -4,7 +4,8 @@ import hashlib
 import json
 from pathlib import Path
 
-from stepagent.experiment.manifest import MANIFEST, read_json
+from stepagent.experiment.manifest import MANIFEST
+from stepagent.experiment.run_json import read_json
 from stepagent.files.atomic import file_hash
 from stepagent.model.adapter_files import AdapterError, base_of
 

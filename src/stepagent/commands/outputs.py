@@ -10,7 +10,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from stepagent.commands.parsing import UsageError
-from stepagent.experiment.manifest import MANIFEST, check_name, shown
+from stepagent.experiment.manifest import MANIFEST
+from stepagent.experiment.run_folder import CONFIG, UNITS
+from stepagent.experiment.run_json import check_name, shown
 
 
 def check_file(file: Path, *, inputs: Iterable[Path] = (), overwrite: bool = False) -> None:
@@ -85,7 +87,7 @@ _MODEL_FILE = re.compile(
 
 
 def _is_run(folder: Path) -> bool:
-    return (folder / "config.json").is_file() and (folder / "units").is_dir()
+    return (folder / CONFIG).is_file() and (folder / UNITS).is_dir()
 
 
 def _is_only_model(folder: Path) -> bool:

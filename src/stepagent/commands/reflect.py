@@ -16,7 +16,7 @@ from stepagent.commands.parsing import CONFIG, UsageError
 from stepagent.evaluation import likeness
 from stepagent.experiment.rounds import Rounds
 from stepagent.experiment.run import Run, to_json
-from stepagent.experiment.run_folder import START, round_unit
+from stepagent.experiment.run_folder import START, round_unit, unit_path
 from stepagent.files.atomic import file_hash
 from stepagent.learners.implicit import ImplicitConfig
 from stepagent.learners.inverse import InverseConfig
@@ -107,7 +107,7 @@ def main(args: Sequence[str]) -> None:
     with Run(found.out, _settings(found, model), resume=found.resume) as run:
         _reflect(found, run, policy, practice)
         print(_table(run))
-    print(f"Policies: {found.out}/units/{round_unit(found.method, 1)} to {found.rounds}")
+    print(f"Policies: {found.out / unit_path(round_unit(found.method, 1))} to {found.rounds}")
 
 
 def _rendered(policy: Policy, file: Path, args: Arguments) -> list[RenderedTrajectory]:

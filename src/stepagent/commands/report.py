@@ -8,7 +8,8 @@ import tyro
 
 from stepagent.commands.outputs import check_file
 from stepagent.commands.parsing import run_command
-from stepagent.experiment.manifest import shown
+from stepagent.experiment.run_folder import DEMONSTRATIONS, REPORT, SUMMARY, UNITS
+from stepagent.experiment.run_json import shown
 from stepagent.report.page import GENERATOR, write_report
 from stepagent.report.runs import PARTS, ReportError
 
@@ -32,7 +33,7 @@ def report(
         out: The HTML file; by default report.html, for a single run in its folder.
         overwrite: Replace OUT even if it is not a report.
     """
-    page = out or (runs[0] / "report.html" if len(runs) == 1 else Path("report.html"))
+    page = out or (runs[0] / REPORT if len(runs) == 1 else Path(REPORT))
     check_page(runs, page, overwrite=overwrite)
     write_report(runs, page)
     print(f"Report: {page}")
@@ -46,7 +47,7 @@ def check_page(runs: Sequence[Path], page: Path, *, overwrite: bool = False) -> 
     for run in runs:
         if not run.is_dir():
             raise ReportError(f"{shown(run)}: no such folder; expected a run folder")
-    parts = (*PARTS, "units", "demonstrations.jsonl", "summary.md")
+    parts = (*PARTS, UNITS, DEMONSTRATIONS, SUMMARY)
     inputs = [run / part for run in runs for part in parts]
     check_file(page, inputs=inputs, overwrite=overwrite or _is_report(page))
 

@@ -9,7 +9,7 @@ from stepagent.evaluation import evaluate, likeness, summarize
 from stepagent.experiment.config import TrainConfig
 from stepagent.experiment.held_out import compare_with_expert, to_rows
 from stepagent.experiment.novice import base_model, model_name, open_policy
-from stepagent.experiment.run import Run, write_json
+from stepagent.experiment.run import Run
 from stepagent.experiment.run_folder import (
     BASE,
     CHOSEN_FILE,
@@ -26,6 +26,7 @@ from stepagent.experiment.run_folder import (
     round_unit,
     tested_unit,
 )
+from stepagent.experiment.run_json import write_json
 from stepagent.methods import NOVICE
 from stepagent.model.policy import Policy
 from stepagent.rendering.renderer import RenderedTrajectory

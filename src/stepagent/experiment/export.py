@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from stepagent.experiment.manifest import read_json
 from stepagent.experiment.run_folder import (
     CHOSEN_FILE,
     CONFIG,
@@ -26,6 +25,7 @@ from stepagent.experiment.run_folder import (
     tested_unit,
     unit_file,
 )
+from stepagent.experiment.run_json import read_json
 from stepagent.files.atomic import atomic_folder
 from stepagent.methods import method_label
 from stepagent.model.adapter_files import AdapterError, base_of

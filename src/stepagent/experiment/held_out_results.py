@@ -24,6 +24,7 @@ from stepagent.experiment.run_folder import (
     RESULTS_JSON,
     SUMMARY,
     tested_unit,
+    unit_path,
 )
 from stepagent.methods import METHODS, NOVICE, REFLECTIONS, method_label
 from stepagent.statistics import Interval
@@ -99,9 +100,10 @@ def summary(run: Run, methods: Sequence[str], compared: dict[str, list[Compared]
                 if other not in REFLECTIONS and (chosen[method] or chosen[other])
             ]
             lines += [_against(method, other, compared) for other in others]
+    best = best_unit(run, [m for m in compared if m != NOVICE])
     lines += [
         "",
-        f"Highest agreement: units/{best_unit(run, [m for m in compared if m != NOVICE])}.",
+        f"Highest agreement: {unit_path(best)}.",
         "",
         "Agreement is the share of held-out expert steps in which the agent's most likely action "
         "is the expert's. Expert log-prob is the mean log-probability of the expert's actions, in "

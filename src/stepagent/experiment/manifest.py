@@ -14,83 +14,18 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from stepagent.console.printable import printable
-from stepagent.experiment.run_folder import CONFIG, METRICS, unit_file
-from stepagent.files.atomic import TEMPORARY, atomic_write, disk_errors, file_hash
-from stepagent.files.lines import Unreadable, open_regular
+from stepagent.experiment.run_folder import (
+    METRICS,
+    UNITS,
+    name_in_unit,
+    unit_file,
+    unit_path,
+)
+from stepagent.experiment.run_json import RunError, read_json, read_rows, shown, write_json
+from stepagent.files.atomic import TEMPORARY, file_hash
 
 MANIFEST = "manifest.json"
 WEIGHTS = (".safetensors", ".bin")
-
-
-class RunError(ValueError):
-    """The run folder cannot be used as asked; the message is one line."""
-
-
-def write_json(path: Path, value: object) -> None:
-    """Writes indented JSON atomically."""
-    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
-    with atomic_write(path) as file:
-        file.write(text.encode() + b"\n")
-
-
-def read_json(path: Path) -> Any:
-    """The JSON value of a file; raises `RunError` if it is missing or damaged."""
-    try:
-        return json.loads(_bytes(path, "expected the JSON of a run"))
-    except (ValueError, RecursionError) as error:
-        reason = printable(str(error), limit=200)
-        raise RunError(f"{shown(path)}: not JSON ({reason}); restore it") from None
-
-
-def _bytes(path: Path, expected: str) -> bytes:
-    """The content of a file; raises `RunError` for anything else, such as a pipe."""
-    try:
-        with disk_errors(path), open_regular(path, expected) as file:
-            return file.read()
-    except Unreadable as error:
-        raise RunError(f"{shown(path)}: {error}") from None
-
-
-def shown(path: Path) -> str:
-    """A path for a message."""
-    return printable(str(path), limit=4096)
-
-
-def check_name(path: Path) -> None:
-    """Raises `RunError` for a name that is not UTF-8: model libraries cannot write to it."""
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        raise RunError(f"{shown(path)}: a name that is not UTF-8; name another folder") from None
-
-
-def write_config(folder: Path, config: Mapping[str, Any]) -> None:
-    """Writes config.json with a hash of its values."""
-    write_json(folder / CONFIG, {**config, "sha256": _hash_of_values(config)})
-
-
-def read_config(folder: Path) -> dict[str, Any] | None:
-    """The values of config.json; None if a version of StepAgent that kept no hashes wrote it.
-
-    Raises `RunError` if it is not the config.json of a run, or was changed.
-    """
-    path = folder / CONFIG
-    config = read_json(path)
-    if not isinstance(config, dict):
-        raise RunError(f"{shown(path)}: not an object; expected the settings of a run")
-    if not {"recipe", "versions"} & config.keys():
-        raise RunError(f"{shown(path)}: not the settings of a run; restore it")
-    if "sha256" not in config:
-        return None
-    expected = config.pop("sha256")
-    parts = [config.get(name) for name in ("data", "versions", "units")]
-    if expected != _hash_of_values(config) or not all(isinstance(part, dict) for part in parts):
-        raise RunError(f"{shown(path)}: changed since StepAgent wrote it; restore it")
-    return config
-
-
-def _hash_of_values(config: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -140,11 +75,16 @@ def check_policy(folder: Path) -> None:
     """Raises `RunError` if a unit's folder, or a copy of one, was changed since it was written."""
     if not (folder / MANIFEST).is_file():
         return
-    parts = {PurePosixPath(n).parts: h for n, h in read_manifest(folder).files.items()}
-    hashes = {"/".join(p[2:]): digest for p, digest in parts.items() if p[0] == "units"}
+    files = read_manifest(folder).files.items()
+    hashes = {own: digest for name, digest in files if (own := name_in_unit(name))}
     for name in sorted(hashes.keys() | {*_files(folder)}):
         if fault := _fault(folder / name, hashes.get(name)):
             raise RunError(f"{shown(folder / name)}: {fault}; expected a unit as it was written")
+
+
+def has_units(folder: Path) -> bool:
+    """Whether units of a run were finished in the folder."""
+    return any(folder.glob(unit_file("*", MANIFEST)))
 
 
 class Units:
@@ -160,12 +100,14 @@ class Units:
         self.manifests: dict[str, Manifest] = {}
         self.hashes: dict[str, str] = {}
         """Hashes of the manifests, for config.json."""
-        units = folder / "units"
+        units = folder / UNITS
         there = {p.name for p in units.glob("*") if p.is_dir() and not p.match(TEMPORARY)}
         # A kill may have come between a unit's rename and its line in config.json.
         order = [*listed, *sorted(there - listed.keys())]
         if len(there - listed.keys()) > 1:
-            raise RunError(f"{shown(units / order[-1])}: not made by this run; take it away")
+            raise RunError(
+                f"{shown(units / order[-1])}: not made by this run; move it out of the folder"
+            )
         self.names = [unit for unit in order if unit in there]
         for unit, name in zip(order, self.names, strict=False):
             if unit != name:
@@ -184,7 +126,7 @@ class Units:
         """Adds a unit that has just been finished."""
         self.names.append(unit)
         self.manifests[unit] = made
-        self.hashes[unit] = file_hash(self.folder / "units" / unit / MANIFEST)
+        self.hashes[unit] = file_hash(self.folder / unit_file(unit, MANIFEST))
 
     def writer(self, name: str) -> str | None:
         """The unit that wrote a file, given by its path within the run folder."""
@@ -211,7 +153,7 @@ class Units:
                     continue
                 if fault := _fault(path, digest):
                     raise self._error(path, unit, fault)
-            folder = self.folder / "units" / unit
+            folder = self.folder / unit_path(unit)
             for name in _files(folder):
                 if unit_file(unit, name) not in files:
                     raise RunError(
@@ -236,7 +178,9 @@ class Units:
                 raise RunError(f"{place}: {fault}; {self._remedy(unit)}")
         for number in found.damaged:
             if number < max(own, default=0):
-                raise RunError(f"{shown(path)}:{number}: not JSON; no unit wrote it, take it out")
+                raise RunError(
+                    f"{shown(path)}:{number}: not JSON; no unit wrote it, delete the line"
+                )
         order = [self.names.index(row["unit"]) for row in own.values()]
         if order != sorted(order):
             raise RunError(f"{shown(path)}: its rows are in another order; restore it")
@@ -246,39 +190,9 @@ class Units:
         return RunError(f"{shown(path)}: {fault}; {self._remedy(unit)}")
 
     def _remedy(self, unit: str) -> str:
-        again = [f"units/{printable(name)}" for name in self.names[self.names.index(unit) :]]
+        again = [unit_path(printable(name)) for name in self.names[self.names.index(unit) :]]
         them = "it" if len(again) == 1 else "them"
         return f"restore it, or delete {', '.join(again)} so that --resume makes {them} again"
-
-
-@dataclass(frozen=True)
-class Rows:
-    """What metrics.jsonl holds."""
-
-    rows: dict[int, dict[str, Any]]
-    """Each row by its line, counted from 1."""
-    damaged: list[int]
-    """Lines that are no rows."""
-    is_cut: bool
-    """Whether the last line is unfinished, so left out: it is being written, or a kill cut it."""
-
-
-def read_rows(path: Path) -> Rows:
-    """The rows of metrics.jsonl; none if there is no file."""
-    if not path.exists():
-        return Rows({}, [], is_cut=False)
-    lines = _bytes(path, "expected the metrics of a run").split(b"\n")
-    rows, damaged = dict[int, dict[str, Any]](), list[int]()
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            row = None
-        if isinstance(row, dict):
-            rows[number] = row
-        elif number < len(lines):
-            damaged.append(number)
-    return Rows(rows, damaged, is_cut=bool(lines[-1]) and len(lines) not in rows)
 
 
 def _fault(path: Path, digest: str | None) -> str:

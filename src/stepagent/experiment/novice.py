@@ -11,7 +11,7 @@ from typing import Any
 
 from stepagent.algorithms.sft import sft
 from stepagent.experiment.config import TrainConfig
-from stepagent.experiment.manifest import RunError, Units, read_config, shown
+from stepagent.experiment.manifest import Units
 from stepagent.experiment.run import Run
 from stepagent.experiment.run_folder import (
     BASE,
@@ -22,6 +22,7 @@ from stepagent.experiment.run_folder import (
     too_long_key,
     unit_file,
 )
+from stepagent.experiment.run_json import RunError, read_config, shown
 from stepagent.methods import METHODS, NOVICE
 from stepagent.model.policy import Policy
 from stepagent.model.updates import Metrics

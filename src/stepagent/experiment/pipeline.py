@@ -23,7 +23,7 @@ from stepagent.experiment.novice import make_novice, open_policy, rendered
 from stepagent.experiment.own import OwnData, OwnDataError
 from stepagent.experiment.results import write_results
 from stepagent.experiment.rounds import Rounds
-from stepagent.experiment.run import Run, write_json
+from stepagent.experiment.run import Run
 from stepagent.experiment.run_folder import (
     DATA,
     DEMONSTRATIONS,
@@ -36,6 +36,7 @@ from stepagent.experiment.run_folder import (
     WITHOUT_ITEM,
     tested_unit,
 )
+from stepagent.experiment.run_json import write_json
 from stepagent.files.atomic import file_hash
 from stepagent.learners.base import LearnerConfig
 from stepagent.methods import NOVICE

@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from stepagent.experiment.run import Run, write_json
+from stepagent.experiment.run import Run
 from stepagent.experiment.run_folder import DEV_FILE, measure_unit, practice_file, round_unit
+from stepagent.experiment.run_json import write_json
 from stepagent.learners.base import Learner, LearnerStopped, Measures
 from stepagent.model.policy import Policy
 from stepagent.model.updates import Metrics

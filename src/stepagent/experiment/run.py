@@ -22,26 +22,21 @@ from typing import IO, Any, TypeVar
 from filelock import BaseFileLock
 
 from stepagent.console.printable import printable
-from stepagent.experiment.manifest import (
-    MANIFEST,
+from stepagent.experiment.manifest import Units, has_units, make_manifest
+from stepagent.experiment.run_folder import CONFIG, METRICS, PARTS, unit_file, unit_path
+from stepagent.experiment.run_json import (
     RunError,
-    Units,
     check_name,
-    make_manifest,
     read_config,
     read_json,
     read_rows,
     shown,
     write_config,
-    write_json,
 )
-from stepagent.experiment.run_folder import CONFIG, METRICS, PARTS, unit_file
 from stepagent.files.atomic import TEMPORARY, atomic_folder, atomic_write, disk_errors, file_hash
 from stepagent.files.locks import Taken, lock
 from stepagent.trajectories import read_jsonl
 from stepagent.types import Record
-
-__all__ = ["Run", "RunError", "read_json", "to_json", "write_json"]
 
 R = TypeVar("R", bound=Record)
 
@@ -115,7 +110,7 @@ class Run:
         if not self._config_file.exists() and folder.exists():
             # A run that was killed before its first file has left only these.
             foreign = [p for p in folder.iterdir() if p.name != ".lock" and not p.match(TEMPORARY)]
-            if [*folder.glob(f"units/*/{MANIFEST}")]:
+            if has_units(folder):
                 raise RunError(f"{shown(self._config_file)}: missing; restore it")
             if foreign:
                 raise RunError(
@@ -183,7 +178,7 @@ class Run:
 
     def unit_folder(self, unit: str) -> Path:
         """The folder of a finished unit."""
-        return self.folder / "units" / unit
+        return self.folder / unit_path(unit)
 
     @contextmanager
     def unit(self, unit: str) -> Iterator[Path]:

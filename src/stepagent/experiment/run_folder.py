@@ -19,10 +19,13 @@ RESULTS_JSON = "results.json"
 SUMMARY = "summary.md"
 REPORT = "report.html"
 DEMONSTRATIONS = "demonstrations.jsonl"
-HELD_OUT = "practice/demonstrations-dev.jsonl"
-"""The expert's trajectories of the dev items, on which nothing is learnt."""
-PARTS = ("practice", "episodes", "units")
+UNITS = "units"
+PRACTICE = "practice"
+EPISODES = "episodes"
+PARTS = (PRACTICE, EPISODES, UNITS)
 """Folders within a run folder."""
+HELD_OUT = f"{PRACTICE}/demonstrations-dev.jsonl"
+"""The expert's trajectories of the dev items, on which nothing is learnt."""
 
 DATA = "data"
 BASE = "base"
@@ -82,17 +85,28 @@ def dev_name(method: str, number: int) -> str:
 
 def practice_file(method: str, number: int) -> str:
     """Held-out steps that the policy practised, with the step rewards of a round."""
-    return f"practice/{method}-round{number}.jsonl"
+    return f"{PRACTICE}/{method}-round{number}.jsonl"
 
 
 def episodes_file(name: str) -> str:
     """The episodes of an evaluation (`dev_name`) or of a test (`tested_unit`)."""
-    return f"episodes/{name}.jsonl"
+    return f"{EPISODES}/{name}.jsonl"
+
+
+def unit_path(unit: str) -> str:
+    """The folder of a unit, by its path within the run folder."""
+    return f"{UNITS}/{unit}"
 
 
 def unit_file(unit: str, name: str) -> str:
     """A file in the folder of a unit, by its path within the run folder."""
-    return f"units/{unit}/{name}"
+    return f"{unit_path(unit)}/{name}"
+
+
+def name_in_unit(file: str) -> str | None:
+    """The name within its unit's folder of a file in the run folder; None if it is elsewhere."""
+    top, *rest = file.split("/")
+    return "/".join(rest[1:]) if top == UNITS else None
 
 
 LEFT_OUT = "left out"
@@ -122,11 +136,11 @@ def round_of_unit(unit: str) -> Round | None:
 
 def round_of_practice(name: str) -> Round | None:
     """The round of a file in practice/."""
-    match = re.fullmatch(r"practice/(.+)-round(\d+)\.jsonl", name)
+    match = re.fullmatch(rf"{PRACTICE}/(.+)-round(\d+)\.jsonl", name)
     return Round(match[1], int(match[2])) if match else None
 
 
 def panel_of_episodes(name: str) -> Panel | None:
     """What a file in episodes/ holds."""
-    match = re.fullmatch(r"episodes/(.+?)-([^-]+?)(?:-round(\d+))?\.jsonl", name)
+    match = re.fullmatch(rf"{EPISODES}/(.+?)-([^-]+?)(?:-round(\d+))?\.jsonl", name)
     return Panel(match[1], match[2], int(match[3]) if match[3] else None) if match else None

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_ty
 from stepagent.bounds import OutOfBounds
 from stepagent.console.printable import printable, shown
 from stepagent.experiment.config import SettingsError, TrainConfig
-from stepagent.experiment.manifest import read_config
+from stepagent.experiment.run_json import read_config
 
 _UNSAVED = ("engine",)
 """Settings that change no number, which config.json therefore leaves out."""

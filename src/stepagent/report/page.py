@@ -105,7 +105,7 @@ def write_report(runs: Sequence[Path], out: Path) -> None:
     if not runs:
         raise ReportError("expected at least one run folder")
     if out.is_dir():
-        raise ReportError(f"{out}: is a folder, expected the name of an HTML file")
+        raise ReportError(f"{out}: is a folder; expected the name of an HTML file")
     page = _page([read_run(Path(run)) for run in runs])
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -16,29 +16,25 @@ from markupsafe import Markup
 from pydantic import BaseModel, BeforeValidator, ConfigDict, JsonValue, TypeAdapter, ValidationError
 
 from stepagent.experiment import run_folder
-from stepagent.experiment.manifest import (
-    MANIFEST,
-    RunError,
-    Units,
-    read_config,
-    read_rows,
-    shown,
-)
+from stepagent.experiment.manifest import Units, has_units
 from stepagent.experiment.run_folder import (
     CONFIG,
     DEMONSTRATIONS,
+    EPISODES,
     HELD_OUT,
     METRICS,
+    PRACTICE,
     RESULTS_JSON,
     SUMMARY,
 )
+from stepagent.experiment.run_json import RunError, read_config, read_rows, shown
 from stepagent.files.lines import Unreadable, open_regular
 from stepagent.trajectories import TrajectoryError, read_jsonl
 from stepagent.types import PracticedStep, Record, Trajectory
 
 S = TypeVar("S")
 T = TypeVar("T", bound=Record)
-PARTS = (CONFIG, RESULTS_JSON, METRICS, "practice", "episodes")
+PARTS = (CONFIG, RESULTS_JSON, METRICS, PRACTICE, EPISODES)
 
 
 class ReportError(ValueError):
@@ -132,9 +128,9 @@ class RunView:
 def read_run(path: Path) -> RunView:
     """The run in folder `path`, finished or not."""
     if not path.is_dir():
-        raise ReportError(f"{shown(path)}: no such folder, expected a run folder with config.json")
+        raise ReportError(f"{shown(path)}: no such folder; expected a run folder")
     if not any((path / part).exists() for part in PARTS):
-        raise ReportError(f"{shown(path)}: not a run folder, expected config.json in it")
+        raise ReportError(f"{shown(path)}: not a run folder; expected config.json in it")
     config = path / CONFIG
     settings = _parsed(config, Settings) if config.exists() else Settings()
     try:
@@ -182,7 +178,7 @@ def _units(path: Path) -> Units | None:
     """The finished units, after checking their files; None for a run without hashes."""
     config = read_config(path) if (path / CONFIG).exists() else None
     if config is None:
-        if [*path.glob(f"units/*/{MANIFEST}")]:
+        if has_units(path):
             raise RunError(f"{shown(path / CONFIG)}: without its hashes; restore it")
         return None
     units = Units(path, config["units"])
@@ -195,7 +191,7 @@ def _names(path: Path) -> Iterator[str]:
     for name in (DEMONSTRATIONS, RESULTS_JSON, SUMMARY):
         if (path / name).exists():
             yield name
-    for part in ("practice", "episodes"):
+    for part in (PRACTICE, EPISODES):
         yield from sorted(f"{part}/{file.name}" for file in (path / part).glob("*.jsonl"))
 
 
