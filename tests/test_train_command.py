@@ -144,7 +144,7 @@ def test_a_novice_is_reused_for_other_learners(
         (["--held-out-share", "1"], "--held-out-share 1: expected a share between 0 and 1"),
         (["--held-out", "{tmp}/none.jsonl"], "{tmp}/none.jsonl: no such file; expected a file of "),
         (["--model", "{tmp}/none"], "{tmp}/none: no such folder; expected a Hugging Face model f"),
-        (["--model", "{tmp}"], "{tmp}: not a policy, it has no config.json"),
+        (["--model", "{tmp}"], "{tmp}: not a model folder: it has no config.json"),
         (["--demonstrations", "{tmp}/none.jsonl"], "{tmp}/none.jsonl: no such file; expected a "),
     ],
 )
