@@ -17,7 +17,7 @@ from stepagent.experiment.novice import check_novice, model_name, take_novice
 from stepagent.experiment.own import OwnData
 from stepagent.experiment.pipeline import train
 from stepagent.experiment.run import Run, to_json
-from stepagent.experiment.run_folder import HELD_OUT
+from stepagent.experiment.run_folder import HELD_OUT, REPORT
 from stepagent.files.atomic import file_hash
 from stepagent.report.page import write_report
 from stepagent.scratch.small_model import TinyConfig
@@ -61,7 +61,7 @@ def run_training(
     own: OwnData | None = None,
 ) -> None:
     """The whole run in `out`, its report, and its summary on standard output."""
-    page = out / "report.html"
+    page = out / REPORT
     given = [Path(config.model)] if isinstance(config.model, str) else []
     check_no_input(out, [*given, *([novice] if novice else [])])
     settings = _settings(recipe, config, task, inputs)
