@@ -404,7 +404,7 @@ def test_training_from_a_recipe_prints_results_and_writes_the_report(
     call(*args)
     out = capsys.readouterr().out
     assert "Implicit reflection does NOT beat SFT" in out
-    assert out.endswith(f"Report: {tmp_path}/run/report.html\n")
+    assert f"\nReport: {tmp_path}/run/report.html\nPolicy: {tmp_path}/run/units/" in out
     assert (tmp_path / "run" / "report.html").stat().st_size > 1000
     config = read_json(tmp_path / "run" / "config.json")
     assert (config["recipe"], config["seed"]) == ("smoke", 3)

@@ -231,7 +231,7 @@ def test_a_tokenizer_without_a_chat_template_is_one_line(tmp_path: Path) -> None
         tokenizer.chat_template = None
         return Renderer(tokenizer), 2000
 
-    with pytest.raises(TemplateError, match="expected a chat template, found none"):
+    with pytest.raises(TemplateError, match="no chat template; use an instruction-tuned model"):
         read_own_data(write(tmp_path / "own.jsonl", MANY), None, opened)
 
 

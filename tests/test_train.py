@@ -144,7 +144,7 @@ def test_a_novice_is_reused_for_other_learners(
         (["--held-out-share", "1"], "--held-out-share 1: expected a share between 0 and 1"),
         (["--held-out", "{tmp}/none.jsonl"], "{tmp}/none.jsonl: no such file; expected a file of "),
         (["--model", "{tmp}/none"], "{tmp}/none: no such folder; expected a Hugging Face model f"),
-        (["--model", "{tmp}"], "{tmp}: not a policy, it has no config.json"),
+        (["--model", "{tmp}"], "{tmp}: not a model folder: it has no config.json"),
         (["--demonstrations", "{tmp}/none.jsonl"], "{tmp}/none.jsonl: no such file; expected a "),
     ],
 )
@@ -280,8 +280,7 @@ def test_a_model_without_a_chat_template_is_one_line(
     capsys.readouterr()
     error = fails("train", "own", "--demonstrations", mine, "--model", model, "--out",
                   tmp_path / "run", capsys=capsys)  # fmt: skip
-    assert error.startswith(f"stepagent: {model}: ")
-    assert "expected a chat template, found none" in error
+    assert error.startswith(f"stepagent: {model}: no chat template; use an instruction-tuned model")
 
 
 def test_the_run_cannot_be_written_over_its_input(

@@ -28,8 +28,6 @@ from stepagent.experiment.own_environment import (
 )
 from stepagent.model.adapter_files import base_of, is_adapter
 from stepagent.model.lora import LoRAConfig
-from stepagent.model.weights import place
-from stepagent.rendering.chat_template import TemplateError
 from stepagent.rendering.renderer import Renderer
 from stepagent.scratch.small_model import TinyConfig, texts_of, train_tokenizer
 from stepagent.tasks.base import Task
@@ -187,13 +185,7 @@ def _parsed(options: Sequence[str], prog: str, config: TrainConfig) -> Arguments
 def _renderer(source: TinyConfig | str, trajectories: Sequence[Trajectory]) -> tuple[Renderer, int]:
     """How the model writes dialogues, and its context in tokens."""
     if isinstance(source, str):
-        try:
-            return open_renderer(source)
-        except TemplateError as error:
-            raise UsageError(
-                f"{place(source)}: {error}; use a model that was trained on chats (an instruct "
-                "version), or add a chat_template to its tokenizer_config.json"
-            ) from None
+        return open_renderer(source)
     tokenizer = train_tokenizer(texts_of(trajectories), source.vocab_size)
     return Renderer(tokenizer), source.context
 

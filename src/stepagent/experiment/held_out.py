@@ -10,7 +10,7 @@ log-probability 59 of 137. Neither ranks different methods by their score.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from stepagent.inspection import path_logprobs, practise, step_tree
@@ -60,7 +60,8 @@ def agreement(compared: Sequence[Compared]) -> Interval:
 
 def expert_logprob(compared: Sequence[Compared]) -> Interval:
     """Mean log-probability of an expert action, in nats, with an interval over trajectories."""
-    return ratio_interval([c.logprob for c in compared], [c.steps for c in compared])
+    found = ratio_interval([c.logprob for c in compared], [c.steps for c in compared])
+    return found if found.high is None else replace(found, high=min(found.high, 0.0))
 
 
 def agreement_gain(mine: Sequence[Compared], theirs: Sequence[Compared]) -> Interval:
