@@ -32,7 +32,7 @@ from stepagent.experiment.run_folder import (
 from stepagent.experiment.run_json import read_json, read_rows
 from stepagent.files.atomic import atomic_write
 from stepagent.files.locks import lock
-from stepagent.methods import METHODS, NOVICE
+from stepagent.methods import METHODS, NOVICE, REFLECTIONS
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "learning.jsonl"
@@ -40,7 +40,7 @@ DOCS = ROOT / "docs"
 PAGES = (ROOT / "README.md", *sorted(DOCS.rglob("*.md")))
 KEY = ("recipe", "task", "policy", "method", "seed", "split", "metric")
 PROMPTED = {name for name, method in METHODS.items() if method.kind == "prompt"}
-PRACTISING = {"implicit", "inverse", "step_dpo", "dagger"}
+PRACTISING = {*REFLECTIONS, "step_dpo", "dagger"}
 NOT_A_LEARNERS = {"model", "seed", "methods", "prompting.methods"}
 LEARNERS = {name for name, method in METHODS.items() if method.has_rounds}
 

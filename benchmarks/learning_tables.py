@@ -12,10 +12,10 @@ from statistics import mean
 from typing import Any
 
 from stepagent.experiment.results import interval_text
-from stepagent.methods import METHODS, method_label
+from stepagent.methods import CONTROL, METHODS, NOVICE, REFLECTIONS, method_label
 from stepagent.statistics import mean_interval, paired_difference
 
-OURS = ("implicit", "inverse", "dagger")
+OURS = (*REFLECTIONS, "dagger")
 
 Row = dict[str, Any]
 
@@ -75,7 +75,7 @@ class Panel:
     def tested_rounds(self, method: str) -> str:
         """The round tested for each seed (0 is the novice); a dash for methods without rounds."""
         found = self.by_seed(method, "best_round")
-        has_rounds = found and method != "sft"
+        has_rounds = found and method != NOVICE
         return " ".join(f"{found[seed]:.0f}" for seed in sorted(found)) if has_rounds else "-"
 
     def interval(self, method: str) -> str:
@@ -85,7 +85,7 @@ class Panel:
     def score(self, method: str) -> str:
         """Test score with its interval, and whether the method stopped before its first round."""
         scores = mean_interval([*self.by_seed(method).values()])
-        never = scores.n and _plain(method) != "sft" and not self.on_dev(method, "score")
+        never = scores.n and _plain(method) != NOVICE and not self.on_dev(method, "score")
         return self.interval(method) + (", stopped" if never else "")
 
     def difference(self, method: str, other: str) -> str:
@@ -103,7 +103,7 @@ class Panel:
 def results(rows: Sequence[Row]) -> str:
     """Markdown table of all methods with their recipe's settings."""
     panel = _with_recipe_settings(rows)
-    compared = dict.fromkeys(("sft_more", panel.best_baseline, "dagger")) if panel.rows else {}
+    compared = dict.fromkeys((CONTROL, panel.best_baseline, "dagger")) if panel.rows else {}
     header = ["method", "seeds", "rounds tested", "score", "success, %"]
     header += [f"minus {method_label(other)}" for other in compared]
     lines = []
@@ -130,7 +130,7 @@ def summary(rows: Sequence[Row]) -> str:
     lines = []
     for method in panel.methods:
         scores = mean_interval([*panel.by_seed(method).values()])
-        difference = panel.difference(method, "sft_more")
+        difference = panel.difference(method, CONTROL)
         lines.append([_name(method), str(scores.n), interval_text(scores), difference])
     return _markdown(["method", "seeds", "score", "minus SFT, continued"], lines)
 
@@ -175,7 +175,7 @@ def rounds(rows: Sequence[Row]) -> str:
 
 def tasks(rows: Sequence[Row]) -> str:
     """Markdown table with a line per recipe: its task and the scores of SFT and reflection."""
-    shown = ("sft", "sft_more", "implicit", "inverse")
+    shown = (NOVICE, CONTROL, *REFLECTIONS)
     lines = []
     for recipe in dict.fromkeys(row["recipe"] for row in rows):
         panel = Panel([row for row in rows if row["recipe"] == recipe])
@@ -189,7 +189,7 @@ def tasks(rows: Sequence[Row]) -> str:
     return _markdown(["task", "seeds", "test items", *names, "JS estimate"], lines)
 
 
-HEADLINE = ("sft", "sft_more", "step_dpo", "dagger", "implicit", "inverse")
+HEADLINE = (NOVICE, CONTROL, "step_dpo", "dagger", *REFLECTIONS)
 TASK_NAMES = {"scienceworld": "ScienceWorld", "alfworld": "ALFWorld"}
 
 
@@ -198,10 +198,10 @@ def headline(rows: Sequence[Row]) -> str:
     panels = _by_recipe(rows)
     header = ["method"]
     for panel in panels:
-        header += [TASK_NAMES[panel.rows[0]["task"]], f"minus {method_label('sft_more')}"]
+        header += [TASK_NAMES[panel.rows[0]["task"]], f"minus {method_label(CONTROL)}"]
     lines = []
     for method in HEADLINE:
-        cells = ((p.interval(method), p.difference(method, "sft_more")) for p in panels)
+        cells = ((p.interval(method), p.difference(method, CONTROL)) for p in panels)
         lines.append([_name(method), *(cell for both in cells for cell in both)])
     return _markdown(header, lines if panels else [])
 
@@ -217,11 +217,11 @@ def of_method(rows: Sequence[Row], method: str) -> str:
                     str(len(seeds)),
                     panel.interval(method),
                     f"{100 * panel.mean(method, 'success'):.1f}",
-                    panel.difference(method, "sft_more"),
+                    panel.difference(method, CONTROL),
                     f"{panel.mean(method, column='env_steps'):,.0f}",
                 ]
             )
-    minus = f"minus {method_label('sft_more')}"
+    minus = f"minus {method_label(CONTROL)}"
     return _markdown(["task", "seeds", "score", "success, %", minus, "env steps"], lines)
 
 

@@ -13,6 +13,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from stepagent.methods import NOVICE, REFLECTIONS
+
 
 def peak_mb(*arguments: str) -> float:
     """Largest resident memory of one `stepagent` command, in MB."""
@@ -36,12 +38,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         novice = str(Path(name) / "novice")
         peaks = {
-            "sft": peak_mb(
+            NOVICE: peak_mb(
                 "sft", "--model", options.policy, *own, "--out", novice,
                 "--sft.epochs", "1", "--sft.batch-size", "2",
             )
         }  # fmt: skip
-        for method in ("implicit", "inverse"):
+        for method in REFLECTIONS:
             peaks[method] = peak_mb(
                 "reflect", "--method", method, "--policy", novice, *own,
                 "--held-out", options.held_out, "--out", str(Path(name) / method),
@@ -49,7 +51,7 @@ def main() -> None:
                 "--inverse.ppo.epochs", "1", "--inverse.ppo.batch-size", "2",
                 "--inverse.discriminator.batch-size", "2",
             )  # fmt: skip
-    ratios = {f"{m}_to_sft": round(peaks[m] / peaks["sft"], 3) for m in ("implicit", "inverse")}
+    ratios = {f"{m}_to_{NOVICE}": round(peaks[m] / peaks[NOVICE], 3) for m in REFLECTIONS}
     print(json.dumps({**{m: round(p) for m, p in peaks.items()}, **ratios}))
 
 

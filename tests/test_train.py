@@ -135,11 +135,11 @@ def test_a_novice_is_reused_for_other_learners(
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (["--methods", "rft"], "--methods rft: plays in an environment, which this run does not"),
-        (["--methods", "dagger", "--detours", "1"], "--methods dagger: plays in an environment"),
-        (["--detours", "1"], "--detours 1: the mistakes are made in an environment, which this "),
-        (["--inverse.states", "rollout"], "--inverse.states rollout: the agent plays in an env"),
-        (["--prompting.methods", "react"], "--prompting.methods react: plays in an environment"),
+        (["--methods", "rft"], "--methods rft: needs an environment, which this run does"),
+        (["--methods", "dagger", "--detours", "1"], "--methods dagger: needs an environment"),
+        (["--detours", "1"], "--detours 1: needs an environment, which this "),
+        (["--inverse.states", "rollout"], "--inverse.states rollout: needs an environment"),
+        (["--prompting.methods", "react"], "--prompting.methods react: needs an environment"),
         (["--lora.rank", "4"], "--lora.rank: a model made from scratch has nothing to adapt"),
         (["--held-out-share", "1"], "--held-out-share 1: expected a share between 0 and 1"),
         (["--held-out", "{tmp}/none.jsonl"], "{tmp}/none.jsonl: no such file; expected a file of "),

@@ -17,6 +17,8 @@ class Method:
     """Prompts and the novice learn nothing in rounds; all others start from the novice."""
     plays: bool = False
     """Whether it needs an environment to play episodes in."""
+    has_examples: bool = False
+    """Whether a prompt shows trajectories of the expert."""
 
     @property
     def has_rounds(self) -> bool:
@@ -26,7 +28,7 @@ class Method:
 
 METHODS = {
     "zero_shot": Method(label="Prompting, zero-shot", kind="prompt", plays=True),
-    "react": Method(label="Prompting, ReAct", kind="prompt", plays=True),
+    "react": Method(label="Prompting, ReAct", kind="prompt", plays=True, has_examples=True),
     "sft": Method(label="SFT (start)", kind="novice"),
     "sft_more": Method(label="SFT, continued", kind="control"),
     "implicit": Method(label="Implicit reflection", kind="reflection"),

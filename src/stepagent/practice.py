@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class InspectionConfig:
-    """How the agent practises."""
+    """How the agent acts in the expert's states."""
 
     num_actions: int = 1
     """Actions sampled in each of the expert's states."""

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import tyro
 
@@ -14,19 +14,22 @@ from stepagent.commands.models import load_policy, local_model, prepare
 from stepagent.commands.outputs import check_no_input
 from stepagent.commands.parsing import CONFIG, UsageError
 from stepagent.evaluation import likeness
+from stepagent.experiment.config import Reflection
 from stepagent.experiment.rounds import Rounds
 from stepagent.experiment.run import Run, to_json
 from stepagent.experiment.run_folder import START, round_unit, unit_path
 from stepagent.files.atomic import file_hash
+from stepagent.learners.base import LearnerConfig
 from stepagent.learners.implicit import ImplicitConfig
 from stepagent.learners.inverse import InverseConfig
+from stepagent.methods import REFLECTIONS
 from stepagent.model.device import ComputeConfig
 from stepagent.model.lora import LoRAConfig
 from stepagent.model.policy import Policy
 from stepagent.practice import InspectionConfig, Practice
 from stepagent.rendering.renderer import RenderedTrajectory
 
-SETTINGS = ("compute", "lora", "inspection", "implicit", "inverse")
+SETTINGS = ("compute", "lora", "inspection", *REFLECTIONS)
 
 SHOWN = {
     "agreement": "agreement",
@@ -53,7 +56,7 @@ class Arguments:
     --demonstrations demonstrations.jsonl --held-out held-out.jsonl --out reflected --rounds 2
     """
 
-    method: Literal["implicit", "inverse"]
+    method: Reflection
     """implicit is step-wise DPO; inverse is a discriminator whose output rewards PPO."""
     policy: str
     """The policy to start from: a model folder, a GGUF file, or the id of a model on the hub."""
@@ -76,7 +79,7 @@ class Arguments:
     lora: LoRAConfig = LoRAConfig()
     """Train low-rank adapters instead of the whole model."""
     inspection: InspectionConfig = InspectionConfig()
-    """How the agent practises."""
+    """How the agent acts in the expert's states."""
     implicit: ImplicitConfig = ImplicitConfig()
     """One round of implicit reflection."""
     inverse: InverseConfig = InverseConfig()
@@ -139,7 +142,7 @@ def _reflect(args: Arguments, run: Run, policy: Policy, practice: Practice) -> N
         with run.unit(START) as folder:
             dev(policy, 0)
             policy.save(folder)
-    config = args.implicit if args.method == "implicit" else args.inverse
+    config: LearnerConfig = getattr(args, args.method)
     Rounds(
         run=run,
         method=args.method,

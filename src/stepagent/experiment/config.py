@@ -39,9 +39,11 @@ class SettingsError(ValueError):
 if TYPE_CHECKING:
     LearntMethod: TypeAlias = str
     PromptMethod: TypeAlias = str
+    Reflection: TypeAlias = str
 else:  # the names of the table, for options and their help; no type checker could read this
     LearntMethod = Literal[tuple(name for name, m in METHODS.items() if m.has_rounds)]
     PromptMethod = Literal[tuple(name for name, m in METHODS.items() if m.kind == "prompt")]
+    Reflection = Literal[REFLECTIONS]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +128,7 @@ class TrainConfig:
     rounds: int = 2
     """Rounds of each method; the best one on dev is tested."""
     inspection: InspectionConfig = InspectionConfig()
-    """How the agent practises."""
+    """How the agent acts in the expert's states."""
     detours: int = 0
     """Replay the demonstrations in the environment with up to this many of the agent's mistakes in
     a row inserted, and practise after them too (implicit, inverse, step_dpo, dagger); 0 practises
@@ -163,27 +165,32 @@ class TrainConfig:
             check_bounds(learnt, {"epochs": COUNT})
         if self.detours < 0:
             raise SettingsError(f"--detours {self.detours}: expected 0 or more")
-        if self.detours and "inverse" in self.methods and self.inverse.states == "rollout":
+        if self.detours and self._rolls_out:
             raise SettingsError(
                 "--inverse.states rollout: the agent acts in its own states; expected --detours 0"
             )
         if not self.detours and "dagger" in self.methods:
             raise SettingsError("--methods dagger: learns in detours; expected --detours 1 or more")
 
+    @property
+    def played(self) -> list[str]:
+        """Options that make the agent play the items of the demonstrations."""
+        found = [f"--methods {name}" for name in self.methods if METHODS[name].plays]
+        found += [f"--detours {self.detours}"] if self.detours else []
+        return found + (["--inverse.states rollout"] if self._rolls_out else [])
+
+    @property
+    def _rolls_out(self) -> bool:
+        return "inverse" in self.methods and self.inverse.states == "rollout"
+
     def check_without_environment(self) -> None:
         """Raises `SettingsError` if something has to be played and there is no environment."""
-        plays = [name for name in self.methods if METHODS[name].plays]
-        if plays:
-            fault = f"--methods {plays[0]}: plays in an environment"
-        elif self.prompting.methods:
-            fault = f"--prompting.methods {self.prompting.methods[0]}: plays in an environment"
-        elif self.detours:
-            fault = f"--detours {self.detours}: the mistakes are made in an environment"
-        elif "inverse" in self.methods and self.inverse.states == "rollout":
-            fault = "--inverse.states rollout: the agent plays in an environment"
-        else:
-            return
-        raise SettingsError(f"{fault}, which this run does not have; name one with --env")
+        played = self.played + [f"--prompting.methods {name}" for name in self.prompting.methods]
+        if played:
+            raise SettingsError(
+                f"{played[0]}: needs an environment, which this run does not have; name one with "
+                "--env"
+            )
 
     def learner_config(self, method: str) -> LearnerConfig:
         """The settings of a method that learns in rounds: the field of its name."""

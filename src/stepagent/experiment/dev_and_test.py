@@ -27,7 +27,7 @@ from stepagent.experiment.run_folder import (
     tested_unit,
 )
 from stepagent.experiment.run_json import write_json
-from stepagent.methods import NOVICE
+from stepagent.methods import METHODS, NOVICE
 from stepagent.model.policy import Policy
 from stepagent.rendering.renderer import RenderedTrajectory
 from stepagent.tasks.base import Task
@@ -83,10 +83,10 @@ def _dev_panel(
 
 
 def _record_lost(run: Run, name: str, lost: Sequence[Lost], count: int) -> None:
-    """Lists lost episodes, of so many, in config.json and on standard error."""
+    """Lists lost episodes, out of `count`, in config.json and on standard error."""
     for one in lost:
         logger.warning("lost: %s", one)
-    # A unit that was cut off may have recorded others.
+    # An interrupted attempt at the unit may have recorded others.
     if lost or lost_key(name) in run.config["data"]:
         run.record_data(lost_key(name), {"lost": [str(one) for one in lost], "of": count})
 
@@ -111,7 +111,7 @@ def best_unit(run: Run, methods: Sequence[str]) -> str:
 
 
 def _dev_values(run: Run, method: str) -> list[float]:
-    """What the rounds of a method are chosen by, from that of the novice on."""
+    """The figure by which rounds are chosen, for the novice and each round of the method."""
     found = list[float]()
     while run.is_done(unit := dev_unit(method, len(found))):
         metrics = run.read_json(unit, DEV_FILE)
@@ -181,7 +181,7 @@ def score_prompted(config: TrainConfig, run: Run, task: Task, method: str) -> No
             task,
             "react",
             demonstrations=run.read_records(DEMONSTRATIONS, Trajectory),
-            few_shot=config.prompting.few_shot if method == "react" else 0,
+            few_shot=config.prompting.few_shot if METHODS[method].has_examples else 0,
         )
         panel = run.read_json(DATA, PANELS_FILE)["test"]
         parallel = config.evaluation.num_parallel

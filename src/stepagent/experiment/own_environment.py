@@ -1,4 +1,4 @@
-"""Demonstrations of one's own beside an environment of one's own: which belong to which item."""
+"""Which of the user's demonstrations belong to which item of the user's environment."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,7 +6,6 @@ from pathlib import Path
 from stepagent.evaluation import choose_items
 from stepagent.experiment.config import SettingsError, TrainConfig
 from stepagent.experiment.own import OpenRenderer, OwnData, OwnDataError
-from stepagent.methods import METHODS
 from stepagent.tasks.base import Task
 from stepagent.tasks.demonstrations import collect
 from stepagent.tasks.own import EnvConfig, item_of
@@ -63,19 +62,16 @@ def check_items(config: TrainConfig, data: OwnData, task: Task) -> None:
     """Raises `SettingsError` if something is to be played in items that the environment lacks."""
     if data.without_item < len(data.demonstrations):
         return
-    plays = [f"--methods {name}" for name in config.methods if METHODS[name].plays]
-    plays += [f"--detours {config.detours}"] if config.detours else []
-    if config.inverse.states == "rollout" and "inverse" in config.methods:
-        plays.append("--inverse.states rollout")
-    if plays:
+    if config.played:
         raise SettingsError(
-            f"{plays[0]}: played in the demonstrations' items, but {task.name} has none of them; "
-            "expected an item's name as the id of a demonstration, or its seed in the metadata"
+            f"{config.played[0]}: played in the demonstrations' items, but {task.name} has none of "
+            "them; expected an item's name as the id of a demonstration, or its seed in the "
+            "metadata"
         )
 
 
 def named_without_folder(env: EnvConfig) -> EnvConfig:
-    """The environment for config.json: a Python file is known by its content, not its place."""
+    """The environment for config.json: a Python file is identified by its content, not its path."""
     if file := python_file(env):
         assert env.env is not None
         return replace(env, env=f"{file.name}:{env.env.rpartition(':')[2]}")

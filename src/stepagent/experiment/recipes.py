@@ -53,7 +53,7 @@ _FIVE_TYPES = ScienceWorldConfig(
 
 SCIENCEWORLD_DEMO = TrainConfig(
     task=_FIVE_TYPES,
-    # Half of what reflection practises on was not cloned: the agent cannot know it by heart.
+    # Half of what reflection practises on was not cloned: the agent cannot have memorized it.
     data=DataConfig(sft=18, reflection=37, shared=18, dev=6, test=12),
     model=TinyConfig(hidden_size=192),
     # Few demonstrations: more passes, so that copying is learnt all the same. All are renamed, or
@@ -71,7 +71,7 @@ SCIENCEWORLD_DEMO = TrainConfig(
         discriminator=DiscriminatorConfig(warmup_epochs=8, batch_size=4, optimizer=_ADAM),
         ppo=PPOConfig(epochs=1, batch_size=1, optimizer=_ADAM),
     ),
-    # A greedy policy says once more what has just failed, up to the step limit.
+    # A greedy policy repeats an action that has just failed, up to the step limit.
     evaluation=EvaluationConfig(decoding=Decoding(max_new_tokens=24, temperature=0.5)),
 )
 """From novice to expert on five task types, with a small model made from scratch."""
@@ -175,14 +175,14 @@ SMOKE = TrainConfig(
     sft=_ONE_EPOCH,
     sft_more=MoreSFTConfig(epochs=1, optimizer=_ONE_EPOCH.optimizer),
     rounds=1,
-    # So few steps need many passes before the discriminator beats chance on others.
+    # So few steps need many passes before the discriminator beats chance on held-out ones.
     inverse=InverseConfig(
         discriminator=DiscriminatorConfig(
             warmup_epochs=40, optimizer=OptimizerConfig(learning_rate=3e-3)
         )
     ),
 )
-"""Every stage once, as small as it gets: whether it runs, not whether it learns."""
+"""Every stage once, as small as possible: tests that it runs, not that it learns."""
 
 RECIPES: dict[str, TrainConfig] = {
     "scienceworld-demo": SCIENCEWORLD_DEMO,
