@@ -441,8 +441,8 @@ OFF = Step(observation="Off.", action="a")
         ({"instruction": "Leave."}, "seed/0: the environment's instruction is 'Go.', the "
          "demonstration's 'Leave.'; the agent learns with one and plays with the other"),
         ({"steps": (Step(observation="A room.", action="go"), OFF)},
-         "seed/0: at step 2 the environment shows 'On.', the demonstration 'Off.'; there can be no "
-         "detours in demonstrations that the environment does not repeat"),
+         "seed/0: at step 2 the environment shows 'On.', the demonstration 'Off.'; detours need an "
+         "environment that repeats its demonstrations"),
     ],
 )  # fmt: skip
 def test_a_demonstration_that_the_environment_does_not_repeat_is_a_warning(

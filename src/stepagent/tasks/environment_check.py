@@ -6,10 +6,11 @@ from stepagent.console.printable import printable
 from stepagent.tasks.adapters.guarded import guarded
 from stepagent.tasks.base import EnvironmentFailed, Task, TextEnv
 from stepagent.tasks.own import item_of
+from stepagent.tasks.playing import Episode
 from stepagent.types import Trajectory
 
 ACTIONS = ("look", "", "do something that no environment knows")
-"""What any environment has to answer; a policy may well say nothing."""
+"""Actions that any environment has to answer; a policy may also say nothing."""
 
 
 def check_environment(task: Task, demonstrations: Sequence[Trajectory] = ()) -> tuple[str, ...]:
@@ -25,9 +26,13 @@ def check_environment(task: Task, demonstrations: Sequence[Trajectory] = ()) -> 
         raise EnvironmentFailed(f"{task.name} has no training items")
     env = task.make_env()
     try:
-        first = _begin(env, items[0])
-        _play(env, ACTIONS)
-        again = _begin(env, items[0])
+        episode = Episode(env, items[0])
+        first = episode.instruction, episode.observation
+        for action in ACTIONS:
+            if not episode.is_over:
+                episode.act(action)
+        episode = Episode(env, items[0])
+        again = episode.instruction, episode.observation
         warnings = [
             f"{items[0]}: {what} is {_short(after)} after another reset, not {_short(before)}; "
             "detours and comparisons of policies need the same episode for the same seed"
@@ -46,39 +51,26 @@ def check_environment(task: Task, demonstrations: Sequence[Trajectory] = ()) -> 
 SEEN_FIRST = ("the instruction", "the first observation")
 
 
-def _begin(env: TextEnv, item: str) -> tuple[str, str]:
-    """Instruction and first observation."""
-    observation, info = env.reset(options={"item": item})
-    return info["instruction"], observation
-
-
-def _play(env: TextEnv, actions: Sequence[str]) -> None:
-    for action in actions:
-        _, _, terminated, truncated, _ = env.step(action)
-        if terminated or truncated:
-            return
-
-
 def _replay(env: TextEnv, item: str, demonstration: Trajectory) -> list[str]:
     """What differs from the demonstration when its actions are played again."""
     name, warnings = printable(demonstration.id), []
-    instruction, observation = _begin(env, item)
-    if instruction != demonstration.instruction:
+    episode = Episode(env, item)
+    if episode.instruction != demonstration.instruction:
         warnings.append(
-            f"{name}: the environment's instruction is {_short(instruction)}, the demonstration's "
-            f"{_short(demonstration.instruction)}; the agent learns with one and plays with the "
-            "other"
+            f"{name}: the environment's instruction is {_short(episode.instruction)}, the "
+            f"demonstration's {_short(demonstration.instruction)}; the agent learns with one and "
+            "plays with the other"
         )
     for number, step in enumerate(demonstration.steps, 1):
-        if observation != step.observation:
+        if episode.observation != step.observation:
             warnings.append(
-                f"{name}: at step {number} the environment shows {_short(observation)}, the "
-                f"demonstration {_short(step.observation)}; there can be no detours in "
-                "demonstrations that the environment does not repeat"
+                f"{name}: at step {number} the environment shows {_short(episode.observation)}, "
+                f"the demonstration {_short(step.observation)}; detours need an environment that "
+                "repeats its demonstrations"
             )
             break
-        observation, _, terminated, truncated, _ = env.step(step.action)
-        if (terminated or truncated) and number < len(demonstration.steps):
+        episode.act(step.action)
+        if episode.is_over and number < len(demonstration.steps):
             warnings.append(
                 f"{name}: the environment ends the episode after step {number} of "
                 f"{len(demonstration.steps)}; is --step-limit too low?"
