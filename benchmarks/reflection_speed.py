@@ -26,7 +26,7 @@ import torch
 
 from stepagent.algorithms.dpo import DPOConfig, dpo
 from stepagent.algorithms.sft import SFTConfig, sft
-from stepagent.inspection import StepTree, practise, step_trees
+from stepagent.inspection import StepTree, inspect, step_trees
 from stepagent.model.generation import Decoding
 from stepagent.model.policy import Policy
 from stepagent.model.updates import OptimizerConfig
@@ -58,7 +58,7 @@ def prepare(folder: Path, num_trajectories: int) -> None:
     config = SFTConfig(epochs=12, batch_size=2, optimizer=OptimizerConfig(learning_rate=1e-3))
     sft(policy, rendered, config, seed=SEED, log=lambda _: None)
     policy.save(folder)
-    steps = practise(policy, rendered, Decoding(max_new_tokens=24), seed=SEED)
+    steps = inspect(policy, rendered, Decoding(max_new_tokens=24), seed=SEED)
     write_jsonl(folder / "trajectories.jsonl", chosen)
     write_jsonl(folder / "practised.jsonl", steps)
 

@@ -30,7 +30,7 @@ from stepagent.algorithms.discriminator import (
 from stepagent.algorithms.dpo import DPOConfig, dpo
 from stepagent.algorithms.ppo import PPOConfig, ValueHead, ppo
 from stepagent.algorithms.sft import SFTConfig, sft
-from stepagent.inspection import StepTree, path_logprobs, practise, step_trees
+from stepagent.inspection import StepTree, inspect, path_logprobs, step_trees
 from stepagent.model.device import ComputeConfig
 from stepagent.model.generation import Decoding
 from stepagent.model.lora import LoRAConfig
@@ -125,7 +125,7 @@ def measure(policy: Policy, options: argparse.Namespace) -> None:
     """Measures every method, with shared and separate rows, the given number of times."""
     own = read_trajectories(options.demonstrations).trajectories[: options.trajectories]
     demonstrations = [policy.render(t) for t in own]
-    practised = practise(policy, demonstrations, Decoding(max_new_tokens=16), seed=0)
+    practised = inspect(policy, demonstrations, Decoding(max_new_tokens=16), seed=0)
     trees = step_trees(demonstrations, practised)
     dtype = torch.bfloat16 if policy.layers.is_half else torch.float32
     peak = matmul_peak(policy.model.device, dtype)

@@ -51,7 +51,7 @@ def says(monkeypatch: pytest.MonkeyPatch, *turns: Sequence[str]) -> None:
     """Lets the agent say these actions in the states of all demonstrations, turn by turn."""
     scripts = iter(turns)
 
-    def practise(
+    def inspect(
         policy: Policy, found: Sequence[RenderedTrajectory], *_: Any, **__: Any
     ) -> list[PracticedStep]:
         trajectories = [d.trajectory for d in found]
@@ -59,7 +59,7 @@ def says(monkeypatch: pytest.MonkeyPatch, *turns: Sequence[str]) -> None:
         wanted = sum(len(t.steps) for t in trajectories)
         return practised_with(policy, trajectories, [next(actions) for _ in range(wanted)])
 
-    monkeypatch.setattr(detours, "practise", practise)
+    monkeypatch.setattr(detours, "inspect", inspect)
 
 
 def detour(
@@ -100,13 +100,13 @@ def test_a_mistake_stays_where_the_demonstration_goes_on_behind_it(
 
 def test_every_turn_of_every_seed_draws_other_actions(monkeypatch: pytest.MonkeyPatch) -> None:
     policy, expert, seeds = random_policy(), to_the_treasure(), list[int]()
-    plain = detours.practise
+    plain = detours.inspect
 
-    def practise(*arguments: Any, seed: int) -> list[PracticedStep]:
+    def inspect(*arguments: Any, seed: int) -> list[PracticedStep]:
         seeds.append(seed)
         return plain(*arguments, seed=seed)
 
-    monkeypatch.setattr(detours, "practise", practise)
+    monkeypatch.setattr(detours, "inspect", inspect)
     own = rendered(policy, [expert])
     for seed in (0, 1, 1000, 1001):
         take_detours(policy, corridor_task(), own, SHORT, in_a_row=2, seed=seed)

@@ -26,7 +26,7 @@ from stepagent.evaluation import (
     panel_hash,
     summarize,
 )
-from stepagent.inspection import practise
+from stepagent.inspection import inspect
 from stepagent.model.generation import Decoding
 from stepagent.model.policy import PolicyError
 from stepagent.rollout import rollout
@@ -92,7 +92,7 @@ def test_likeness_is_that_of_plain_calls(token_budget: int) -> None:
     own = rendered(policy, OWN)
     found = likeness(with_budget(policy, token_budget), own, max_new_tokens=6)
     logprobs, same = [], []
-    greedy = practise(policy, own, Decoding(max_new_tokens=6, temperature=0.0), seed=9)
+    greedy = inspect(policy, own, Decoding(max_new_tokens=6, temperature=0.0), seed=9)
     actions = iter(greedy)
     with torch.no_grad():
         for d in own:

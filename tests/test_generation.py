@@ -24,7 +24,7 @@ from fakes import (
     states_of,
     with_budget,
 )
-from stepagent.inspection import agreement, practise
+from stepagent.inspection import agreement, inspect
 from stepagent.model.forward import OutOfMemory
 from stepagent.model.generation import Decoding, RunningEpisodes, choose, random_numbers
 from stepagent.model.policy import Policy
@@ -64,7 +64,7 @@ def test_greedy_practice_equals_plain_generate_from_every_history(max_new_tokens
     own = rendered(policy, OWN)
     expected = [generate(policy, state, decoding) for d in own for state in states_of(d)]
     for token_budget in (1, 100, 10_000):
-        found = practise(with_budget(policy, token_budget), own, decoding, seed=0, num_actions=2)
+        found = inspect(with_budget(policy, token_budget), own, decoding, seed=0, num_actions=2)
         assert [(p.trajectory_id, p.step_index) for p in found] == [
             (t.id, step) for t in OWN for step in range(len(t.steps))
         ]
@@ -81,7 +81,7 @@ def test_greedy_practice_of_a_wild_policy_equals_plain_generate() -> None:
     )
     own = rendered(policy, OWN)
     expected = [generate(policy, state, decoding) for d in own for state in states_of(d)]
-    found = practise(policy, own, decoding, seed=0)
+    found = inspect(policy, own, decoding, seed=0)
     assert [p.agent_actions[0].token_ids for p in found] == expected
     assert len(set(expected)) > len(expected) / 2
 
@@ -92,7 +92,7 @@ def test_logprobs_of_practice_are_those_of_a_plain_forward_pass_at_temperature_o
     states = [state for d in own for state in states_of(d)]
     for temperature in (0.0, 0.7, 2.0):
         decoding = Decoding(max_new_tokens=5, temperature=temperature)
-        found = practise(policy, own, decoding, seed=1, num_actions=3)
+        found = inspect(policy, own, decoding, seed=1, num_actions=3)
         with torch.no_grad():
             for state, step in zip(states, found, strict=True):
                 for action in step.agent_actions:
@@ -107,7 +107,7 @@ def test_the_seed_alone_decides_what_is_sampled() -> None:
     decoding = Decoding(max_new_tokens=5, temperature=1.5)
 
     def sample(seed: int, token_budget: int = 2048, start: int = 0) -> list[tuple[int, ...]]:
-        found = practise(
+        found = inspect(
             with_budget(policy, token_budget), own[start:], decoding, seed=seed, num_actions=3
         )
         return [a.token_ids for p in found for a in p.agent_actions]
@@ -126,7 +126,7 @@ def test_the_seed_alone_decides_what_is_sampled() -> None:
 def test_practice_does_not_change_the_policy_or_its_later_gradients() -> None:
     policy = novice()
     before = [p.detach().clone() for p in policy.model.parameters()]
-    practise(policy, rendered(policy, OWN), GREEDY, seed=0)
+    inspect(policy, rendered(policy, OWN), GREEDY, seed=0)
     torch.testing.assert_close(list(policy.model.parameters()), before, rtol=0, atol=0)
     policy.model(input_ids=torch.tensor([[1, 2, 3]])).logits.sum().backward()
     assert all(p.grad is not None for p in policy.model.parameters())
@@ -365,7 +365,7 @@ def test_no_items_give_no_episodes() -> None:
 def test_agreement_counts_equal_actions() -> None:
     policy = actor()
     own = rendered(policy, OWN)
-    found = practise(policy, own, GREEDY, seed=0, num_actions=2)
+    found = inspect(policy, own, GREEDY, seed=0, num_actions=2)
     experts = list(chain.from_iterable([s.action for s in t.steps] for t in OWN))
     same = [
         a.text == expert for p, expert in zip(found, experts, strict=True) for a in p.agent_actions

@@ -25,7 +25,7 @@ from stepagent.algorithms.discriminator import (
 from stepagent.algorithms.dpo import DPOConfig
 from stepagent.algorithms.ppo import PPOConfig, ValueHead, ppo
 from stepagent.evaluation import EvaluationConfig, evaluate, likeness
-from stepagent.inspection import StepTree, path_logprobs, practise, step_tree, step_trees
+from stepagent.inspection import StepTree, inspect, path_logprobs, step_tree, step_trees
 from stepagent.learners.implicit import Implicit
 from stepagent.model.generation import Decoding
 from stepagent.model.policy import Policy
@@ -72,7 +72,7 @@ def expert_logprobs(policy: Policy) -> list[float]:
 
 
 def sample(policy: Policy, own: Sequence[Trajectory], seed: int) -> list[PracticedStep]:
-    return practise(policy, rendered(policy, own), SAMPLED, seed=seed)
+    return inspect(policy, rendered(policy, own), SAMPLED, seed=seed)
 
 
 def test_sft_solves_more_than_a_random_policy() -> None:

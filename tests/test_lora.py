@@ -14,7 +14,7 @@ from stepagent.algorithms.discriminator import (
 )
 from stepagent.algorithms.dpo import DPOConfig
 from stepagent.algorithms.sft import SFTConfig, sft
-from stepagent.inspection import StepTree, path_logprobs, practise
+from stepagent.inspection import StepTree, inspect, path_logprobs
 from stepagent.learners.base import LearnerStopped
 from stepagent.learners.implicit import Implicit
 from stepagent.learners.inverse import Inverse, InverseConfig
@@ -50,7 +50,7 @@ def taught(policy: Policy) -> Policy:
 
 def lesson(policy: Policy) -> Lesson:
     own, held = (rendered(policy, demonstrations()[i : i + 6]) for i in (0, 8))
-    practised = [practise(policy, part, Decoding(), seed=0) for part in (own, held)]
+    practised = [inspect(policy, part, Decoding(), seed=0) for part in (own, held)]
     return lesson_of(own, practised[0], held, practised[1])
 
 
@@ -204,7 +204,7 @@ def test_gradient_checkpointing_leaves_practice_as_it_is(base: Path) -> None:
     for checkpointing in (False, True):
         policy = Policy.load(base, ComputeConfig(gradient_checkpointing=checkpointing))
         own = rendered(taught(policy), demonstrations()[:3])
-        found.append(practise(policy, own, Decoding(), seed=0))
+        found.append(inspect(policy, own, Decoding(), seed=0))
     assert [s.agent_actions[0].token_ids for s in found[0]] == [
         s.agent_actions[0].token_ids for s in found[1]
     ]

@@ -112,13 +112,13 @@ def test_what_the_novice_does_is_found_out_once_for_all_methods(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     practised = []
-    inspect = practice.practise
+    inspect = practice.inspect
 
     def counted(policy: Policy, demonstrations: list[RenderedTrajectory], *args: Any, **more: Any):  # type: ignore[no-untyped-def]
         practised.append(len(demonstrations))
         return inspect(policy, demonstrations, *args, **more)
 
-    monkeypatch.setattr(practice, "practise", counted)
+    monkeypatch.setattr(practice, "inspect", counted)
     config = replace(
         CONFIG,
         rounds=1,

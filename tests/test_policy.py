@@ -31,7 +31,7 @@ from fakes import (
     rolled_out,
     states_of,
 )
-from stepagent.inspection import practise
+from stepagent.inspection import inspect
 from stepagent.model import forward
 from stepagent.model import policy as policy_module
 from stepagent.model.forward import Layers
@@ -141,7 +141,7 @@ def test_greedy_practice_equals_plain_generate(family: str, tmp_path: Path) -> N
     policy = policy_of(FAMILIES[family], tmp_path)
     own = rendered(policy, [demonstrations()[0], demonstrations()[40]])
     expected = [generate(policy, state) for d in own for state in states_of(d)]
-    found = practise(policy, own, GREEDY, seed=0)
+    found = inspect(policy, own, GREEDY, seed=0)
     assert [step.agent_actions[0].token_ids for step in found] == expected
     assert len(set(expected)) > 1
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
 
 from stepagent.console.progress import track
-from stepagent.inspection import practise
+from stepagent.inspection import inspect
 from stepagent.model.generation import Decoding
 from stepagent.model.policy import Policy
 from stepagent.rendering.actions import same_action
@@ -106,7 +106,7 @@ def _add(
     seed: int,
 ) -> None:
     """Samples an action in every state and adds the wrong ones to the mistakes."""
-    practised = iter(practise(policy, found, decoding, seed=seed))
+    practised = iter(inspect(policy, found, decoding, seed=seed))
     for own in mistakes:
         for number, row in enumerate(own.before):
             for _ in row:

@@ -9,7 +9,7 @@ import torch
 
 from stepagent.bounds import COUNT, check_bounds
 from stepagent.console.progress import track
-from stepagent.inspection import agreement, path_logprobs, practise, step_tree
+from stepagent.inspection import agreement, inspect, path_logprobs, step_tree
 from stepagent.model.generation import Decoding
 from stepagent.model.policy import Policy
 from stepagent.rendering.renderer import RenderedTrajectory
@@ -30,7 +30,7 @@ class EvaluationConfig:
     """Episodes played in parallel."""
 
     def __post_init__(self) -> None:
-        """Raises `OutOfBounds` for numbers that cannot be."""
+        """Raises `OutOfBounds` for numbers out of range."""
         check_bounds(self, {"num_parallel": COUNT})
 
 
@@ -132,6 +132,6 @@ def likeness(
     greedy = Decoding(max_new_tokens=max_new_tokens, temperature=0.0)
     logprobs = path_logprobs(policy, [step_tree(d) for d in held_out])
     return Likeness(
-        agreement=agreement(practise(policy, held_out, greedy, seed=0)),
+        agreement=agreement(inspect(policy, held_out, greedy, seed=0)),
         expert_logprob=float(torch.cat(logprobs).mean()),
     )

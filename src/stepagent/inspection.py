@@ -31,7 +31,7 @@ DECODING_ROWS = 2
 """Inspection forwards this many times the token budget at once, since it stores no gradients."""
 
 
-def practise(
+def inspect(
     policy: Policy,
     demonstrations: Sequence[RenderedTrajectory],
     decoding: Decoding,

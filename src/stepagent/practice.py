@@ -11,7 +11,7 @@ from torch import Tensor
 from stepagent.bounds import AMOUNT, COUNT, check_bounds
 from stepagent.console.progress import track
 from stepagent.detours import Detours, take_detours
-from stepagent.inspection import StepTree, practise, rollout_tree, step_trees
+from stepagent.inspection import StepTree, inspect, rollout_tree, step_trees
 from stepagent.model.generation import Decoding
 from stepagent.model.policy import Policy
 from stepagent.rendering.renderer import RenderedTrajectory
@@ -69,7 +69,7 @@ class Lesson:
     """The agent's actions in every state of the demonstrations, in their order; empty for a learner
     that does not practise."""
     held_out: Sequence[RenderedTrajectory]
-    """Trajectories of the expert that nothing is learnt from."""
+    """Trajectories of the expert that are only measured on."""
     held_out_practised: Sequence[PracticedStep]
     """The agent's actions in their states; empty as above."""
     compared: Sequence[StepTree]
@@ -80,7 +80,7 @@ class Lesson:
     lost: int = 0
     """Episodes that are missing among them because their environment was lost."""
     detours: Detours | None = None
-    """How the agent's mistakes came into the demonstrations, if it took detours."""
+    """How the agent's mistakes were inserted into the demonstrations, if it took detours."""
 
     @cached_property
     def trees(self) -> list[StepTree]:
@@ -108,15 +108,15 @@ class Lesson:
 
 
 Comparison = Callable[[Policy, int], Sequence[StepTree]]
-"""What a policy does in the states where all policies are compared, by the number of a round, whose
-seed it acts by."""
+"""Inspects a policy in the states where all policies are compared; takes the number of the round,
+which gives the seed."""
 
 
 class Practice:
     """Makes the lessons of all rounds.
 
-    All methods of a run start from the same novice and practise by the same seed, so the practice
-    of round 1 is done once, by the first of them.
+    All methods of a run start from the same novice with the same seed, so round 1 is inspected
+    once, for the first of them.
     """
 
     def __init__(
@@ -147,8 +147,8 @@ class Practice:
     ) -> Lesson:
         """The lesson of round `number`, made with the policy that the round starts from.
 
-        With `explores` the policy also plays so many episodes of each item. `comparison` chooses
-        where the learner measures; without one, in what was practised on the held-out trajectories.
+        The policy also plays `explores` episodes of each item. `comparison` chooses the states in
+        which the learner measures; by default those of the held-out trajectories.
         """
         lesson = self._practised(policy, number) if practises else self._unpractised
         if explores:
@@ -213,7 +213,7 @@ class Practice:
     def _inspected(
         self, policy: Policy, trajectories: Sequence[RenderedTrajectory], number: int
     ) -> list[PracticedStep]:
-        return practise(
+        return inspect(
             policy,
             trajectories,
             self.config.decoding,

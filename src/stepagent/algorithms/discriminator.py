@@ -55,7 +55,7 @@ class DiscriminatorConfig:
     """Training of the discriminator within one round."""
 
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=3e-4)
-    """AdamW settings; optimizer and schedule start anew in each round."""
+    """AdamW settings; optimizer and schedule are reset in each round."""
     warmup_epochs: int = 4
     """Most passes in round 1; it stops once it beats chance on held-out practised steps."""
     epochs: int = 1
@@ -68,7 +68,7 @@ class DiscriminatorConfig:
     """Trajectories in each update."""
 
     def __post_init__(self) -> None:
-        """Raises `OutOfBounds` for numbers that cannot be."""
+        """Raises `OutOfBounds` for numbers out of range."""
         check_bounds(
             self,
             {

@@ -40,7 +40,7 @@ class DPOConfig:
     """One round of step-wise DPO."""
 
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-4)
-    """AdamW settings; optimizer and schedule start anew in each round."""
+    """AdamW settings; optimizer and schedule are reset in each round."""
     beta: float = 0.2
     """Strength of the constraint to the reference; scale of the implicit reward."""
     sft_coef: float = 1.0
@@ -51,7 +51,7 @@ class DPOConfig:
     """Trajectories in each update, each with all its steps."""
 
     def __post_init__(self) -> None:
-        """Raises `OutOfBounds` for numbers that cannot be."""
+        """Raises `OutOfBounds` for numbers out of range."""
         check_bounds(
             self, {"beta": Above(0), "sft_coef": AMOUNT, "epochs": COUNT, "batch_size": COUNT}
         )

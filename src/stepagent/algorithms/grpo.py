@@ -38,7 +38,7 @@ class GRPOConfig:
     """One round of GRPO on the agent's own episodes."""
 
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-4)
-    """AdamW settings; optimizer and schedule start anew in each round."""
+    """AdamW settings; optimizer and schedule are reset in each round."""
     group_size: int = 4
     """Episodes played of each item."""
     epochs: int = 1
@@ -51,7 +51,7 @@ class GRPOConfig:
     """Groups in each update."""
 
     def __post_init__(self) -> None:
-        """Raises `OutOfBounds` for numbers that cannot be."""
+        """Raises `OutOfBounds` for numbers out of range."""
         check_bounds(
             self,
             {

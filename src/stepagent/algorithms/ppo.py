@@ -41,7 +41,7 @@ class PPOConfig:
     """One round of PPO on practised steps."""
 
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-4)
-    """AdamW settings; optimizer and schedule start anew in each round."""
+    """AdamW settings; optimizer and schedule are reset in each round."""
     epochs: int = 2
     """Passes over the practised steps."""
     ratio: Literal["token", "step"] = "token"
@@ -64,7 +64,7 @@ class PPOConfig:
     """Trajectories in each update."""
 
     def __post_init__(self) -> None:
-        """Raises `OutOfBounds` for numbers that cannot be."""
+        """Raises `OutOfBounds` for numbers out of range."""
         check_bounds(
             self,
             {

@@ -36,7 +36,7 @@ class SFTConfig:
     """Trajectories in each update."""
 
     def __post_init__(self) -> None:
-        """Raises `OutOfBounds` for numbers that cannot be."""
+        """Raises `OutOfBounds` for numbers out of range."""
         check_bounds(self, {"epochs": AMOUNT, "batch_size": COUNT})
 
 

@@ -35,7 +35,7 @@ class TrajectoryDPOConfig:
     """One round of DPO on pairs of episodes."""
 
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-4)
-    """AdamW settings; optimizer and schedule start anew in each round."""
+    """AdamW settings; optimizer and schedule are reset in each round."""
     beta: float = 0.1
     """Strength of the constraint to the reference."""
     sft_coef: float = 0.0
@@ -46,7 +46,7 @@ class TrajectoryDPOConfig:
     """Pairs in each update."""
 
     def __post_init__(self) -> None:
-        """Raises `OutOfBounds` for numbers that cannot be."""
+        """Raises `OutOfBounds` for numbers out of range."""
         check_bounds(
             self, {"beta": Above(0), "sft_coef": AMOUNT, "epochs": COUNT, "batch_size": COUNT}
         )

@@ -93,8 +93,8 @@ def inspect(
         seed: Of the sampling. The same policy, round and seed give the same lesson.
         task: The environment, for detours and for learners that play episodes of their own.
         detours: Mistakes in a row that are inserted into a demonstration; 0 for none.
-        learner: Whom the lesson is for: one that plays gets its episodes too. By default one that
-            practises only, as implicit and inverse reflection do.
+        learner: The learner that the lesson is for; one that plays gets its episodes too. By
+            default one that needs no episodes, such as implicit and inverse reflection.
 
     Returns:
         A complete lesson for `reflect`. `lesson.practised` holds one `PracticedStep` for each step

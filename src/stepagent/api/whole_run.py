@@ -151,7 +151,7 @@ def _settings(
     own: OwnData | None,
     learners: Mapping[str, LearnerConfig],
 ) -> dict[str, Any]:
-    """What has to be the same when the run is resumed; a model and data by their content."""
+    """What must be unchanged when the run is resumed; a model and data by their content."""
     settings = to_json(config)
     if settings["task"] is not None:
         settings["task"].pop("engine", None)  # how long an engine is waited for changes no number

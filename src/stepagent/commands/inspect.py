@@ -10,7 +10,7 @@ from stepagent.commands.demonstrations import read_demonstrations, render_demons
 from stepagent.commands.models import load_policy, prepare
 from stepagent.commands.outputs import check_file
 from stepagent.commands.parsing import run_command
-from stepagent.inspection import agreement, practise
+from stepagent.inspection import agreement, inspect
 from stepagent.model.device import ComputeConfig
 from stepagent.practice import InspectionConfig
 from stepagent.trajectories import write_jsonl
@@ -18,7 +18,7 @@ from stepagent.trajectories import write_jsonl
 DEFAULT, DEFAULT_COMPUTE = InspectionConfig(), ComputeConfig()
 
 
-def inspect(
+def inspect_file(
     *,
     policy: str,
     demonstrations: Path,
@@ -53,9 +53,7 @@ def inspect(
     trajectories = read_demonstrations(demonstrations, skip_invalid=skip_invalid)
     agent = load_policy(policy, compute)
     rendered = render_demonstrations(agent, trajectories, skip_invalid=skip_invalid)
-    practised = practise(
-        agent, rendered, config.decoding, seed=seed, num_actions=config.num_actions
-    )
+    practised = inspect(agent, rendered, config.decoding, seed=seed, num_actions=config.num_actions)
     write_jsonl(out, practised, replace=overwrite)
     print(
         f"{out}: {len(practised)} practised steps of {len(rendered)} trajectories, "
@@ -65,4 +63,4 @@ def inspect(
 
 def main(args: Sequence[str]) -> None:
     """The command."""
-    run_command(inspect, "inspect", args)
+    run_command(inspect_file, "inspect", args)

@@ -45,7 +45,7 @@ EXAMPLE = Situation(
     longest_action=20,
     takes_detours=False,
 )
-"""Whose defaults the help shows."""
+"""The run whose defaults the help shows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +97,7 @@ class Arguments:
 def train_own(options: Sequence[str], recipe: str, given: TrainConfig | None = None) -> None:
     """Runs the command; `given` are settings from a file, without it they are chosen."""
     prog = f"stepagent train {recipe}"
-    # What is asked for has to be known before defaults can be chosen for it.
+    # Defaults depend on the options, so these are parsed twice.
     asked = _parsed(options, prog, given or default_settings(EXAMPLE))
     prepare()
     model = None if asked.model == SCRATCH else asked.model
@@ -183,7 +183,7 @@ def _parsed(options: Sequence[str], prog: str, config: TrainConfig) -> Arguments
 
 
 def _renderer(source: TinyConfig | str, trajectories: Sequence[Trajectory]) -> tuple[Renderer, int]:
-    """How the model writes dialogues, and its context in tokens."""
+    """The renderer of the model, and its context in tokens."""
     if isinstance(source, str):
         return open_renderer(source)
     tokenizer = train_tokenizer(texts_of(trajectories), source.vocab_size)
@@ -207,7 +207,7 @@ def _situation(
 
 
 def _tell(data: OwnData, known: Situation, config: TrainConfig, *, is_collected: bool) -> None:
-    """What is going to be done, on standard output."""
+    """Prints what the run will do."""
     for reason, number in data.left_out.items():
         print(f"left out: {number} x {reason}")
     if is_collected:
@@ -223,7 +223,7 @@ def _tell(data: OwnData, known: Situation, config: TrainConfig, *, is_collected:
     if data.without_item:
         print(
             f"data: {data.without_item} demonstrations belong to no item of the environment, so "
-            "they take no detours; an item is named by the id or by seed in the metadata"
+            "they take no detours; name the item in `id`, or its seed in the metadata"
         )
     for line in described(known, config):
         print(line)

@@ -28,7 +28,7 @@ SCRATCH = "scratch"
 
 
 def chosen_model(given: str | None, config: TrainConfig, default: TinyConfig) -> TinyConfig | str:
-    """The model that was asked for; raises `UsageError` if it is none, or other options deny it."""
+    """The requested model; raises `UsageError` if it is no model or other options contradict it."""
     assert isinstance(config.model, TinyConfig)
     if given is None or given == SCRATCH:
         if config.lora.rank:
@@ -38,7 +38,7 @@ def chosen_model(given: str | None, config: TrainConfig, default: TinyConfig) ->
     check_policy(Path(model))
     if config.model != default:
         raise UsageError(
-            f"--model.*: the size of a model made from scratch, which goes with --model {SCRATCH}"
+            f"--model.*: only for a model made from scratch; expected --model {SCRATCH}"
         )
     return model
 
@@ -88,7 +88,7 @@ def run_training(
 def _settings(
     recipe: str, config: TrainConfig, task: Task | None, inputs: Mapping[str, str]
 ) -> dict[str, Any]:
-    """What has to be the same when the run goes on; a model by its content, not its place."""
+    """What must be unchanged when the run is resumed; a model by its content, not its path."""
     own = to_json(config)
     if own["task"] is not None:
         # How long an engine is waited for changes no number, and may change when a run is resumed.

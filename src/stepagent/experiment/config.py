@@ -85,7 +85,7 @@ class DataConfig:
     sft: int = 36
     """Demonstrations that the novice is fine-tuned on."""
     reflection: int = 72
-    """Demonstrations that the methods practise on and learn from."""
+    """Demonstrations in whose states the agent acts, and from which the methods learn."""
     shared: int = 36
     """Demonstrations that are in both."""
     dev: int = 6

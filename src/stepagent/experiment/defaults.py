@@ -1,4 +1,4 @@
-"""Settings for a model and demonstrations that no recipe knows: chosen from their size.
+"""Settings for a run without a recipe, chosen from the size of the model and of the data.
 
 Nothing is measured and no weights are loaded. The numbers for 135 million parameters are those of
 the recipe scienceworld-smollm2; learning rates fall with the size of the model, as is usual for
@@ -30,15 +30,15 @@ from stepagent.scratch.pretraining import PretrainConfig
 from stepagent.scratch.small_model import TinyConfig
 
 LORA_RATES = ((0.5e9, 1e-3), (2e9, 5e-4), (13e9, 2e-4))
-"""Learning rate of SFT with LoRA for models of up to so many parameters."""
+"""Learning rates of SFT with LoRA, each after the parameter count up to which it holds."""
 LARGE_RATE = 1e-4
 """Learning rate of SFT with LoRA for larger models."""
 CHECKPOINTED = 3e9
-"""From so many parameters on, activations are computed twice so that more tokens fit on a GPU."""
+"""Parameter count from which activations are recomputed, so that more tokens fit on a GPU."""
 MARGIN = 1.25
-"""How much longer than the expert's longest action an action of the agent may be."""
+"""Longest action of the agent, relative to the expert's longest action."""
 FEW = 50
-"""So many demonstrations give too few updates in batches of more than one."""
+"""Up to this many demonstrations, larger batches than one would give too few updates."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class Situation:
     longest_action: int
     """Tokens of the expert's longest action."""
     takes_detours: bool
-    """Whether there is an environment that has items of the demonstrations."""
+    """Whether there is an environment in which demonstrations can be replayed."""
 
 
 def default_settings(known: Situation) -> TrainConfig:
@@ -77,7 +77,7 @@ def default_settings(known: Situation) -> TrainConfig:
     )
     return TrainConfig(
         task=None,
-        # For an environment. Of what its expert does half is not cloned: docs/method.md.
+        # Used with an environment's expert; half of its data is not cloned: docs/method.md.
         data=DataConfig(sft=50, reflection=100, shared=50, dev=12, test=40),
         model=TinyConfig(),
         lora=LoRAConfig(rank=16 if pretrained and known.adapted else 0),
@@ -111,15 +111,15 @@ def _lora_rate(parameters: int) -> float:
 
 
 def _action_tokens(longest: int) -> int:
-    """A limit that the expert's actions never reach, a multiple of 8."""
+    """A limit above the expert's longest action, a multiple of 8."""
     return max(16, 8 * ceil(longest * MARGIN / 8))
 
 
 def _pretraining(demonstrations: int) -> PretrainConfig:
-    """Few demonstrations: more passes, so that copying is learnt all the same; docs/method.md."""
+    """The fewer the demonstrations, the more passes learning to copy takes; see docs/method.md."""
     usual = PretrainConfig()
     epochs = max(usual.copying.epochs, min(24, 2400 // demonstrations))
-    # What an action names may stand anywhere in an observation, so observations are not cut.
+    # A name in an action may come from anywhere in an observation: do not shorten them.
     return replace(
         usual, renamed=1.0, characters=1000, copying=replace(usual.copying, epochs=epochs)
     )
@@ -140,7 +140,7 @@ def count_parameters(source: str) -> int:
 
 
 def described(known: Situation, config: TrainConfig) -> Iterator[str]:
-    """The settings that matter, as they are used, in lines for people."""
+    """The main settings of the run, one line of text each."""
     compute = config.compute
     where = f"{compute.torch_device.type.upper()}, {'bfloat16' if compute.is_half else 'float32'}"
     size = "from scratch" if known.parameters is None else f"{known.parameters / 1e6:,.0f} M"

@@ -65,7 +65,7 @@ def export_policy(unit: Path, folder: Path, *, merged: bool, replace: bool = Fal
 def export_discriminator(unit: Path, folder: Path, *, merged: bool, replace: bool = False) -> None:
     """Writes a unit's discriminator, the model p of `algorithms/discriminator.py`.
 
-    Atomic, and raises, as `export_policy`.
+    Atomic; raises like `export_policy`.
     """
     with atomic_folder(folder, replace=replace) as made:
         loader = _write(unit / "discriminator", made, merged=merged)
@@ -140,7 +140,7 @@ def _check_same(model: Path, found: Tensor, expected: Tensor, dtype: torch.dtype
 
 
 def model_card(unit: Path, kind: str, loader: str, *, usage: str = "") -> str:
-    """The model card in Markdown; a dash for what the run folder does not say."""
+    """The model card in Markdown; a dash for what is not in the run folder."""
     folder = unit.parent.parent
     run: dict[str, Any] = read_json(folder / CONFIG) if _is_run(folder) else {}
     trained = round_of_unit(unit.name)

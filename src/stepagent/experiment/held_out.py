@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from stepagent.inspection import path_logprobs, practise, step_tree
+from stepagent.inspection import inspect, path_logprobs, step_tree
 from stepagent.model.generation import Decoding
 from stepagent.model.policy import Policy
 from stepagent.rendering.actions import same_action
@@ -39,7 +39,7 @@ def compare_with_expert(
     """One entry for each held-out trajectory, in their order."""
     greedy = Decoding(max_new_tokens=max_new_tokens, temperature=0.0)
     agreed = dict.fromkeys((h.trajectory.id for h in held_out), 0)
-    for step in practise(policy, held_out, greedy, seed=0):
+    for step in inspect(policy, held_out, greedy, seed=0):
         agreed[step.trajectory_id] += same_action(step.agent_actions[0].text, step.expert_action)
     logprobs = path_logprobs(policy, [step_tree(h) for h in held_out])
     return [

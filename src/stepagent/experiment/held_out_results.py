@@ -1,4 +1,4 @@
-"""Results of a run without an environment: how close each method is to the expert, and no more.
+"""Results of a run without an environment: only how close each method is to the expert.
 
 results.json    for programs: agreement and expert_logprob of every method on the split held-out
 summary.md      for people: a table, what beat what, and what was not measured
@@ -34,7 +34,7 @@ SPLIT = "held-out"
 
 
 def write_held_out_results(seed: int, run: Run, own_methods: Iterable[str] = ()) -> None:
-    """Writes results.json and summary.md from what finished units compared with the expert."""
+    """Writes results.json and summary.md from the comparisons in finished units."""
     methods = (*METHODS, *own_methods)
     compared = {
         method: from_rows(run.read_json(tested_unit(method), COMPARED_FILE))

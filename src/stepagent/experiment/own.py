@@ -33,8 +33,7 @@ class OwnData:
     demonstrations: tuple[Trajectory, ...]
     held_out: tuple[Trajectory, ...]
     left_out: dict[str, int]
-    """Number of trajectories by the reason why they are not used; reasons that none had are
-    absent."""
+    """Number of unused trajectories by reason."""
     longest_action: int
     """Tokens of the expert's longest action, its thought and end-of-turn token included."""
     without_item: int = 0
@@ -147,7 +146,7 @@ def _fitting(
     context: int,
     left_out: dict[str, int],
 ) -> list[RenderedTrajectory]:
-    """Those that the model can be trained on, as token ids; counts the others."""
+    """The trajectories that the model can be trained on, as token ids; counts the others."""
     fitting, reasons = list[RenderedTrajectory](), list[str]()
     for trajectory in trajectories:
         try:
@@ -170,7 +169,7 @@ def _fitting(
 
 
 def _refuse_blind(file: Path, trajectories: Sequence[Trajectory]) -> None:
-    """An agent that acts more than once has to see what its actions did."""
+    """Raises `OwnDataError` if no step shows what the actions before it did."""
     has_seen = any(step.observation.strip() for t in trajectories for step in t.steps)
     if not has_seen and any(len(t.steps) > 1 for t in trajectories):
         raise OwnDataError(
@@ -194,10 +193,10 @@ def _without_held_out(
     held_out: Path,
     left_out: dict[str, int],
 ) -> list[Trajectory]:
-    """The demonstrations that are not held out too.
+    """The demonstrations without those that are also held out.
 
-    They give way, not the held-out ones: what runs are measured on stays the same, whatever they
-    are trained on.
+    The held-out ones stay, so that runs are measured on the same trajectories whatever they are
+    trained on.
     """
     known = {content_hash(t) for t in other}
     kept = [t for t in own if content_hash(t) not in known]

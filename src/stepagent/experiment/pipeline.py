@@ -66,8 +66,8 @@ def train(
     `own_methods` are learners of the user's by name, compared with those of `config.methods`. `own`
     are demonstrations to use in place of those of the task's expert; without a task they are all
     there is, and rounds are chosen by how often they agree with the expert in held-out steps. Each
-    step opens the policy that it needs and lets go of it: one policy is in memory at a time, in
-    inverse reflection with its discriminator.
+    step loads its policy and releases it: only one is in memory at a time, in inverse reflection
+    together with its discriminator.
 
     Raises `SettingsError` if a method needs an environment and there is none.
     """
@@ -111,7 +111,7 @@ def _practice(
     demonstrations: Sequence[Trajectory],
     held_out: Sequence[Trajectory],
 ) -> Practice:
-    """What all methods practise, after the novice was evaluated on dev."""
+    """The practice that all methods share; first evaluates the novice on dev."""
     novice = open_policy(config, run, NOVICE)
     playground = None
     if task is not None:
@@ -226,7 +226,7 @@ def _write_own(run: Run, own: OwnData) -> None:
 def _of_each_group(
     task: Task, demonstrations: Sequence[Trajectory], skipped: int, count: int
 ) -> list[Trajectory]:
-    """So many demonstrations of each group, after the first `skipped`, or all that there are."""
+    """Up to `count` demonstrations of each group, after the first `skipped`."""
     groups: dict[str, list[Trajectory]] = {}
     for t in demonstrations:
         groups.setdefault(task.group(t.id), []).append(t)

@@ -56,8 +56,8 @@ SCIENCEWORLD_DEMO = TrainConfig(
     # Half of what reflection practises on was not cloned: the agent cannot have memorized it.
     data=DataConfig(sft=18, reflection=37, shared=18, dev=6, test=12),
     model=TinyConfig(hidden_size=192),
-    # Few demonstrations: more passes, so that copying is learnt all the same. All are renamed, or
-    # pretraining would have cloned the other half.
+    # Few demonstrations take more passes to learn copying. Names are permuted in all of them, or
+    # pretraining would clone the other half.
     pretrain=PretrainConfig(renamed=1.0, copying=_copying(epochs=24)),
     sft=SFTConfig(epochs=3, batch_size=1, optimizer=OptimizerConfig(learning_rate=1e-3)),
     rounds=2,
@@ -78,7 +78,7 @@ SCIENCEWORLD_DEMO = TrainConfig(
 
 
 _WHOLE = PretrainConfig(copying=_copying(epochs=10), characters=1000)
-"""In ALFWorld actions name what an observation lists, so observations are not cut."""
+"""In ALFWorld actions name what an observation lists, so observations are not shortened."""
 
 
 def _results(
@@ -102,7 +102,7 @@ def _results(
         data=data,
         pretrain=pretrain,
         sft=replace(SCIENCEWORLD_DEMO.sft, epochs=epochs),
-        # A model from scratch has no thoughts to say before its action.
+        # A model from scratch writes no thoughts before its action.
         prompting=PromptingConfig(methods=("zero_shot", "react"), max_tokens=64),
         methods=tuple(name for name, method in METHODS.items() if method.has_rounds),
         inspection=replace(SCIENCEWORLD_DEMO.inspection, decoding=decoding),

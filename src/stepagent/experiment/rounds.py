@@ -4,9 +4,8 @@
                     learn from the lesson, evaluate on dev, save
 
 What a learner measures at the start of a round belongs to the policy of the round before; after the
-last round the final policy is measured too. Then the measure as it is at the end judges the
-policies of all rounds in the same states: only these figures show whether the agent has come closer
-to the expert.
+last round the final policy is measured too. Then the final discriminator re-scores the policies of
+all rounds in the same states: only these figures are comparable between rounds.
 """
 
 from collections.abc import Callable, Mapping
@@ -37,7 +36,7 @@ class Rounds:
     """Logs and returns how the policy of a round does on dev."""
 
     def go(self, policy: Policy, num_rounds: int) -> None:
-        """Runs all rounds that are not finished yet; the policy comes in as that of round 0.
+        """Runs all rounds that are not finished yet, from the policy of round 0.
 
         A learner that stops ends the rounds; config.json records why.
         """
@@ -76,7 +75,7 @@ class Rounds:
             self.learner.save(folder)
 
     def _measure(self, policy: Policy, num_rounds: int, comparison: Comparison) -> None:
-        """Measures the final policy; then judges the policies of all rounds."""
+        """Measures the final policy; then re-scores the policies of all rounds."""
         learner, after = self.learner, num_rounds + 1
         assert isinstance(learner, Measures)
         lesson = self._lesson(policy, after, comparison)

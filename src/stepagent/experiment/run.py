@@ -127,7 +127,7 @@ class Run:
             raise RunError(f"{shown(folder)}: another process is working in it") from None
 
     def _clear_up(self) -> None:
-        """Deletes what a kill or a disk that failed has left behind."""
+        """Deletes temporary files that a kill or a failing disk has left behind."""
         for left_behind in [*self.folder.rglob(TEMPORARY)]:
             if left_behind.is_dir():
                 shutil.rmtree(left_behind)
@@ -165,7 +165,7 @@ class Run:
         if change := _first_change(config["versions"], _versions(), "version of"):
             logger.warning("%s: numbers may differ, for the %s", shown(self.folder), change)
         self._clear_up()
-        self._keep(rows.values())  # the unit that was cut off is about to write its rows again
+        self._keep(rows.values())  # the interrupted unit will write its rows again
         self.config = {**config, "units": self.units.hashes}
         write_config(self.folder, self.config)
         finished = len(self.units.names)
@@ -187,7 +187,7 @@ class Run:
         self._unit, self._dev_row, self._rows, self._elsewhere = unit, {}, [], {}
         rows = self.metrics()
         if len(others := [row for row in rows if row.get("unit") != unit]) < len(rows):
-            self._keep(others)  # an attempt that failed has written the rest
+            self._keep(others)  # a failed attempt has written the rest
         try:
             with atomic_folder(self.unit_folder(unit)) as folder:
                 yield folder
@@ -209,7 +209,7 @@ class Run:
     def write(self, name: str) -> Iterator[IO[bytes]]:
         """Opens a file that the unit writes elsewhere, by its path in the run folder."""
         if self._unit is None:
-            raise RuntimeError(f"{name}: written outside of a unit, so nothing would vouch for it")
+            raise RuntimeError(f"{name}: written outside of a unit, so no manifest would list it")
         with atomic_write(self.folder / name) as file:
             yield file
         self._elsewhere[name] = file_hash(self.folder / name)

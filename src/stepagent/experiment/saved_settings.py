@@ -22,7 +22,7 @@ class Saved(NamedTuple):
     recipe: str
     config: TrainConfig
     folder: str | None
-    """The name of the folder that its model was in, whose place config.json does not say."""
+    """Name of the folder of its model; config.json does not hold its path."""
 
 
 def settings_of_run(path: Path) -> Saved:

@@ -38,7 +38,7 @@ class Learner(Protocol):
         ...
 
     def save(self, folder: Path) -> None:
-        """Writes what the learner carries from round to round."""
+        """Writes the state that the learner carries from round to round."""
         ...
 
     def load(self, folder: Path) -> None:
@@ -51,11 +51,11 @@ class Measures(Protocol):
     """A learner that can tell how far a policy is from the expert."""
 
     def measure(self, policy: Policy, lesson: Lesson, *, seed: int, log: Log) -> None:
-        """Trains what it measures by on the lesson, as `learn` does before anything else."""
+        """Trains its measure, such as a discriminator, on the lesson; `learn` does so first."""
         ...
 
     def judge(self, policy: Policy, practised: Sequence[StepTree]) -> HeldOut:
-        """How far a policy is from the expert in what it practised."""
+        """How far a policy is from the expert in these practised steps."""
         ...
 
 

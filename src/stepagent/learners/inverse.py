@@ -109,7 +109,7 @@ class Inverse:
         log("start", {"discriminator_accuracy": found[-1].accuracy})
 
     def judge(self, policy: Policy, practised: Sequence[StepTree]) -> HeldOut:
-        """By the discriminator as it is now."""
+        """Evaluates the policy's practised steps with the current discriminator."""
         return held_out(self._logits(policy, practised), practised)
 
     def _trees(self, lesson: Lesson) -> Sequence[StepTree]:

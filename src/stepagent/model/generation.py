@@ -39,7 +39,7 @@ class Decoding:
     """Softmax temperature; 0 is greedy decoding."""
 
     def __post_init__(self) -> None:
-        """Raises `OutOfBounds` for numbers that cannot be."""
+        """Raises `OutOfBounds` for numbers out of range."""
         check_bounds(self, {"max_new_tokens": COUNT, "temperature": AMOUNT})
 
 

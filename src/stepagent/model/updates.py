@@ -35,7 +35,7 @@ class OptimizerConfig:
     """Larger gradients are scaled down to this norm."""
 
     def __post_init__(self) -> None:
-        """Raises `OutOfBounds` for numbers that cannot be."""
+        """Raises `OutOfBounds` for numbers out of range."""
         check_bounds(
             self,
             {

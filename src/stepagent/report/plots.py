@@ -28,7 +28,7 @@ drawing = mpl.rc_context({"font.size": 8, "svg.fonttype": "none", "text.parse_ma
 
 
 def marker_of(series: int) -> str:
-    """Another one for the second eight methods, which have the colours of the first."""
+    """The marker of a series; the second eight series, which repeat the colours, differ in it."""
     return MARKERS[(series + series // 8) % 8]
 
 
@@ -107,7 +107,7 @@ def interval_plot(rows: Sequence[IntervalRow], *, title: str, x_label: str) -> M
 
 
 _FAR = 1e100
-"""Rewards are drawn as if they were within; axes beyond lose themselves in infinities."""
+"""Rewards are clipped to this size before drawing: larger axes overflow to infinity."""
 
 
 @drawing

@@ -201,7 +201,7 @@ class GymTaskEnv(ForeignEnv):
 
     @contextmanager
     def _explained(self, what: str, hint: str = "") -> Iterator[None]:
-        """Turns exceptions of the inner environment into ours, and lets go of it."""
+        """Turns exceptions of the inner environment into ours, and drops that environment."""
         try:
             yield
         except Exception as error:
