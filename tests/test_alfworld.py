@@ -192,8 +192,8 @@ def test_games_that_alfworld_leaves_out_are_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "fault"),
     [
-        (json.dumps(game()).encode()[:900], "invalid JSON (incomplete file?):"),
-        (b"\xff\xfe", "not JSON"),
+        (json.dumps(game()).encode()[:900], "invalid JSON \\(incomplete file\\?\\):"),
+        (b"\xff\xfe", "invalid JSON"),
         (b"[]", "expected an object, got list"),
         (game(pddl_problem=3), "expected text under 'pddl_problem'"),
         (
@@ -404,7 +404,7 @@ def test_an_expression_in_a_game_is_never_run(tmp_path: Path, text: str, instead
     task = Alfworld(AlfworldConfig(workers=1), folder=out)
     env = task.make_env()
     for number in range(len(codes)):
-        with pytest.raises(TaskDataError, match=r"does not load: .*grammar has an expression"):
+        with pytest.raises(TaskDataError, match=r"(forbidden|invalid) expression in the grammar"):
             env.reset(options={"item": f"{KINDS['heat']}/trap_{number}"})
     env.reset(options={"item": HEAT})
     task.close()
