@@ -20,7 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from stepagent.tasks.webshop import WebShop, prepare
+from stepagent.tasks.webshop.data import prepare
+from stepagent.tasks.webshop.task import WebShop
 
 DEPARTMENTS = ("beauty", "electronics", "fashion", "garden", "grocery")
 

@@ -14,8 +14,8 @@ from collections import Counter
 from pathlib import Path
 from statistics import fmean
 
-from stepagent.tasks.webshop import WebShop, WebShopConfig
 from stepagent.tasks.webshop.expert import plan, queries
+from stepagent.tasks.webshop.task import WebShop, WebShopConfig
 
 
 def main() -> None:

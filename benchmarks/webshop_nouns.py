@@ -17,11 +17,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from statistics import fmean
 
-from stepagent.tasks.webshop import WebShop
 from stepagent.tasks.webshop.goals import Goal
 from stepagent.tasks.webshop.nouns import Tagger, nouns_by_rules, tagger
 from stepagent.tasks.webshop.products import Product
 from stepagent.tasks.webshop.reward import reward
+from stepagent.tasks.webshop.task import WebShop
 
 
 def agreement(pairs: Iterable[tuple[Goal, Product]], model: Tagger) -> dict[str, float]:

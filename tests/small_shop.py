@@ -6,7 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from stepagent.tasks.webshop import prepare
+from stepagent.tasks.webshop.data import prepare
 
 
 def raw_product(asin: str, name: str, **fields: Any) -> dict[str, Any]:

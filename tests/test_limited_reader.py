@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 
 from mind2web_files import web_task, write_ranks
 from qa_fixtures import hotpot
-from stepagent.tasks import webshop
 from stepagent.tasks.alfworld import games as alfworld_games
 from stepagent.tasks.base import TaskDataError
 from stepagent.tasks.data import limited_reader
@@ -27,9 +26,10 @@ from stepagent.tasks.data.json_files import read_records
 from stepagent.tasks.mind2web import data as mind2web_data
 from stepagent.tasks.qa import data as qa_data
 from stepagent.tasks.qa.record_files import RecordFile
+from stepagent.tasks.webshop import data as webshop_data
 
 PREPARE: dict[str, Any] = {
-    "webshop": webshop.prepare,
+    "webshop": webshop_data.prepare,
     "alfworld": alfworld_games.prepare,
     "mind2web": mind2web_data.prepare,
     "hotpotqa": partial(qa_data.prepare, "hotpotqa"),

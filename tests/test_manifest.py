@@ -21,7 +21,8 @@ from stepagent.experiment.run import Run
 from stepagent.experiment.run_json import RunError, read_json, write_config, write_json
 from stepagent.model.lora import LoRAConfig
 from stepagent.model.policy import Policy
-from stepagent.report.page import ReportError, read_run, write_report
+from stepagent.report.page import write_report
+from stepagent.report.runs import ReportError, read_run
 from stepagent.tasks.scienceworld.task import ScienceWorldConfig
 from stepagent.trajectories import write_jsonl
 from stepagent.types import AgentAction, PracticedStep, Step, Trajectory

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from stepagent.report.page import ReportError, read_run, write_report
+from stepagent.report.page import write_report
 from stepagent.report.plots import reward_histogram
+from stepagent.report.runs import ReportError, read_run
 from stepagent.trajectories import write_jsonl
 from stepagent.types import AgentAction, PracticedStep, Step, Trajectory
 

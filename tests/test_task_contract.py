@@ -23,7 +23,7 @@ from stepagent.tasks.base import Task
 from stepagent.tasks.mind2web.task import Mind2Web, Mind2WebConfig
 from stepagent.tasks.scienceworld.task import ScienceWorld
 from stepagent.tasks.serving.server import serving
-from stepagent.tasks.webshop import WebShop, WebShopConfig
+from stepagent.tasks.webshop.task import WebShop, WebShopConfig
 from stepagent.types import Trajectory
 
 ODD_ACTIONS = (

@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 
 from small_shop import ATTRIBUTES, PRODUCTS, small_shop
 from stepagent.tasks.base import ExpertFailed, TaskDataError
-from stepagent.tasks.webshop import WebShop, WebShopConfig
 from stepagent.tasks.webshop.expert import chosen_values, plan
 from stepagent.tasks.webshop.goals import NO_LIMIT, Goal, price_limit
 from stepagent.tasks.webshop.nouns import nouns_by_rules, tagger
@@ -27,7 +26,7 @@ from stepagent.tasks.webshop.pages import Page, parse_action
 from stepagent.tasks.webshop.products import Product
 from stepagent.tasks.webshop.reward import matches_option, reward, similar
 from stepagent.tasks.webshop.search import SearchEngine, build_index, words
-from stepagent.tasks.webshop.task import split_ranges
+from stepagent.tasks.webshop.task import WebShop, WebShopConfig, split_ranges
 from stepagent.types import Step, Trajectory
 
 
@@ -365,7 +364,7 @@ def test_goals_are_the_same_in_another_process(shop: WebShop) -> None:
     code = (
         "import random; random.seed(5)\n"
         "from pathlib import Path\n"
-        "from stepagent.tasks.webshop import WebShop\n"
+        "from stepagent.tasks.webshop.task import WebShop\n"
         f"task = WebShop(folder=Path({str(small_shop())!r}))\n"
         "print([task.goal(item).text for item in task.items('test')])"
     )
@@ -667,7 +666,7 @@ def test_a_missing_package_is_one_line() -> None:
     code = (
         "import sys; sys.modules['bm25s'] = None\n"
         "from stepagent.tasks.data.optional_packages import PackageMissing\n"
-        "from stepagent.tasks.webshop import WebShop, WebShopConfig\n"
+        "from stepagent.tasks.webshop.task import WebShop, WebShopConfig\n"
         "try: WebShop(WebShopConfig()).shop\n"
         "except PackageMissing as error: print(error)"
     )

@@ -12,9 +12,10 @@ import pytest
 from small_shop import ATTRIBUTES, PEOPLE, PRODUCTS, raw_product, values, write_official
 from stepagent.tasks.base import TaskDataError
 from stepagent.tasks.data.sources import Prepared
-from stepagent.tasks.webshop import SOURCES, WebShop, WebShopConfig, prepare
 from stepagent.tasks.webshop.catalogue import Catalogue
+from stepagent.tasks.webshop.data import SOURCES, prepare
 from stepagent.tasks.webshop.products import Product
+from stepagent.tasks.webshop.task import WebShop, WebShopConfig
 
 
 def prepared(folder: Path, skip_invalid: bool = False, **files: Any) -> tuple[Prepared, Path]:

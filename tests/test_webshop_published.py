@@ -16,13 +16,14 @@ import pytest
 
 from stepagent.formats.records import FormatError
 from stepagent.formats.webshop import read_webshop
-from stepagent.tasks.webshop import WebShop, WebShopConfig, prepare
+from stepagent.tasks.webshop.data import prepare
 from stepagent.tasks.webshop.expert import plan
 from stepagent.tasks.webshop.goals import Goal
 from stepagent.tasks.webshop.nouns import nouns_by_rules
 from stepagent.tasks.webshop.pages import PAGE_SIZE, Page
 from stepagent.tasks.webshop.products import Product
 from stepagent.tasks.webshop.reward import reward
+from stepagent.tasks.webshop.task import WebShop, WebShopConfig
 
 DATA = Path(os.environ.get("STEPAGENT_DATA") or Path(__file__).parents[2] / "shared" / "data")
 DOCUMENTS = DATA / "webshop" / "documents_1k.jsonl.gz"

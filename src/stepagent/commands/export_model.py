@@ -13,6 +13,7 @@ from stepagent.commands.parsing import UsageError, run_command
 from stepagent.experiment.export import export_discriminator, export_policy
 from stepagent.experiment.manifest import check_policy
 from stepagent.experiment.run_folder import UNITS
+from stepagent.learners.inverse import DISCRIMINATOR
 
 
 def export_model(
@@ -44,12 +45,12 @@ def export_model(
     # A folder written next to the units would be taken for one.
     inputs = [unit.parent if unit.parent.name == UNITS else unit, *files_of(unit)]
     if discriminator:
-        inputs += files_of(unit / "discriminator")
+        inputs += files_of(unit / DISCRIMINATOR)
     check_folder(out, inputs=inputs, overwrite=overwrite)
     if not unit.is_dir():
         raise UsageError(f"{unit}: no such folder; expected one like RUN/units/implicit-round1")
     check_policy(Path(local_model(str(unit))))
-    if discriminator and not (unit / "discriminator").is_dir():
+    if discriminator and not (unit / DISCRIMINATOR).is_dir():
         raise UsageError(f"{unit}: has no discriminator; only rounds of inverse reflection do")
     prepare()
     export = export_discriminator if discriminator else export_policy

@@ -29,7 +29,7 @@ from stepagent.tasks.mind2web.task import Mind2WebConfig
 from stepagent.tasks.own import EnvConfig
 from stepagent.tasks.qa.task import QAConfig
 from stepagent.tasks.scienceworld.task import ScienceWorldConfig
-from stepagent.tasks.webshop import WebShopConfig
+from stepagent.tasks.webshop.task import WebShopConfig
 
 
 class SettingsError(ValueError):

@@ -27,6 +27,7 @@ from stepagent.experiment.run_folder import (
 )
 from stepagent.experiment.run_json import read_json
 from stepagent.files.atomic import atomic_folder
+from stepagent.learners.inverse import DISCRIMINATOR
 from stepagent.methods import method_label
 from stepagent.model.adapter_files import AdapterError, base_of
 from stepagent.model.device import ComputeConfig
@@ -68,7 +69,7 @@ def export_discriminator(unit: Path, folder: Path, *, merged: bool, replace: boo
     Atomic; raises like `export_policy`.
     """
     with atomic_folder(folder, replace=replace) as made:
-        loader = _write(unit / "discriminator", made, merged=merged)
+        loader = _write(unit / DISCRIMINATOR, made, merged=merged)
         card = model_card(unit, "a step reward model", loader, usage=_REWARD_USAGE)
         (made / "README.md").write_text(card, encoding="utf-8")
 

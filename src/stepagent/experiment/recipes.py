@@ -31,7 +31,7 @@ from stepagent.scratch.small_model import TinyConfig
 from stepagent.tasks.alfworld.task import AlfworldConfig
 from stepagent.tasks.mind2web.task import Mind2WebConfig
 from stepagent.tasks.scienceworld.task import ScienceWorldConfig
-from stepagent.tasks.webshop import WebShopConfig
+from stepagent.tasks.webshop.task import WebShopConfig
 
 _ADAM = OptimizerConfig(learning_rate=3e-4)
 

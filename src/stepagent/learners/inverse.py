@@ -23,6 +23,9 @@ from stepagent.learners.base import LearnerStopped, Log
 from stepagent.model.policy import Policy
 from stepagent.practice import Lesson
 
+DISCRIMINATOR = "discriminator"
+"""The folder of its model, in the folder of a round."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class InverseConfig:
@@ -125,11 +128,11 @@ class Inverse:
 
     def save(self, folder: Path) -> None:
         """The discriminator as a model folder, the value head as safetensors."""
-        self.discriminator.save(folder / "discriminator")
+        self.discriminator.save(folder / DISCRIMINATOR)
         self.value_head.save(folder)
 
     def load(self, folder: Path) -> None:
         """A saved learner has been warmed up."""
-        self.discriminator.restore(folder / "discriminator")
+        self.discriminator.restore(folder / DISCRIMINATOR)
         self.value_head.load(folder)
         self.is_warm = True

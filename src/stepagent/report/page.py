@@ -36,8 +36,6 @@ from stepagent.report.scores import (
 )
 from stepagent.types import PracticedStep, Trajectory
 
-__all__ = ["ReportError", "RunView", "read_run", "write_report"]
-
 MAX_TRAJECTORIES, MAX_PRACTISED, MAX_EPISODES, MAX_TRANSCRIPT = 40, 6000, 20, 50
 """Most trajectories, practised steps, episodes per method and steps per transcript on a page."""
 

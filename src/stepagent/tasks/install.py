@@ -16,17 +16,17 @@ from typing import Any
 
 from stepagent.files.atomic import atomic_folder, atomic_write, file_hash
 from stepagent.files.locks import Taken, lock
-from stepagent.tasks import webshop
 from stepagent.tasks.alfworld import games as alfworld_games
 from stepagent.tasks.base import TaskDataError
 from stepagent.tasks.data.fetch import TIMEOUT_SECONDS, fetch
 from stepagent.tasks.data.sources import TaskData, data_folder
 from stepagent.tasks.mind2web import data as mind2web_data
 from stepagent.tasks.qa import data as qa_data
+from stepagent.tasks.webshop import data as webshop_data
 
 DATA: dict[str, TaskData] = {
     "alfworld": TaskData(alfworld_games.SOURCES, alfworld_games.prepare),
-    "webshop": TaskData(webshop.SOURCES, webshop.prepare),
+    "webshop": TaskData(webshop_data.SOURCES, webshop_data.prepare),
     "mind2web": TaskData(mind2web_data.SOURCES, mind2web_data.prepare),
     **{
         name: TaskData(sources, partial(qa_data.prepare, name))
