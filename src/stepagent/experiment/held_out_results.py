@@ -4,7 +4,6 @@ results.json    for programs: agreement and expert_logprob of every method on th
 summary.md      for people: a table, what beat what, and what was not measured
 """
 
-import json
 from collections.abc import Iterable, Sequence
 
 from stepagent.experiment.dev_and_test import best_unit
@@ -15,14 +14,12 @@ from stepagent.experiment.held_out import (
     expert_logprob,
     from_rows,
 )
+from stepagent.experiment.results import result_row, write_both
 from stepagent.experiment.run import Run
 from stepagent.experiment.run_folder import (
     CHOSEN_FILE,
     COMPARED_FILE,
     HELD_OUT,
-    RESULTS,
-    RESULTS_JSON,
-    SUMMARY,
     tested_unit,
     unit_path,
 )
@@ -43,28 +40,16 @@ def write_held_out_results(seed: int, run: Run, own_methods: Iterable[str] = ())
     }
     task = run.read_records(HELD_OUT, Trajectory)[0].task
     rows = [
-        {
-            "method": method,
-            "task": task,
-            "split": SPLIT,
-            "metric": metric,
-            "mean": interval.mean,
-            "low": interval.low,
-            "high": interval.high,
-            "n": interval.n,
-            "seed": seed,
-        }
+        result_row(
+            {"method": method, "task": task, "split": SPLIT, "metric": metric}, interval, seed
+        )
         for method, own in compared.items()
         for metric, interval in (
             ("agreement", agreement(own)),
             ("expert_logprob", expert_logprob(own)),
         )
     ]
-    with run.unit(RESULTS):
-        with run.write(RESULTS_JSON) as file:
-            file.write(json.dumps(rows, indent=1, allow_nan=False).encode() + b"\n")
-        with run.write(SUMMARY) as file:
-            file.write(summary(run, methods, compared).encode())
+    write_both(run, rows, summary(run, methods, compared))
 
 
 def summary(run: Run, methods: Sequence[str], compared: dict[str, list[Compared]]) -> str:

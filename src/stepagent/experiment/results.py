@@ -1,7 +1,8 @@
 """Results of a run from its test episodes: results.json for programs, summary.md for people."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from stepagent.evaluation import summarize
 from stepagent.experiment.comparison import compare
@@ -43,24 +44,30 @@ def write_results(seed: int, run: Run, own_methods: Iterable[str] = ()) -> None:
         }
         known = {"score": result.score, "success": result.success}
         for metric, interval in (known | others).items():
-            rows.append(
-                {
-                    "method": method,
-                    "task": own[0].task,
-                    "split": "test",
-                    "metric": metric,
-                    "mean": interval.mean,
-                    "low": interval.low,
-                    "high": interval.high,
-                    "n": interval.n,
-                    "seed": seed,
-                }
-            )
+            about = {"method": method, "task": own[0].task, "split": "test", "metric": metric}
+            rows.append(result_row(about, interval, seed))
+    write_both(run, rows, summary(run, methods, episodes))
+
+
+def result_row(about: Mapping[str, str], interval: Interval, seed: int) -> dict[str, Any]:
+    """A row of results.json; `about` has its method, task, split and metric."""
+    return {
+        **about,
+        "mean": interval.mean,
+        "low": interval.low,
+        "high": interval.high,
+        "n": interval.n,
+        "seed": seed,
+    }
+
+
+def write_both(run: Run, rows: Sequence[Mapping[str, Any]], text: str) -> None:
+    """Writes results.json and summary.md as the last unit of a run."""
     with run.unit(RESULTS):
         with run.write(RESULTS_JSON) as file:
             file.write(json.dumps(rows, indent=1, allow_nan=False).encode() + b"\n")
         with run.write(SUMMARY) as file:
-            file.write(summary(run, methods, episodes).encode())
+            file.write(text.encode())
 
 
 def summary(run: Run, methods: Sequence[str], episodes: dict[str, Sequence[Trajectory]]) -> str:
