@@ -12,7 +12,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache, wraps
@@ -68,6 +68,11 @@ def blocks_of(page: Path) -> Iterator[Block]:
         yield Block(page, text.count("\n", 0, found.start()) + 1, found[1], found[2])
 
 
+def python_of(page: Path) -> str:
+    """All Python of a page."""
+    return "\n".join(block.text for block in blocks_of(page) if block.language == "python")
+
+
 def prose_of(page: Path) -> str:
     """A page without its fenced blocks; lines keep their numbers."""
     blank = re.compile(r"^```.*?^```$", flags=re.MULTILINE | re.DOTALL)
@@ -79,6 +84,11 @@ BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 
 def of(language: str) -> list[Any]:
     return [pytest.param(b, id=b.place) for b in BLOCKS if b.language == language]
+
+
+def each(pages: Iterable[Path]) -> pytest.MarkDecorator:
+    """Runs a test for each page."""
+    return pytest.mark.parametrize("page", [*pages], ids=lambda p: str(p.relative_to(ROOT)))
 
 
 def test_every_block_names_its_language() -> None:
@@ -170,13 +180,13 @@ def test_every_command_parses(
     block: Block, nothing_runs: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for words in shell_commands(block.text):
-        if words[0].removeprefix(".venv/bin/") == "stepagent":
-            try:
-                check_stepagent(words[1:])
-            except SystemExit:
-                pytest.fail(f"{block.place}: {shlex.join(words)}\n{capsys.readouterr().err}")
-        else:
+        if words[0].removeprefix(".venv/bin/") != "stepagent":
             check_other(words)
+            continue
+        try:
+            check_stepagent(words[1:])
+        except SystemExit:
+            pytest.fail(f"{block.place}: {shlex.join(words)}\n{capsys.readouterr().err}")
 
 
 def inline_commands() -> list[Any]:
@@ -246,7 +256,7 @@ def paths_of(config: Any, prefix: str = "--") -> Iterator[str]:
             yield from paths_of(value, f"{name}.")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+@each(PAGES)
 def test_options_in_sentences_exist(page: Path, known_options: set[str]) -> None:
     named = re.findall(r"`(--[a-z][\w.-]*)", prose_of(page))
     assert [o for o in named if o not in known_options | OTHER_OPTIONS] == []
@@ -273,9 +283,26 @@ def test_python_blocks_use_only_what_exists(block: Block) -> None:
                 assert name in stepagent.__all__
 
 
+def test_the_python_of_the_readme_and_of_the_api_page_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "guess.py").write_text(python_of(DOCS / "own-environment.md"))
+    demonstrations = stepagent.read_trajectories(ROOT / "examples" / "messages.jsonl")[:12]
+    stepagent.write_trajectories(tmp_path / "demonstrations.jsonl", demonstrations)
+    size = stepagent.TinyConfig(vocab_size=300, hidden_size=32, num_layers=1, num_heads=2)
+    once = stepagent.SFTConfig(epochs=1)
+    stages = stepagent.PretrainConfig(reading=once, copying=once)
+    stepagent.from_scratch(demonstrations, size, pretraining=stages).save("MODEL")
+    monkeypatch.setattr("stepagent.api.learning.choose_items", lambda *_, **__: ("seed/1",))
+    code = python_of(DOCS / "api.md")
+    assert python_of(README) in code
+    exec(compile(code, "api.md", "exec"), {})
+    assert (tmp_path / "agent" / "adapter_model.safetensors").exists()
+
+
 def test_the_environment_and_the_expert_of_the_page_work(tmp_path: Path) -> None:
-    found = [b for b in blocks_of(DOCS / "own-environment.md") if b.language == "python"]
-    (tmp_path / "guess.py").write_text("\n".join(block.text for block in found))
+    (tmp_path / "guess.py").write_text(python_of(DOCS / "own-environment.md"))
     task = stepagent.open_environment(stepagent.EnvConfig(env=f"{tmp_path / 'guess.py'}:TASK"))
     (trajectory,) = stepagent.collect(task, ["seed/3"]).trajectories
     assert trajectory.success
@@ -356,7 +383,7 @@ def anchors(page: Path) -> set[str]:
     return {github_slug(m[1]) for m in re.finditer(r"^#+ (.*)$", prose_of(page), re.MULTILINE)}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+@each(PAGES)
 def test_links_between_pages_lead_somewhere_on_github(page: Path) -> None:
     broken = []
     for link in re.findall(r"(?<!!)\]\(([^)\s]+)\)", prose_of(page)):
@@ -369,9 +396,7 @@ def test_links_between_pages_lead_somewhere_on_github(page: Path) -> None:
     assert broken == []
 
 
-@pytest.mark.parametrize(
-    "page", [p for p in PAGES if p != LOG], ids=lambda p: str(p.relative_to(ROOT))
-)
+@each(p for p in PAGES if p != LOG)
 def test_files_that_pages_name_exist(page: Path) -> None:
     named = re.findall(
         r"\b((?:src/stepagent|tests|benchmarks|examples)/[\w./-]*\w)", page.read_text()
@@ -401,7 +426,7 @@ def test_every_method_has_a_page_with_four_headings(name: str) -> None:
     assert headings == ["Usage", "Logged metrics", "Implementation details", "Results"]
 
 
-@pytest.mark.parametrize("page", sorted((DOCS / "methods").glob("*.md")), ids=lambda p: p.stem)
+@each(sorted((DOCS / "methods").glob("*.md")))
 def test_metrics_that_a_page_names_are_logged_by_the_code(page: Path) -> None:
     section = prose_of(page).partition("## Logged metrics")[2].partition("\n## ")[0]
     fields = {name for row in re.findall(r"^\| (`.*?) \|", section, re.M) for name in row.split()}
@@ -474,10 +499,7 @@ def first_use(page: Path, term: str) -> re.Match[str] | None:
     return re.search(rf"(?<![\w-])({term})(?![\w-])", text, flags=re.IGNORECASE)
 
 
-@pytest.mark.parametrize(
-    "page", [p for p in PAGES if p.name not in {"glossary.md", "lab-log.md"}],
-    ids=lambda p: str(p.relative_to(ROOT)),
-)  # fmt: skip
+@each(p for p in PAGES if p.name not in {"glossary.md", "lab-log.md"})
 def test_the_first_use_of_a_term_is_explained(page: Path) -> None:
     text, plain = page.read_text(), []
     for anchor, term in TERMS.items():
