@@ -182,22 +182,22 @@ class Policy:
         """A copy of the policy; of an adapter only the adapter is copied, under `name`."""
         return type(self)(self.layers.copy(name), self.renderer)
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: str | Path) -> None:
         """Writes a Hugging Face model folder, or an adapter folder if the policy has an adapter.
 
         Raises `WeightsError` and writes nothing if a weight is not finite.
         """
         if self.layers.adapter is not None:
-            self.layers.adapter.save(folder)
+            self.layers.adapter.save(Path(folder))
         else:
             check_finite(f"{folder}: not saved", self.model.state_dict())
             self.model.save_pretrained(folder)
         self.renderer.tokenizer.save_pretrained(folder)
 
-    def restore(self, folder: Path) -> None:
+    def restore(self, folder: str | Path) -> None:
         """Loads weights that `save` wrote, in place; raises as `load` does."""
         if self.layers.adapter is not None:
-            self.layers.adapter.restore(folder)
+            self.layers.adapter.restore(Path(folder))
         else:
             saved = open_model(str(folder), torch.float32)
             load_into(folder, self.model, saved.state_dict())
