@@ -1,5 +1,6 @@
 """A user's own environment as a task: how it is named, its options, and what can be wrong."""
 
+import math
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -258,7 +259,9 @@ def test_options_that_do_not_apply_are_refused(
     ("options", "said"),
     [
         ({"step_limit": 0}, "^step_limit must be at least 1, not 0$"),
-        ({"best": 0.0}, "^best must be above worst, 0, not 0$"),
+        ({"best": 0.0}, "^best must be finite and above worst, 0, not 0$"),
+        ({"worst": -math.inf}, "^worst must be finite, not -inf$"),
+        ({"best": math.inf}, "^best must be finite and above worst, 0, not inf$"),
         ({"train_items": "9-3"}, "^train_items must be FIRST-LAST such as 0-999, at most 100,000 "),
         ({"train_items": "many"}, "^train_items must be FIRST-LAST .*, not 'many'$"),
         ({"dev_items": "5-2000"}, "^dev_items must have no number in common with train_items, not"),

@@ -58,9 +58,15 @@ class LoRAConfig:
     """Layers that are adapted: all-linear, or a regular expression of their names."""
 
     def __post_init__(self) -> None:
-        """Raises `LoRAError` for a negative rank."""
+        """Raises `LoRAError` for a negative rank or names that are no regular expression."""
         if self.rank < 0:
             raise LoRAError(f"--lora.rank must be at least 0, not {self.rank}")
+        try:
+            re.compile(self.target_modules)
+        except re.error as error:
+            raise LoRAError(
+                f"--lora.target-modules {self.target_modules}: not a regular expression ({error})"
+            ) from None
 
 
 class LoRAError(ValueError):

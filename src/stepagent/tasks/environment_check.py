@@ -1,10 +1,11 @@
 """A quick check of an environment before anything is trained on it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from stepagent.console.printable import printable
 from stepagent.tasks.adapters.guarded import guarded
-from stepagent.tasks.base import EnvironmentFailed, Task, TextEnv
+from stepagent.tasks.base import EnvironmentFailed, EnvironmentLost, Task, TextEnv
 from stepagent.tasks.own import item_of
 from stepagent.types import Trajectory
 
@@ -17,7 +18,8 @@ def check_environment(task: Task, demonstrations: Sequence[Trajectory] = ()) -> 
 
     Raises `EnvironmentFailed` for the first fault, `EnvironmentLost` or `ServerError` if a server
     does not answer. Warns if the same item begins differently when it is reset again, and if the
-    first of the demonstrations that belong to an item differs from its replay: detours need both.
+    first of the demonstrations that belong to an item differs from its replay (detours
+    need both) or is not solved by it.
     """
     task = guarded(task)
     items = task.items("train")
@@ -52,6 +54,25 @@ def _begin(env: TextEnv, item: str) -> tuple[str, str]:
     return info["instruction"], observation
 
 
+def check_items_begin(task: Task, items: Iterable[str]) -> None:
+    """Resets every item once, so that one that cannot begin is found before anything is trained.
+
+    Raises `EnvironmentFailed` for the first one whose environment fails. One that is only lost may
+    be there again when it is played.
+    """
+    env = guarded(task).make_env()
+    try:
+        for item in items:
+            try:
+                _begin(env, item)
+            except EnvironmentFailed:
+                raise
+            except EnvironmentLost:
+                continue
+    finally:
+        env.close()
+
+
 def _play(env: TextEnv, actions: Sequence[str]) -> None:
     for action in actions:
         _, _, terminated, truncated, _ = env.step(action)
@@ -69,6 +90,7 @@ def _replay(env: TextEnv, item: str, demonstration: Trajectory) -> list[str]:
             f"{_short(demonstration.instruction)}; the agent learns with one and plays with the "
             "other"
         )
+    info: Mapping[str, Any] = {}
     for number, step in enumerate(demonstration.steps, 1):
         if observation != step.observation:
             warnings.append(
@@ -77,13 +99,19 @@ def _replay(env: TextEnv, item: str, demonstration: Trajectory) -> list[str]:
                 "demonstrations that the environment does not repeat"
             )
             break
-        observation, _, terminated, truncated, _ = env.step(step.action)
+        observation, _, terminated, truncated, info = env.step(step.action)
         if (terminated or truncated) and number < len(demonstration.steps):
             warnings.append(
                 f"{name}: the environment ends the episode after step {number} of "
                 f"{len(demonstration.steps)}; is --step-limit too low?"
             )
             break
+    else:
+        if demonstration.success is not False and not info["success"]:
+            warnings.append(
+                f"{name}: its replay ends with score {info['score']:g} of 100, not solved; is the "
+                "scoring right (--score, --best, --success-key)?"
+            )
     return warnings
 
 
