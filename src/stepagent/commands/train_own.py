@@ -11,6 +11,7 @@ from stepagent.commands.models import open_renderer, prepare
 from stepagent.commands.outputs import check_no_input
 from stepagent.commands.parsing import CONFIG, UsageError
 from stepagent.commands.whole_run import SCRATCH, chosen_model, inputs_of, run_training
+from stepagent.console.printable import printable
 from stepagent.experiment.config import TrainConfig
 from stepagent.experiment.defaults import (
     Situation,
@@ -32,7 +33,7 @@ from stepagent.model.lora import LoRAConfig
 from stepagent.rendering.renderer import Renderer
 from stepagent.scratch.small_model import TinyConfig, texts_of, train_tokenizer
 from stepagent.tasks.base import Task
-from stepagent.tasks.environment_check import check_environment, check_items_begin
+from stepagent.tasks.environment_check import check_environment, first_states
 from stepagent.tasks.own import EnvConfig, open_environment
 from stepagent.types import Trajectory
 
@@ -129,7 +130,7 @@ def train_own(options: Sequence[str], recipe: str, given: TrainConfig | None = N
             for warning in check_environment(task, data.demonstrations):
                 print(f"warning: {warning}")
             panels = choose_panels(config, task, data if asked.demonstrations else None)
-            check_items_begin(task, [item for items in panels.values() for item in items])
+            _check_first_states(task, [i for p in panels.values() for i in p], source, data)
         _tell(data, known, config, is_collected=asked.demonstrations is None)
         run_training(
             recipe,
@@ -220,6 +221,20 @@ def _situation(
         longest_action=data.longest_action,
         takes_detours=task is not None and len(data.demonstrations) > data.without_item,
     )
+
+
+def _check_first_states(
+    task: Task, items: Sequence[str], source: TinyConfig | str, data: OwnData
+) -> None:
+    """Raises `UsageError` if an item begins with more than the model can read."""
+    renderer, context = _renderer(source, [*data.demonstrations, *data.held_out])
+    for item, instruction, observation in first_states(task, items):
+        length = len(renderer.opening(instruction, observation)) + len(renderer.ask)
+        if length >= context:
+            raise UsageError(
+                f"{printable(item)}: its first state has {length} tokens, the model's context is "
+                f"{context}; use a model with a longer context, or shorten the observations"
+            )
 
 
 def _tell(data: OwnData, known: Situation, config: TrainConfig, *, is_collected: bool) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
-from stepagent.bounds import OutOfBounds
 from stepagent.console.printable import printable, shown
 from stepagent.experiment.config import SettingsError, TrainConfig
 from stepagent.experiment.manifest import read_config
@@ -47,7 +46,7 @@ def settings_of_run(path: Path) -> Saved:
         )
     try:
         found = _value(TrainConfig, known, "config")
-    except (ValueError, OutOfBounds) as error:
+    except (ValueError, RuntimeError) as error:
         raise SettingsError(f"{place}: {printable(str(error), limit=500)}") from None
     assert saved is not None and isinstance(found, TrainConfig)
     model = found.model if isinstance(found.model, str) else None

@@ -69,8 +69,11 @@ class LoRAConfig:
             ) from None
 
 
-class LoRAError(ValueError):
-    """LoRA cannot be set up with these settings; the message is one line."""
+class LoRAError(RuntimeError):
+    """LoRA cannot be set up with these settings; the message is one line.
+
+    Not a ValueError, which the command-line parser would print in a box of several lines.
+    """
 
 
 @dataclass(frozen=True)

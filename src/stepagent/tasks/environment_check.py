@@ -1,6 +1,6 @@
 """A quick check of an environment before anything is trained on it."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from stepagent.console.printable import printable
@@ -54,17 +54,18 @@ def _begin(env: TextEnv, item: str) -> tuple[str, str]:
     return info["instruction"], observation
 
 
-def check_items_begin(task: Task, items: Iterable[str]) -> None:
-    """Resets every item once, so that one that cannot begin is found before anything is trained.
+def first_states(task: Task, items: Iterable[str]) -> Iterator[tuple[str, str, str]]:
+    """Resets every item once; yields it with its instruction and its first observation.
 
-    Raises `EnvironmentFailed` for the first one whose environment fails. One that is only lost may
-    be there again when it is played.
+    An item that cannot begin is thus found before anything is trained: raises `EnvironmentFailed`
+    for the first one whose environment fails. One that is only lost may be there again when it is
+    played, and is left out.
     """
     env = guarded(task).make_env()
     try:
         for item in items:
             try:
-                _begin(env, item)
+                yield item, *_begin(env, item)
             except EnvironmentFailed:
                 raise
             except EnvironmentLost:
