@@ -128,7 +128,7 @@ def test_evaluation_counts_the_episodes_of_its_panel() -> None:
 
 def test_an_action_longer_than_the_context_leaves_no_room_and_says_so() -> None:
     world = BoxWorld()
-    with pytest.raises(PolicyError, match=r"leaves room for 0 beside an action$"):
+    with pytest.raises(PolicyError, match=r"leaves room for 0 beside an action; use a model with "):
         list(
             rollout(
                 random_policy(),

@@ -40,7 +40,7 @@ def test_a_score_that_the_info_lacks_is_named_with_what_it_has() -> None:
 
 
 def test_a_scale_needs_two_ends() -> None:
-    with pytest.raises(ValueError, match=r"^best \(1\) must be above worst \(1\)$"):
+    with pytest.raises(ValueError, match=r"^best \(1\) must be above worst \(1\), and "):
         Scoring(of="sum", worst=1.0)
 
 

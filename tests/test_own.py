@@ -364,7 +364,7 @@ def test_a_changed_or_foreign_config_is_refused(tmp_path: Path) -> None:
     file.write_text('{"recipe": "smoke", "config": {}}')  # before hashes were kept
     with pytest.raises(SettingsError, match="not of a run of this version of stepagent train"):
         settings_of_run(file)
-    with pytest.raises(RunError, match=r"none/config\.json"):
+    with pytest.raises(SettingsError, match=r"none/config\.json: no such file; expected the conf"):
         settings_of_run(tmp_path / "none" / "config.json")
     with pytest.raises(SettingsError, match=r"expected the config\.json of a run, under that name"):
         settings_of_run(tmp_path / "settings.json")
@@ -376,6 +376,7 @@ from stepagent.experiment.recipes import RECIPES
 
 MINE = replace(RECIPES["smoke"], rounds=3)
 OTHER = 5
+WORD = replace(MINE, methods="implicit")
 """
 
 
@@ -388,11 +389,13 @@ def test_settings_come_from_a_python_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "name", "expected"),
     [
-        (PYTHON, "MIND", "no TrainConfig 'MIND'; did you mean 'MINE'? it has: MINE"),
-        (PYTHON, "OTHER", "no TrainConfig 'OTHER'; it has: MINE"),
+        (PYTHON, "MIND", "no TrainConfig 'MIND'; did you mean 'MINE'? it has: MINE, WORD"),
+        (PYTHON, "OTHER", "no TrainConfig 'OTHER'; it has: MINE, WORD"),
+        (PYTHON, "WORD", "WORD.methods is 'implicit', expected a list"),
         ("", "MINE", "no TrainConfig 'MINE'; it has: none"),
         ("1 / 0", "MINE", "cannot be imported: ZeroDivisionError: division by zero"),
         ("a b", "MINE", "cannot be imported: SyntaxError: invalid syntax"),
+        ("exit(3)", "MINE", "cannot be imported: SystemExit: 3"),
     ],
 )
 def test_a_python_file_without_such_settings_is_one_line(

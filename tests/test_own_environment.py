@@ -1,6 +1,8 @@
 """A user's own environment as a task: how it is named, its options, and what can be wrong."""
 
+import math
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -258,7 +260,9 @@ def test_options_that_do_not_apply_are_refused(
     ("options", "said"),
     [
         ({"step_limit": 0}, "^step_limit must be at least 1, not 0$"),
-        ({"best": 0.0}, "^best must be above worst, 0, not 0$"),
+        ({"best": 0.0}, "^best must be finite and above worst, 0, not 0$"),
+        ({"worst": -math.inf}, "^worst must be finite, not -inf$"),
+        ({"best": math.inf}, "^best must be finite and above worst, 0, not inf$"),
         ({"train_items": "9-3"}, "^train_items must be FIRST-LAST such as 0-999, at most 100,000 "),
         ({"train_items": "many"}, "^train_items must be FIRST-LAST .*, not 'many'$"),
         ({"dev_items": "5-2000"}, "^dev_items must have no number in common with train_items, not"),
@@ -410,12 +414,36 @@ def test_an_environment_that_raises_for_odd_actions_is_found_before_training() -
             "^seed/0: 'success' in the info is neither true nor false: 'yes'; return a bool, or",
         ),
         ({"__init__": lambda self: 1 / 0}, "^seed/0: the environment cannot be made: ZeroDivision"),
+        ({"__init__": lambda self: sys.exit(1)}, "^seed/0: the environment cannot be made: System"),
+        ({"step": lambda self, action: sys.exit("bye")}, r"^seed/0: step\('look'\) raised SystemE"),
+        (
+            {"step": lambda self, action: next(iter(()))},
+            r"^seed/0: step\('look'\) raised StopItera",
+        ),
     ],
 )
 def test_the_first_fault_is_one_line(fault: dict[str, Any], said: str) -> None:
     with pytest.raises(EnvironmentFailed, match=said) as failed:
         check(type("Faulty", (Talking,), fault))
     assert str(failed.value).isprintable()
+
+
+def test_an_environment_that_hangs_is_named(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from stepagent.tasks.adapters import patience
+
+    monkeypatch.setattr(patience, "PATIENCE", 0.01)
+    is_told = threading.Event()
+    caplog.handler.addFilter(lambda record: is_told.set() or True)
+
+    class Sleeping(Talking):
+        def close(self) -> None:
+            assert is_told.wait(60)
+
+    with caplog.at_level("WARNING"):
+        check(Sleeping)
+    assert caplog.messages[0].startswith("talk: close() has not returned for 0.01 s, and ")
 
 
 def test_a_reset_that_does_not_obey_the_seed_is_a_warning() -> None:
@@ -430,6 +458,20 @@ def test_a_reset_that_does_not_obey_the_seed_is_a_warning() -> None:
         "seed/0: the first observation is 'Room 2.' after another reset, not 'Room 1.'; detours "
         "and comparisons of policies need the same episode for the same seed",
     )
+
+
+def test_a_replay_that_is_not_solved_questions_the_scoring() -> None:
+    class Points(Talking):
+        def step(self, action: str) -> Any:
+            return "On.", float(action == "go"), action == "go", False, {}
+
+    steps = (Step(observation="A room.", action="go"),)
+    solved = demonstration("seed/0", instruction="Go.", steps=steps, success=True)
+    assert check(Points, solved) == ()
+    task = GymTask("talk", Points, scoring=Scoring(of="sum", best=9))
+    (said,) = check_environment(task, [solved])
+    assert said.startswith("seed/0: its replay ends with score 11.1111 of 100, not solved; is ")
+    assert check_environment(task, [solved.model_copy(update={"success": False})]) == ()
 
 
 OFF = Step(observation="Off.", action="a")
@@ -448,9 +490,8 @@ OFF = Step(observation="Off.", action="a")
 def test_a_demonstration_that_the_environment_does_not_repeat_is_a_warning(
     fields: dict[str, Any], said: str
 ) -> None:
-    good = demonstration(
-        "seed/0", instruction="Go.", steps=(Step(observation="A room.", action="go"),)
-    )
+    steps = (Step(observation="A room.", action="go"),)
+    good = demonstration("seed/0", instruction="Go.", steps=steps, success=False)
     assert check(Talking, demonstration("elsewhere"), good) == ()
     assert check(Talking, good.model_copy(update=fields)) == (said,)
 
@@ -532,6 +573,8 @@ def own_task(env: dict[str, Any] | None = None, **parts: Any) -> Task:
             "a: 'success' in the info is neither true nor false: 'no'",
         ),
         ({"step": lambda self, action: {}[action]}, "a: step('look') raised KeyError: 'look' ("),
+        ({"step": lambda self, action: sys.exit(1)}, "a: step('look') raised SystemExit: 1 ("),
+        ({"step": lambda self, action: next(iter(()))}, "a: step('look') raised StopIteration ("),
         ({"reset": lambda self, **_: 1 / 0}, "a: reset(options={'item': 'a'}) raised ZeroDivi"),
     ],
 )

@@ -103,7 +103,7 @@ def test_a_changed_input_is_refused_when_the_run_is_resumed(
     error = fails("train", "own", "--demonstrations", other, "--model", "scratch", *TINY,
                   "--methods", "sft_more", "implicit", "--out", own_run, "--resume",
                   capsys=capsys)  # fmt: skip
-    assert "inputs.demonstrations was " in error
+    assert "inputs.demonstrations: its content has changed since the run began" in error
 
 
 def test_the_settings_of_a_run_are_those_of_another(
@@ -142,6 +142,11 @@ def test_a_novice_is_reused_for_other_learners(
         (["--prompting.methods", "react"], "--prompting.methods react: needs an environment"),
         (["--lora.rank", "4"], "--lora.rank: a model made from scratch has nothing to adapt"),
         (["--held-out-share", "1"], "--held-out-share 1: expected a share between 0 and 1"),
+        (["--held-out", "{tmp}/none.jsonl", "--held-out-share", "0.3"], "--held-out-share has no "),
+        (["--best", "5"], "--best has no effect without an environment; name one with --env"),
+        (["--env", ""], "no environment is named; expected MODULE:NAME, FILE.py:NAME, openenv:"),
+        (["--lora.target-modules", "("], "--lora.target-modules (: not a regular expression (mis"),
+        (["--data.sft", "3"], "--data.shared 50: expected 0 to 3, with 3 demonstrations for SFT"),
         (["--held-out", "{tmp}/none.jsonl"], "{tmp}/none.jsonl: no such file; expected a file of "),
         (["--model", "{tmp}/none"], "{tmp}/none: no such folder; expected a Hugging Face model f"),
         (["--model", "{tmp}"], "{tmp}: not a model folder: it has no config.json"),
@@ -178,6 +183,31 @@ class Doors(gym.Env):
         won = action == f"open door {self.open}"
         return ("It opens." if won else "It is locked."), float(won), won, False, {}
 """
+
+
+FAULTS = (
+    GAME
+    + """
+import sys
+from stepagent.tasks.adapters.gymnasium import GymTask
+
+class NoLevel(Doors):
+    def reset(self, *, seed=None, options=None):
+        if seed >= 2000000:
+            raise KeyError(seed)
+        return super().reset(seed=seed)
+
+class Quits(Doors):
+    def reset(self, *, seed=None, options=None):
+        return super().reset(seed=seed) if seed < 1000000 else sys.exit(1)
+
+class Long(Doors):
+    def reset(self, *, seed=None, options=None):
+        return super().reset(seed=seed)[0] + " And?" * (seed // 100), {}
+
+WITHOUT_DEV = GymTask("NoLevel", NoLevel, {"train": {"a": {"seed": 1}}, "test": {"b": {"seed": 2}}})
+"""
+)
 
 
 def door(seed: int, **fields: object) -> Trajectory:
@@ -227,8 +257,9 @@ def test_with_an_environment_agents_are_compared_by_what_they_achieve(
     assert known == ({"demonstrations": 1} if "mine 5" in {t.id for t in used} else None)
     # A changed environment is another run.
     (game / "game.py").write_text(GAME + "\n")
-    assert "inputs.env was " in fails("train", "own", *PLAY, *TINY, "--methods", "implicit", "rft",
-                                      "--resume", capsys=capsys)  # fmt: skip
+    error = fails("train", "own", *PLAY, *TINY, "--methods", "implicit", "rft", "--resume",
+                  capsys=capsys)  # fmt: skip
+    assert "inputs.env: its content has changed since the run began" in error
 
 
 @pytest.mark.parametrize(
@@ -237,13 +268,21 @@ def test_with_an_environment_agents_are_compared_by_what_they_achieve(
         (["--env", "game.py:Door"], "game.py has no Door; did you mean Doors?"),
         (["--demonstrations", "strange.jsonl"], "--detours 1: played in the demonstrations' items"),
         (["--test-items", "0-6"], "test_items must have no number in common with train_items"),
+        (["--env", "game.py:NoLevel"], "seed/2000459: reset(seed=2000459) raised KeyError: 20004"),
+        (["--env", "game.py:Quits"], "seed/1000459: reset(seed=1000459) raised SystemExit: 1 (ga"),
+        (["--env", "game.py:Long"], "seed/1000459: its first state has "),
+        (["--env", "game.py:WITHOUT_DEV"], "NoLevel: no dev items; expected at least one"),
     ],
 )
 def test_an_environment_that_cannot_be_played_in_is_one_line(
     game: Path, options: list[str], expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_jsonl(game / "strange.jsonl", [door(n, metadata={}) for n in range(4)])
-    error = fails("train", "own", *PLAY, *TINY, "--detours", "1", *options, capsys=capsys)
+    (game / "game.py").write_text(FAULTS)
+    detours = "0" if "WITHOUT_DEV" in options[1] else "1"
+    limit = ["--step-limit", "30"] if "WITHOUT_DEV" in options[1] else []
+    error = fails("train", "own", *PLAY, *TINY, *limit, "--detours", detours, *options,
+                  capsys=capsys)  # fmt: skip
     assert error.startswith(f"stepagent: {expected}")
     assert not (game / "run").exists()
 
@@ -333,7 +372,8 @@ def test_a_recipe_in_a_python_file_is_run(
     ("recipe", "expected"),
     [
         ("owm", "unknown recipe 'owm'; did you mean 'own'? allowed: own, scienceworld-demo, "),
-        ("{tmp}/config.json", "{tmp}/config.json"),
+        ("{tmp}/config.json", "{tmp}/config.json: no such file; expected the config.json of a run"),
+        ("{tmp}/old", "{tmp}/old: a folder; expected {tmp}/old/config.json"),
         ("{tmp}/mine.py", "{tmp}/mine.py: expected {tmp}/mine.py:NAME, with the name of a Train"),
         ("{tmp}/mine.py:MINE", "{tmp}/mine.py: no such file; expected a Python file with a Tra"),
     ],
@@ -341,5 +381,7 @@ def test_a_recipe_in_a_python_file_is_run(
 def test_an_unknown_recipe_is_one_line(
     recipe: str, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "config.json").write_text("{}")
     error = fails("train", recipe.format(tmp=tmp_path), "--out", tmp_path / "run", capsys=capsys)
     assert error.startswith(f"stepagent: {expected.format(tmp=tmp_path)}")

@@ -62,7 +62,7 @@ def test_the_episodes_of_other_items_come_before_the_error(num_parallel: int) ->
             yield Failed(item, f"{item}: broken") if item in ("a", "c") else item
 
     found = list[object]()
-    said = r"^a: broken \(and 1 other items failed\)$"
+    said = r"^a: broken \(and 1 other item failed\)$"
     with pytest.raises(EnvironmentFailed, match=said):
         found.extend(play_all(play, ["a", "b", "c", "d"], num_parallel))
     assert found == ["b", "d"]

@@ -70,7 +70,8 @@ class _Running:
         if (length := len(self.state())) > self.room:
             raise PolicyError(
                 f"{self.item}: its first state has {length} tokens, the policy's context of "
-                f"{self.policy.context} leaves room for {max(self.room, 0)} beside an action"
+                f"{self.policy.context} leaves room for {max(self.room, 0)} beside an action; "
+                "use a model with a longer context, or shorten the observations"
             )
 
     def _act(self, ids: tuple[int, ...]) -> None:

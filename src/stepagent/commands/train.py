@@ -128,4 +128,6 @@ def settings_of(recipe: str) -> Saved:
         return Saved(f"{Path(file).name}:{name}", settings_of_file(Path(file), name), None)
     if recipe.endswith(".py"):
         raise UsageError(f"{recipe}: expected {recipe}:NAME, with the name of a TrainConfig in it")
+    if (Path(recipe) / "config.json").is_file():
+        raise UsageError(f"{recipe}: a folder; expected {Path(recipe) / 'config.json'}")
     raise UsageError(unknown("recipe", recipe, [OWN, *RECIPES]))

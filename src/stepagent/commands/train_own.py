@@ -1,7 +1,7 @@
 """`stepagent train own`: an agent from demonstrations of one's own, with or without environment."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +11,7 @@ from stepagent.commands.models import open_renderer, prepare
 from stepagent.commands.outputs import check_no_input
 from stepagent.commands.parsing import CONFIG, UsageError
 from stepagent.commands.whole_run import SCRATCH, chosen_model, inputs_of, run_training
+from stepagent.console.printable import printable
 from stepagent.experiment.config import TrainConfig
 from stepagent.experiment.defaults import (
     Situation,
@@ -26,12 +27,13 @@ from stepagent.experiment.own_environment import (
     python_file,
     sampled_from_expert,
 )
+from stepagent.experiment.pipeline import choose_panels
 from stepagent.model.adapter_files import base_of, is_adapter
 from stepagent.model.lora import LoRAConfig
 from stepagent.rendering.renderer import Renderer
 from stepagent.scratch.small_model import TinyConfig, texts_of, train_tokenizer
 from stepagent.tasks.base import Task
-from stepagent.tasks.environment_check import check_environment
+from stepagent.tasks.environment_check import check_environment, first_states
 from stepagent.tasks.own import EnvConfig, open_environment
 from stepagent.types import Trajectory
 
@@ -107,7 +109,9 @@ def train_own(options: Sequence[str], recipe: str, given: TrainConfig | None = N
     source = chosen_model(model, asked.config, tiny)
     files = [file for file in (asked.demonstrations, asked.held_out) if file]
     check_no_input(asked.out, files)
-    task = open_environment(asked.env) if asked.env.env else None
+    if asked.env.env is None:
+        _refuse_without_environment(asked.env, given)
+    task = None if asked.env.env is None else open_environment(asked.env)
     try:
         data = _data(asked, source, task)
         known = _situation(source, data, asked.config, task)
@@ -125,6 +129,8 @@ def train_own(options: Sequence[str], recipe: str, given: TrainConfig | None = N
             check_items(config, data, task)
             for warning in check_environment(task, data.demonstrations):
                 print(f"warning: {warning}")
+            panels = choose_panels(config, task, data if asked.demonstrations else None)
+            _check_first_states(task, [i for p in panels.values() for i in p], source, data)
         _tell(data, known, config, is_collected=asked.demonstrations is None)
         run_training(
             recipe,
@@ -141,10 +147,21 @@ def train_own(options: Sequence[str], recipe: str, given: TrainConfig | None = N
             task.close()
 
 
+def _refuse_without_environment(asked: EnvConfig, given: TrainConfig | None) -> None:
+    """Raises `UsageError` for an option of an environment that does not exist."""
+    default = given.task if given and isinstance(given.task, EnvConfig) else EnvConfig()
+    for field in fields(EnvConfig):
+        if field.name != "env" and getattr(asked, field.name) != getattr(default, field.name):
+            option = f"--{field.name.replace('_', '-')}"
+            raise UsageError(f"{option} has no effect without an environment; name one with --env")
+
+
 def _data(asked: Arguments, source: TinyConfig | str, task: Task | None) -> OwnData:
     """The demonstrations: from files, or some of the environment's expert, to know their size."""
     if asked.demonstrations is None and asked.held_out is not None:
         raise UsageError("--held-out: expected --demonstrations too; without it both are collected")
+    if asked.held_out is not None and asked.held_out_share != Arguments.held_out_share:
+        raise UsageError("--held-out-share has no effect: --held-out names what is held out")
     if asked.demonstrations is not None:
         data = read_own_data(
             asked.demonstrations,
@@ -204,6 +221,20 @@ def _situation(
         longest_action=data.longest_action,
         takes_detours=task is not None and len(data.demonstrations) > data.without_item,
     )
+
+
+def _check_first_states(
+    task: Task, items: Sequence[str], source: TinyConfig | str, data: OwnData
+) -> None:
+    """Raises `UsageError` if an item begins with more than the model can read."""
+    renderer, context = _renderer(source, [*data.demonstrations, *data.held_out])
+    for item, instruction, observation in first_states(task, items):
+        length = len(renderer.opening(instruction, observation)) + len(renderer.ask)
+        if length >= context:
+            raise UsageError(
+                f"{printable(item)}: its first state has {length} tokens, the model's context is "
+                f"{context}; use a model with a longer context, or shorten the observations"
+            )
 
 
 def _tell(data: OwnData, known: Situation, config: TrainConfig, *, is_collected: bool) -> None:

@@ -32,8 +32,11 @@ from stepagent.tasks.scienceworld.task import ScienceWorldConfig
 from stepagent.tasks.webshop.task import WebShopConfig
 
 
-class SettingsError(ValueError):
-    """Settings that contradict each other; the message is one line."""
+class SettingsError(RuntimeError):
+    """Settings that contradict each other; the message is one line.
+
+    Not a ValueError, which the command-line parser would print in a box of several lines.
+    """
 
 
 if TYPE_CHECKING:

@@ -162,7 +162,7 @@ def _data(
     """Training demonstrations and the held-out ones, by default the experts of the dev panel."""
     if not run.is_done(DATA):
         with run.unit(DATA) as folder:
-            panels = _panels(config, task, own) if task else {}
+            panels = choose_panels(config, task, own) if task else {}
             if own is not None:
                 _write_own(run, own)
             elif task is not None:
@@ -182,8 +182,13 @@ def _data(
     return train.trajectories, held_out.trajectories
 
 
-def _panels(config: TrainConfig, task: Task, own: OwnData | None) -> dict[str, tuple[str, ...]]:
-    """Dev and test items, without those that the agent learns from."""
+def choose_panels(
+    config: TrainConfig, task: Task, own: OwnData | None
+) -> dict[str, tuple[str, ...]]:
+    """Dev and test items, without those that the agent learns from.
+
+    Raises `OwnDataError` if a panel is empty.
+    """
     learnt = {t.id for t in own.demonstrations} if own else set()
     chosen = {
         "dev": choose_items(task, "dev", config.data.dev, seed=PANEL_SEED),
@@ -191,6 +196,8 @@ def _panels(config: TrainConfig, task: Task, own: OwnData | None) -> dict[str, t
     }
     panels = {name: tuple(i for i in every if i not in learnt) for name, every in chosen.items()}
     for name, items in panels.items():
+        if not chosen[name]:
+            raise OwnDataError(f"{task.name}: no {name} items; expected at least one")
         if not items:
             raise OwnDataError(
                 f"{task.name}: all {name} items are among the demonstrations; expected others"

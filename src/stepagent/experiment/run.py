@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import platform
+import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -37,6 +38,8 @@ from stepagent.files.atomic import TEMPORARY, atomic_folder, atomic_write, disk_
 from stepagent.files.locks import Taken, lock
 from stepagent.trajectories import read_jsonl
 from stepagent.types import Record
+
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 R = TypeVar("R", bound=Record)
 
@@ -285,5 +288,7 @@ def _first_change(before: Any, now: Any, name: str) -> str | None:
         return next((change for change in inner if change), None)
     if before == now:
         return None
+    if all(_SHA256.fullmatch(str(value)) for value in (before, now)):
+        return f"{printable(name)}: its content has changed since the run began"
     was, is_now = (printable(json.dumps(value), limit=200) for value in (before, now))
     return f"{printable(name)} was {was}, is now {is_now}"

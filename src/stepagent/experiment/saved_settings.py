@@ -2,15 +2,16 @@
 
 import difflib
 import importlib.util
-from dataclasses import MISSING, fields, is_dataclass
+import json
+from dataclasses import MISSING, asdict, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
-from stepagent.bounds import OutOfBounds
 from stepagent.console.printable import printable, shown
 from stepagent.experiment.config import SettingsError, TrainConfig
 from stepagent.experiment.run_json import read_config
+from stepagent.tasks.adapters.raised import raised
 
 _UNSAVED = ("engine",)
 """Settings that change no number, which config.json therefore leaves out."""
@@ -34,6 +35,8 @@ def settings_of_run(path: Path) -> Saved:
     place = printable(str(path), limit=4096)
     if path.name != "config.json":
         raise SettingsError(f"{place}: expected the config.json of a run, under that name")
+    if not path.is_file():
+        raise SettingsError(f"{place}: no such file; expected the config.json of a run")
     saved = read_config(path.parent)
     known = saved.get("config") if saved else None
     if not isinstance(known, dict) or "methods" not in known:
@@ -43,7 +46,7 @@ def settings_of_run(path: Path) -> Saved:
         )
     try:
         found = _value(TrainConfig, known, "config")
-    except (ValueError, OutOfBounds) as error:
+    except (ValueError, RuntimeError) as error:
         raise SettingsError(f"{place}: {printable(str(error), limit=500)}") from None
     assert saved is not None and isinstance(found, TrainConfig)
     model = found.model if isinstance(found.model, str) else None
@@ -63,17 +66,26 @@ def settings_of_file(path: Path, name: str) -> TrainConfig:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # whatever somebody's file raises
-        reason = printable(f"{type(error).__name__}: {error}", limit=300)
-        raise SettingsError(f"{place}: cannot be imported: {reason}") from None
+    except (Exception, SystemExit) as error:  # whatever somebody's file raises
+        raise SettingsError(f"{place}: cannot be imported: {raised(error)}") from None
     known = [key for key, value in vars(module).items() if isinstance(value, TrainConfig)]
     if name in known:
         found: TrainConfig = getattr(module, name)
+        _check_types(found, f"{place}: {name}")
         return found
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     listed = ", ".join(known) or "none"
     raise SettingsError(f"{place}: no TrainConfig {printable(name)!r}; {hint}it has: {listed}")
+
+
+def _check_types(config: TrainConfig, where: str) -> None:
+    """Raises `SettingsError` for a value that its field cannot hold; Python itself checks none."""
+    try:
+        as_json = json.loads(json.dumps(asdict(config)))
+    except (TypeError, ValueError) as error:
+        raise SettingsError(f"{where}: {printable(str(error), limit=300)}") from None
+    _value(TrainConfig, as_json, where)
 
 
 def _value(kind: Any, value: Any, where: str) -> Any:

@@ -18,8 +18,11 @@ HEADROOM = 0.8
 T = TypeVar("T")
 
 
-class ComputeError(ValueError):
-    """This machine cannot satisfy the settings; the message is one line."""
+class ComputeError(RuntimeError):
+    """This machine cannot satisfy the settings; the message is one line.
+
+    Not a ValueError, which the command-line parser would print in a box of several lines.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -58,13 +58,22 @@ class LoRAConfig:
     """Layers that are adapted: all-linear, or a regular expression of their names."""
 
     def __post_init__(self) -> None:
-        """Raises `LoRAError` for a negative rank."""
+        """Raises `LoRAError` for a negative rank or names that are no regular expression."""
         if self.rank < 0:
             raise LoRAError(f"--lora.rank must be at least 0, not {self.rank}")
+        try:
+            re.compile(self.target_modules)
+        except re.error as error:
+            raise LoRAError(
+                f"--lora.target-modules {self.target_modules}: not a regular expression ({error})"
+            ) from None
 
 
-class LoRAError(ValueError):
-    """LoRA cannot be set up with these settings; the message is one line."""
+class LoRAError(RuntimeError):
+    """LoRA cannot be set up with these settings; the message is one line.
+
+    Not a ValueError, which the command-line parser would print in a box of several lines.
+    """
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,10 @@
 """A quick check of an environment before anything is trained on it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from stepagent.console.printable import printable
 from stepagent.tasks.adapters.guarded import guarded
-from stepagent.tasks.base import EnvironmentFailed, Task, TextEnv
+from stepagent.tasks.base import EnvironmentFailed, EnvironmentLost, Task, TextEnv
 from stepagent.tasks.own import item_of
 from stepagent.tasks.playing import Episode
 from stepagent.types import Trajectory
@@ -18,7 +18,8 @@ def check_environment(task: Task, demonstrations: Sequence[Trajectory] = ()) -> 
 
     Raises `EnvironmentFailed` for the first fault, `EnvironmentLost` or `ServerError` if a server
     does not answer. Warns if the same item begins differently when it is reset again, and if the
-    first of the demonstrations that belong to an item differs from its replay: detours need both.
+    first of the demonstrations that belong to an item differs from its replay (detours
+    need both) or is not solved by it.
     """
     task = guarded(task)
     items = task.items("train")
@@ -51,6 +52,27 @@ def check_environment(task: Task, demonstrations: Sequence[Trajectory] = ()) -> 
 SEEN_FIRST = ("the instruction", "the first observation")
 
 
+def first_states(task: Task, items: Iterable[str]) -> Iterator[tuple[str, str, str]]:
+    """Resets every item once; yields it with its instruction and its first observation.
+
+    An item that cannot begin is thus found before anything is trained: raises `EnvironmentFailed`
+    for the first one whose environment fails. One that is only lost may be there again when it is
+    played, and is left out.
+    """
+    env = guarded(task).make_env()
+    try:
+        for item in items:
+            try:
+                episode = Episode(env, item)
+            except EnvironmentFailed:
+                raise
+            except EnvironmentLost:
+                continue
+            yield item, episode.instruction, episode.observation
+    finally:
+        env.close()
+
+
 def _replay(env: TextEnv, item: str, demonstration: Trajectory) -> list[str]:
     """What differs from the demonstration when its actions are played again."""
     name, warnings = printable(demonstration.id), []
@@ -76,6 +98,12 @@ def _replay(env: TextEnv, item: str, demonstration: Trajectory) -> list[str]:
                 f"{len(demonstration.steps)}; is --step-limit too low?"
             )
             break
+    else:
+        if demonstration.success is not False and not episode.is_success:
+            warnings.append(
+                f"{name}: its replay ends with score {episode.info['score']:g} of 100, not solved; is the "
+                "scoring right (--score, --best, --success-key)?"
+            )
     return warnings
 
 

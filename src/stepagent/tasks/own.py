@@ -1,6 +1,7 @@
 """Opens a user's own environment as a task, from one string and a few options."""
 
 import inspect
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, cast
@@ -61,8 +62,12 @@ class EnvConfig:
     def __post_init__(self) -> None:
         """Raises `OutOfBounds` for values that are not allowed."""
         check_bounds(self, {"step_limit": COUNT})
-        if not self.worst < self.best:
-            raise OutOfBounds(f"best must be above worst, {self.worst:g}, not {self.best:g}")
+        if not -math.inf < self.worst < math.inf:
+            raise OutOfBounds(f"worst must be finite, not {self.worst:g}")
+        if not self.worst < self.best < math.inf:
+            raise OutOfBounds(
+                f"best must be finite and above worst, {self.worst:g}, not {self.best:g}"
+            )
         split_ranges(self.train_items, self.dev_items, self.test_items)
 
     def make_task(self) -> Task:
@@ -92,7 +97,7 @@ def open_environment(config: EnvConfig) -> Task:
         ServerError: The address is not valid.
     """
     place = config.env
-    if place is None:
+    if not place:
         raise CannotLoad(f"no environment is named; expected {FORMS}")
     if place.startswith(OPENENV):
         return _open_openenv(place.removeprefix(OPENENV), config)

@@ -119,7 +119,8 @@ def play_all(
 def _raise_if_failed(failed: Sequence[Failed]) -> None:
     """Raises `EnvironmentFailed` for the first of them, if any, and counts the others."""
     if failed:
-        others = f" (and {len(failed) - 1} other items failed)" if len(failed) > 1 else ""
+        more = len(failed) - 1
+        others = f" (and {more} other item{'s' * (more > 1)} failed)" if more else ""
         raise EnvironmentFailed(f"{failed[0].reason}{others}")
 
 

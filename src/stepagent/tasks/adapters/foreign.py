@@ -236,7 +236,7 @@ def played_by(expert: Expert, item: str) -> Callable[[str], str | None]:
             action = choose(observation)
         except (ExpertFailed, EnvironmentLost):
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise EnvironmentFailed(f"{item}: the expert raised {raised(error)}") from error
         if action is not None and (not isinstance(action, str) or not action.strip()):
             raise EnvironmentFailed(

@@ -8,7 +8,8 @@ import gymnasium as gym
 
 from stepagent.console.printable import printable
 from stepagent.tasks.adapters.foreign import LONGEST, SPLITS, ForeignTask
-from stepagent.tasks.adapters.raised import raised
+from stepagent.tasks.adapters.patience import reported_if_slow
+from stepagent.tasks.adapters.raised import cause, raised
 from stepagent.tasks.adapters.replies import Unusable, flag, number, quoted, text
 from stepagent.tasks.base import (
     EngineMissing,
@@ -191,10 +192,11 @@ def explained(what: str, item: str = "") -> Iterator[None]:
     A broken connection and a timeout may be temporary: they are `EnvironmentLost`.
     """
     try:
-        yield
+        with reported_if_slow(f"{item}: " * bool(item) + what):
+            yield
     except OUR_ERRORS:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         message = f"{item}: " * bool(item) + f"{what} raised {raised(error)}"
         is_temporary = isinstance(error, ConnectionError | TimeoutError)
-        raise (EnvironmentLost if is_temporary else EnvironmentFailed)(message) from error
+        raise (EnvironmentLost if is_temporary else EnvironmentFailed)(message) from cause(error)

@@ -16,7 +16,8 @@ from gymnasium import spaces
 
 from stepagent.console.printable import printable
 from stepagent.tasks.adapters.foreign import Answer, Expert, ForeignEnv, ForeignTask, Items
-from stepagent.tasks.adapters.raised import raised
+from stepagent.tasks.adapters.patience import reported_if_slow
+from stepagent.tasks.adapters.raised import cause, raised
 from stepagent.tasks.adapters.replies import Unusable, flag, names, number, quoted, text
 from stepagent.tasks.adapters.scoring import Scoring
 from stepagent.tasks.adapters.seeds import seed_items
@@ -137,8 +138,9 @@ class GymTaskEnv(ForeignEnv):
         close = getattr(inner, "close", None)
         if close is not None:
             try:
-                close()
-            except Exception as error:
+                with reported_if_slow(f"{self._gym_task.name}: close()"):
+                    close()
+            except (Exception, SystemExit) as error:
                 logger.warning(
                     "%s: close() raised %s", printable(self._gym_task.name), raised(error)
                 )
@@ -146,7 +148,7 @@ class GymTaskEnv(ForeignEnv):
     def _made(self) -> Any:
         try:
             return self._gym_task.make_inner()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             reason = f"the environment cannot be made: {raised(error)}"
             raise self._failed(reason) from error
 
@@ -203,14 +205,15 @@ class GymTaskEnv(ForeignEnv):
     def _explained(self, what: str, hint: str = "") -> Iterator[None]:
         """Turns exceptions of the inner environment into ours, and drops that environment."""
         try:
-            yield
-        except Exception as error:
+            with reported_if_slow(f"{self._item}: {what}"):
+                yield
+        except (Exception, SystemExit) as error:
             self.end()
             if isinstance(error, EnvironmentLost):
                 raise
             if isinstance(error, ConnectionError | TimeoutError):
                 raise EnvironmentLost(f"{self._item}: {what} raised {raised(error)}") from error
-            raise self._failed(f"{what} raised {raised(error)}{hint}") from error
+            raise self._failed(f"{what} raised {raised(error)}{hint}") from cause(error)
 
     def _text(self, value: object) -> str:
         if isinstance(value, bytes):

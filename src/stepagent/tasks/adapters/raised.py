@@ -31,6 +31,15 @@ def raised(error: BaseException) -> str:
     return printable(message, limit=300) + (f" ({printable(place, limit=300)})" if place else "")
 
 
+def cause(error: BaseException) -> BaseException | None:
+    """What to raise an error `from` in a context manager: the exception, except `StopIteration`.
+
+    contextlib takes a RuntimeError that a StopIteration caused for the StopIteration itself, and
+    would raise that again.
+    """
+    return None if isinstance(error, StopIteration) else error
+
+
 def _place(error: BaseException) -> str:
     if isinstance(error, SyntaxError) and error.filename:
         return f"{_shown(error.filename)}:{error.lineno}"

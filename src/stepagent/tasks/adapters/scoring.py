@@ -26,9 +26,11 @@ class Scoring:
     it, else whether the score is 100."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError unless best is above worst."""
-        if not self.worst < self.best:
-            raise ValueError(f"best ({self.best:g}) must be above worst ({self.worst:g})")
+        """Raises ValueError unless best is above worst, and both are finite."""
+        if not -math.inf < self.worst < self.best < math.inf:
+            raise ValueError(
+                f"best ({self.best:g}) must be above worst ({self.worst:g}), and both finite"
+            )
 
     def __str__(self) -> str:
         """The rule in words, for reports."""
