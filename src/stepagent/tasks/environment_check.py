@@ -101,8 +101,8 @@ def _replay(env: TextEnv, item: str, demonstration: Trajectory) -> list[str]:
     else:
         if demonstration.success is not False and not episode.is_success:
             warnings.append(
-                f"{name}: its replay ends with score {episode.info['score']:g} of 100, not solved; is the "
-                "scoring right (--score, --best, --success-key)?"
+                f"{name}: its replay ends with score {episode.info['score']:g} of 100, not solved; "
+                "is the scoring right (--score, --best, --success-key)?"
             )
     return warnings
 
