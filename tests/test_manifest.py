@@ -12,8 +12,8 @@ import pytest
 
 from fakes import demonstrations, random_policy
 from stepagent import cli
-from stepagent.commands.inputs import model_input
 from stepagent.experiment.config import TrainConfig
+from stepagent.experiment.inputs import model_input
 from stepagent.experiment.manifest import check_policy
 from stepagent.experiment.novice import check_novice, open_policy, take_novice
 from stepagent.experiment.results import write_results

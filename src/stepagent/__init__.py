@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from stepagent.algorithms.ppo import PPOConfig
     from stepagent.algorithms.sft import SFTConfig
     from stepagent.api.learning import evaluate, inspect, likeness, reflect, sft
-    from stepagent.api.models import deterministic, from_scratch
+    from stepagent.api.models import from_scratch
     from stepagent.api.step_rewards import score
     from stepagent.api.trajectory_files import read_trajectories, write_trajectories
-    from stepagent.api.whole_run import Results, train
+    from stepagent.api.whole_run import Results, load_settings, train
     from stepagent.evaluation import Evaluation, EvaluationConfig, Likeness
     from stepagent.experiment.config import DataConfig, TrainConfig
     from stepagent.inspection import agreement
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from stepagent.learners.implicit import ImplicitConfig
     from stepagent.learners.inverse import InverseConfig
     from stepagent.learners.sft import MoreSFTConfig
-    from stepagent.model.device import ComputeConfig
+    from stepagent.model.device import ComputeConfig, deterministic
     from stepagent.model.generation import Decoding
     from stepagent.model.lora import LoRAConfig
     from stepagent.model.policy import Policy
@@ -85,6 +85,7 @@ __all__ = [
     "from_scratch",
     "inspect",
     "likeness",
+    "load_settings",
     "open_environment",
     "read_trajectories",
     "reflect",
@@ -99,10 +100,10 @@ _MODULES = {
     "algorithms.ppo": ("PPOConfig",),
     "algorithms.sft": ("SFTConfig",),
     "api.learning": ("evaluate", "inspect", "likeness", "reflect", "sft"),
-    "api.models": ("deterministic", "from_scratch"),
+    "api.models": ("from_scratch",),
     "api.step_rewards": ("score",),
     "api.trajectory_files": ("read_trajectories", "write_trajectories"),
-    "api.whole_run": ("Results", "train"),
+    "api.whole_run": ("Results", "load_settings", "train"),
     "evaluation": ("Evaluation", "EvaluationConfig", "Likeness"),
     "experiment.config": ("DataConfig", "TrainConfig"),
     "inspection": ("agreement",),
@@ -110,7 +111,7 @@ _MODULES = {
     "learners.implicit": ("ImplicitConfig",),
     "learners.inverse": ("InverseConfig",),
     "learners.sft": ("MoreSFTConfig",),
-    "model.device": ("ComputeConfig",),
+    "model.device": ("ComputeConfig", "deterministic"),
     "model.generation": ("Decoding",),
     "model.lora": ("LoRAConfig",),
     "model.policy": ("Policy",),

@@ -177,7 +177,6 @@ def _quiet() -> None:
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TRANSFORMERS_VERBOSITY": "error",
         "TOKENIZERS_PARALLELISM": "false",
-        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # deterministic matrix products on CUDA
     }
     logger = logging.getLogger("stepagent")
     logger.setLevel(logging.INFO)

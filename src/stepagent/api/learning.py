@@ -220,17 +220,27 @@ def _rendered(
     policy: Policy, trajectories: Sequence[Trajectory], where: str, name: str = "demonstrations"
 ) -> list[RenderedTrajectory]:
     """Those that fit into the context; the others are one warning."""
-    if not trajectories:
-        raise DemonstrationsError(f"{where}: {name} is empty; expected at least one trajectory")
-    ids = [t.id for t in trajectories]
-    if twice := next((id for n, id in enumerate(ids) if id in ids[:n]), None):
-        raise DemonstrationsError(f"{where}: id {twice!r} occurs twice in {name}; ids are unique")
+    check_ids(where, trajectories, name)
     found, left_out = policy.render_fitting(trajectories)
     if left_out:
+        count = len(trajectories)
         logger.warning(
-            "%s: %d of %d %s left out: %s", where, len(left_out), len(ids), name, left_out[0]
+            "%s: %d of %d %s left out: %s", where, len(left_out), count, name, left_out[0]
         )
     return found
+
+
+def check_ids(where: str, trajectories: Sequence[Trajectory], name: str) -> None:
+    """Raises `DemonstrationsError` if there are no trajectories, or several of one id."""
+    if not trajectories:
+        raise DemonstrationsError(f"{where}: {name} is empty; expected at least one trajectory")
+    seen = set[str]()
+    for t in trajectories:
+        if t.id in seen:
+            raise DemonstrationsError(
+                f"{where}: id {t.id!r} occurs twice in {name}; ids are unique"
+            )
+        seen.add(t.id)
 
 
 def check_apart(

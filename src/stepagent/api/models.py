@@ -1,14 +1,9 @@
-"""Models for the Python API: one made from scratch, and the same numbers every time."""
+"""A model made from scratch, ready for `sft`."""
 
 import logging
-import os
-import random
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-
-import numpy as np
-import torch
 
 from stepagent.model.device import ComputeConfig
 from stepagent.model.policy import Policy
@@ -17,25 +12,6 @@ from stepagent.scratch.small_model import TinyConfig, build_tiny_model
 from stepagent.types import Trajectory
 
 logger = logging.getLogger(__name__)
-
-
-def deterministic(seed: int = 0) -> None:
-    """Makes PyTorch compute the same numbers in every run on the same machine.
-
-    Call it once, before a model is loaded. Only deterministic kernels are used from then on;
-    an operation without one raises RuntimeError. The global generators of `random`, NumPy and
-    PyTorch are seeded too, for code of your own: functions of this package take their own `seed`
-    and leave the global generators alone.
-
-    Args:
-        seed: 0 to 2**32 - 1.
-    """
-    # Read by CUDA when its first matrix product is made.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
 
 
 def from_scratch(

@@ -22,7 +22,6 @@ from stepagent.commands.chat_models import (
     print_lost,
 )
 from stepagent.commands.episode_journal import PLAYED, drop_journal, is_kept, journal_path, kept
-from stepagent.commands.inputs import model_input
 from stepagent.commands.models import TaskChoice, load_policy, local_model, open_task, prepare
 from stepagent.commands.outputs import check_file
 from stepagent.commands.parsing import UsageError, check_at_least_one, run_command
@@ -33,6 +32,7 @@ from stepagent.evaluation import (
     panel_hash,
     summarize,
 )
+from stepagent.experiment.inputs import model_input
 from stepagent.experiment.pipeline import PANEL_SEED
 from stepagent.experiment.results import interval_text
 from stepagent.model.device import ComputeConfig

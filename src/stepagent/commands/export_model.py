@@ -6,11 +6,11 @@ from typing import Annotated
 
 import tyro
 
-from stepagent.commands.inputs import files_of
 from stepagent.commands.models import local_model, prepare
 from stepagent.commands.outputs import check_folder
 from stepagent.commands.parsing import UsageError, run_command
 from stepagent.experiment.export import export_discriminator, export_policy
+from stepagent.experiment.inputs import files_of
 from stepagent.experiment.manifest import check_policy
 from stepagent.experiment.run_folder import UNITS
 from stepagent.learners.inverse import DISCRIMINATOR

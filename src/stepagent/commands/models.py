@@ -1,10 +1,10 @@
 """Opening of policies, tokenizers and tasks by commands, with deterministic numbers."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Union
 
-import torch
 import tyro
 from transformers.utils import logging as transformers_logging
 
@@ -12,13 +12,15 @@ from stepagent.commands.parsing import UsageError
 from stepagent.experiment.config import TASKS, TaskConfig
 from stepagent.experiment.manifest import check_policy
 from stepagent.model.adapter_files import base_of, is_adapter
-from stepagent.model.device import ComputeConfig
+from stepagent.model.device import ComputeConfig, deterministic
 from stepagent.model.gguf import converted
 from stepagent.model.lora import LoRAConfig
 from stepagent.model.policy import Policy, open_tokenizer
 from stepagent.model.weights import open_config, place
 from stepagent.rendering.renderer import Renderer
+from stepagent.scratch.small_model import TinyConfig, texts_of, train_tokenizer
 from stepagent.tasks.base import Task
+from stepagent.types import Trajectory
 
 if TYPE_CHECKING:
     TaskChoice = TaskConfig
@@ -35,9 +37,9 @@ else:  # a subcommand for each task, built at run time, which type checkers cann
 
 
 def prepare() -> None:
-    """Silences progress bars of other libraries, and makes torch deterministic."""
+    """Silences progress bars of other libraries, and makes PyTorch deterministic."""
     transformers_logging.disable_progress_bar()
-    torch.use_deterministic_algorithms(True)
+    deterministic()
 
 
 def local_model(name: str) -> str:
@@ -90,6 +92,19 @@ def open_renderer(name: str) -> tuple[Renderer, int]:
     if context is None:
         raise UsageError(f"{place(name)}: its config lacks max_position_embeddings")
     return Renderer(open_tokenizer(model, base)), context
+
+
+def renderer_of(
+    source: TinyConfig | str, trajectories: Sequence[Trajectory]
+) -> tuple[Renderer, int]:
+    """The renderer of a model, or of one that is made from the trajectories, and its context.
+
+    Raises what `open_renderer` raises.
+    """
+    if isinstance(source, str):
+        return open_renderer(source)
+    tokenizer = train_tokenizer(texts_of(trajectories), source.vocab_size)
+    return Renderer(tokenizer), source.context
 
 
 def open_task(config: TaskConfig) -> Task:

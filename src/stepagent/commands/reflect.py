@@ -9,12 +9,12 @@ import tyro
 
 from stepagent.bounds import COUNT, SEED, check_bounds
 from stepagent.commands.demonstrations import read_demonstrations, render_demonstrations
-from stepagent.commands.inputs import model_input
 from stepagent.commands.models import load_policy, local_model, prepare
 from stepagent.commands.outputs import check_no_input
 from stepagent.commands.parsing import CONFIG, UsageError
 from stepagent.evaluation import likeness
 from stepagent.experiment.config import Reflection
+from stepagent.experiment.inputs import model_input
 from stepagent.experiment.rounds import Rounds
 from stepagent.experiment.run import Run, to_json
 from stepagent.experiment.run_folder import START, round_unit, unit_path

@@ -9,10 +9,10 @@ import tyro
 from stepagent.algorithms.sft import SFTConfig, sft
 from stepagent.bounds import COUNT, check_bounds
 from stepagent.commands.demonstrations import read_demonstrations, render_demonstrations
-from stepagent.commands.inputs import files_of
 from stepagent.commands.models import load_policy, prepare
 from stepagent.commands.outputs import check_folder
 from stepagent.commands.parsing import UsageError, run_command
+from stepagent.experiment.inputs import files_of
 from stepagent.files.atomic import atomic_folder
 from stepagent.model.device import ComputeConfig
 from stepagent.model.lora import LoRAConfig

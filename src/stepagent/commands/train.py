@@ -8,12 +8,12 @@ from typing import Annotated
 import tyro
 
 from stepagent.commands.models import open_task, prepare
-from stepagent.commands.parsing import CONFIG, UsageError, unknown
+from stepagent.commands.parsing import CONFIG, UsageError
 from stepagent.commands.train_own import OWN, train_own
 from stepagent.commands.whole_run import chosen_model, inputs_of, run_training
 from stepagent.experiment.config import TrainConfig
 from stepagent.experiment.recipes import RECIPES
-from stepagent.experiment.saved_settings import Saved, settings_of_file, settings_of_run
+from stepagent.experiment.saved_settings import settings_of
 from stepagent.scratch.small_model import TinyConfig
 from stepagent.tasks.own import EnvConfig
 
@@ -78,7 +78,7 @@ def main(args: Sequence[str]) -> None:
     if recipe == OWN:
         train_own(options, OWN)
         return
-    name, config, folder = settings_of(recipe)
+    name, config, folder = settings_of(recipe, known=(OWN, *RECIPES))
     if config.task is None or isinstance(config.task, EnvConfig):
         train_own(options, name, config)
         return
@@ -111,23 +111,3 @@ def main(args: Sequence[str]) -> None:
         )
     finally:
         task.close()
-
-
-def settings_of(recipe: str) -> Saved:
-    """The settings of a recipe, or of a file with settings.
-
-    Raises `UsageError` for an unknown name, `SettingsError` or `RunError` for a file that has no
-    usable settings.
-    """
-    if recipe in RECIPES:
-        return Saved(recipe, RECIPES[recipe], None)
-    if Path(recipe).suffix == ".json":
-        return settings_of_run(Path(recipe))
-    file, colon, name = recipe.rpartition(":")
-    if colon and file.endswith(".py"):
-        return Saved(f"{Path(file).name}:{name}", settings_of_file(Path(file), name), None)
-    if recipe.endswith(".py"):
-        raise UsageError(f"{recipe}: expected {recipe}:NAME, with the name of a TrainConfig in it")
-    if (Path(recipe) / "config.json").is_file():
-        raise UsageError(f"{recipe}: a folder; expected {Path(recipe) / 'config.json'}")
-    raise UsageError(unknown("recipe", recipe, [OWN, *RECIPES]))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from stepagent.commands.models import open_renderer, prepare
+from stepagent.commands.models import prepare, renderer_of
 from stepagent.commands.outputs import check_no_input
 from stepagent.commands.parsing import CONFIG, UsageError
 from stepagent.commands.whole_run import SCRATCH, chosen_model, inputs_of, run_training
@@ -30,12 +30,10 @@ from stepagent.experiment.own_environment import (
 from stepagent.experiment.pipeline import choose_panels
 from stepagent.model.adapter_files import base_of, is_adapter
 from stepagent.model.lora import LoRAConfig
-from stepagent.rendering.renderer import Renderer
-from stepagent.scratch.small_model import TinyConfig, texts_of, train_tokenizer
+from stepagent.scratch.small_model import TinyConfig
 from stepagent.tasks.base import Task
 from stepagent.tasks.environment_check import check_environment, first_states
 from stepagent.tasks.own import EnvConfig, open_environment
-from stepagent.types import Trajectory
 
 OWN = "own"
 
@@ -166,7 +164,7 @@ def _data(asked: Arguments, source: TinyConfig | str, task: Task | None) -> OwnD
         data = read_own_data(
             asked.demonstrations,
             asked.held_out,
-            lambda trajectories: _renderer(source, trajectories),
+            lambda trajectories: renderer_of(source, trajectories),
             share=asked.held_out_share,
         )
         return data if task is None else in_items(data, task)
@@ -175,7 +173,7 @@ def _data(asked: Arguments, source: TinyConfig | str, task: Task | None) -> OwnD
             "--demonstrations: name a file of an expert's trajectories, or with --env an "
             "environment that has an expert"
         )
-    return sampled_from_expert(task, lambda trajectories: _renderer(source, trajectories))
+    return sampled_from_expert(task, lambda trajectories: renderer_of(source, trajectories))
 
 
 def _inputs(asked: Arguments, source: TinyConfig | str) -> dict[str, str]:
@@ -197,14 +195,6 @@ def _parsed(options: Sequence[str], prog: str, config: TrainConfig) -> Arguments
         config=replace(config, model=tiny, task=None),
     )
     return tyro.cli(Arguments, prog=prog, args=options, default=default, config=CONFIG)
-
-
-def _renderer(source: TinyConfig | str, trajectories: Sequence[Trajectory]) -> tuple[Renderer, int]:
-    """The renderer of the model, and its context in tokens."""
-    if isinstance(source, str):
-        return open_renderer(source)
-    tokenizer = train_tokenizer(texts_of(trajectories), source.vocab_size)
-    return Renderer(tokenizer), source.context
 
 
 def _situation(

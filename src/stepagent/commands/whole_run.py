@@ -3,20 +3,19 @@
 from collections.abc import Mapping
 from pathlib import Path
 from shlex import quote
-from typing import Any
 
-from stepagent.commands.inputs import model_input
 from stepagent.commands.models import local_model
 from stepagent.commands.outputs import check_no_input
 from stepagent.commands.parsing import UsageError
 from stepagent.commands.report import check_page
 from stepagent.experiment.config import TrainConfig
 from stepagent.experiment.dev_and_test import best_unit
+from stepagent.experiment.inputs import model_input, run_settings
 from stepagent.experiment.manifest import check_policy
-from stepagent.experiment.novice import check_novice, model_name, take_novice
+from stepagent.experiment.novice import check_novice, take_novice
 from stepagent.experiment.own import OwnData
 from stepagent.experiment.pipeline import train
-from stepagent.experiment.run import Run, to_json
+from stepagent.experiment.run import Run
 from stepagent.experiment.run_folder import HELD_OUT, REPORT, SUMMARY
 from stepagent.files.atomic import file_hash
 from stepagent.report.page import write_report
@@ -64,7 +63,7 @@ def run_training(
     page = out / REPORT
     given = [Path(config.model)] if isinstance(config.model, str) else []
     check_no_input(out, [*given, *([novice] if novice else [])])
-    settings = _settings(recipe, config, task, inputs)
+    settings = run_settings(recipe, config, task, inputs)
     if novice is not None:
         check_novice(novice, settings)
     if out.is_dir():
@@ -83,22 +82,3 @@ def run_training(
         f"Try it: stepagent inspect --policy {quote(str(policy))} --demonstrations "
         f"{quote(str(out / HELD_OUT))} --out actions.jsonl"
     )
-
-
-def _settings(
-    recipe: str, config: TrainConfig, task: Task | None, inputs: Mapping[str, str]
-) -> dict[str, Any]:
-    """What must be unchanged when the run is resumed; a model by its content, not its path."""
-    own = to_json(config)
-    if own["task"] is not None:
-        # How long an engine is waited for changes no number, and may change when a run is resumed.
-        own["task"].pop("engine", None)
-    if isinstance(config.model, str):
-        own["model"] = model_name(config.model)
-    return {
-        "recipe": recipe,
-        "seed": config.seed,
-        "protocol": to_json(task.facts()) if task else {},
-        "config": own,
-        "inputs": dict(inputs),
-    }

@@ -1,10 +1,12 @@
 """All settings of a run; every field is an option of `stepagent train`."""
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias, cast
+from dataclasses import dataclass, fields
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, Union, cast, get_args, get_origin
 
 from stepagent.algorithms.sft import SFTConfig
 from stepagent.bounds import AMOUNT, COUNT, SEED, check_bounds
+from stepagent.console.printable import printable
 from stepagent.evaluation import EvaluationConfig
 from stepagent.learners.base import LearnerConfig
 from stepagent.learners.baselines import (
@@ -162,7 +164,8 @@ class TrainConfig:
     """Seed of weights, data order and sampling; dev and test items are the same for all seeds."""
 
     def __post_init__(self) -> None:
-        """Raises `OutOfBounds`, and `SettingsError` for settings that contradict each other."""
+        """Raises `OutOfBounds`, and `SettingsError` for settings of a wrong type or in conflict."""
+        _check_types(self)
         check_bounds(self, {"rounds": COUNT, "seed": SEED})
         for learnt in (self.sft, self.sft_more, self.dagger, self.rft.sft):
             check_bounds(learnt, {"epochs": COUNT})
@@ -198,3 +201,36 @@ class TrainConfig:
     def learner_config(self, method: str) -> LearnerConfig:
         """The settings of a method that learns in rounds: the field of its name."""
         return cast(LearnerConfig, getattr(self, method))
+
+
+def _check_types(config: TrainConfig) -> None:
+    """Raises `SettingsError` for a value of another type: the config of one method for another."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if not _is_of(field.type, value):
+            shown = repr(value) if isinstance(value, str | int | tuple) else type(value).__name__
+            raise SettingsError(
+                f"{field.name} is {printable(shown, limit=100)}; expected {_kind_name(field.type)}"
+            )
+
+
+def _is_of(kind: Any, value: object) -> bool:
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return any(_is_of(member, value) for member in inner)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_is_of(inner[0], part) for part in value)
+    if origin is Literal:
+        return value in inner
+    return isinstance(value, kind) and not (kind is int and isinstance(value, bool))
+
+
+def _kind_name(kind: Any) -> str:
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return " or ".join(map(_kind_name, inner))
+    if origin is tuple:
+        return f"a tuple of {_kind_name(inner[0])}"
+    if origin is Literal:
+        return ", ".join(map(str, inner))
+    return "None" if kind is type(None) else kind.__name__

@@ -8,7 +8,7 @@ same item (`12` and `12#2`) stay on the same side, and equal trajectories are us
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,23 +63,39 @@ def read_own_data(
         raise OwnDataError(f"--held-out-share {share:g}: expected a share between 0 and 1")
     if held_out is not None:
         _refuse_same_file(demonstrations, held_out)
+    read = {
+        _shown(file): read_foreign(file).trajectories
+        for file in (demonstrations, held_out)
+        if file is not None
+    }
+    return own_data(read, open_renderer, share=share)
+
+
+def own_data(
+    given: Mapping[str, Sequence[Trajectory]], open_renderer: OpenRenderer, *, share: float = 0.2
+) -> OwnData:
+    """Demonstrations, and held-out trajectories if there are two lists, by where they come from.
+
+    Cleans and splits them as `read_own_data` does, and raises what it raises.
+    """
     left_out: dict[str, int] = {}
-    read = {file: _usable(file, left_out) for file in (demonstrations, held_out) if file}
-    renderer, context = open_renderer([t for own in read.values() for t in own])
-    longest, fitting = 0, dict[Path, list[Trajectory]]()
-    for file, trajectories in read.items():
-        rendered = _fitting(file, trajectories, renderer, context, left_out)
-        fitting[file] = [r.trajectory for r in rendered]
+    usable = {place: _usable(place, found, left_out) for place, found in given.items()}
+    renderer, context = open_renderer([t for own in usable.values() for t in own])
+    longest, fitting = 0, dict[str, list[Trajectory]]()
+    for place, trajectories in usable.items():
+        rendered = _fitting(place, trajectories, renderer, context, left_out)
+        fitting[place] = [r.trajectory for r in rendered]
         longest = max(longest, *(len(action) for r in rendered for action in r.actions))
+    demonstrations, *held_out = fitting
     own = fitting[demonstrations]
-    if held_out is not None:
-        other = fitting[held_out]
-        own = _without_held_out(own, other, demonstrations, held_out, left_out)
+    if held_out:
+        other = fitting[held_out[0]]
+        own = _without_held_out(own, other, demonstrations, held_out[0], left_out)
     elif len(_items(own)) < 2:
         raise OwnDataError(
-            f"{_shown(demonstrations)}: {_counted(own)} of one item; expected at least 2 items, "
-            "since one is held out to choose the best round; add demonstrations, or name a file of "
-            "other trajectories with --held-out"
+            f"{demonstrations}: {_counted(own)} of one item; expected at least 2 items, since one "
+            "is held out to choose the best round; add demonstrations, or name other trajectories "
+            "to hold out (--held-out)"
         )
     else:
         own, other = split_by_content(own, share)
@@ -123,14 +139,13 @@ def content_hash(trajectory: Trajectory) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _usable(file: Path, left_out: dict[str, int]) -> list[Trajectory]:
-    """The trajectories of a file that an expert finished, each once; counts the others."""
-    found = read_foreign(file).trajectories
-    _refuse_blind(file, found)
+def _usable(place: str, found: Sequence[Trajectory], left_out: dict[str, int]) -> list[Trajectory]:
+    """The trajectories that an expert finished, each once; counts the others."""
+    _refuse_blind(place, found)
     solved = [t for t in found if t.success is not False]
     if not solved:
         raise OwnDataError(
-            f"{_shown(file)}: {_counted(found)}, all marked as failed (success: false); expected "
+            f"{place}: {_counted(found)}, all marked as failed (success: false); expected "
             "what an expert did"
         )
     _count(left_out, "marked as failed (success: false)", len(found) - len(solved))
@@ -140,7 +155,7 @@ def _usable(file: Path, left_out: dict[str, int]) -> list[Trajectory]:
 
 
 def _fitting(
-    file: Path,
+    place: str,
     trajectories: Sequence[Trajectory],
     renderer: Renderer,
     context: int,
@@ -160,7 +175,7 @@ def _fitting(
             reasons.append(f"{printable(trajectory.id)} has {rendered.num_tokens}")
     if not fitting:
         raise OwnDataError(
-            f"{_shown(file)}: no trajectory (of {len(trajectories)}) fits the model's context of "
+            f"{place}: no trajectory (of {len(trajectories)}) fits the model's context of "
             f"{context} tokens: {reasons[0]}; use a model with a longer context, or shorten the "
             "observations"
         )
@@ -168,12 +183,12 @@ def _fitting(
     return fitting
 
 
-def _refuse_blind(file: Path, trajectories: Sequence[Trajectory]) -> None:
+def _refuse_blind(place: str, trajectories: Sequence[Trajectory]) -> None:
     """Raises `OwnDataError` if no step shows what the actions before it did."""
     has_seen = any(step.observation.strip() for t in trajectories for step in t.steps)
     if not has_seen and any(len(t.steps) > 1 for t in trajectories):
         raise OwnDataError(
-            f"{_shown(file)}: no step has an observation; expected what the agent saw before each "
+            f"{place}: no step has an observation; expected what the agent saw before each "
             "action, such as a user or tool message (docs/formats.md)"
         )
 
@@ -189,8 +204,8 @@ def _refuse_same_file(demonstrations: Path, held_out: Path) -> None:
 def _without_held_out(
     own: list[Trajectory],
     other: Sequence[Trajectory],
-    demonstrations: Path,
-    held_out: Path,
+    demonstrations: str,
+    held_out: str,
     left_out: dict[str, int],
 ) -> list[Trajectory]:
     """The demonstrations without those that are also held out.
@@ -202,7 +217,7 @@ def _without_held_out(
     kept = [t for t in own if content_hash(t) not in known]
     if not kept:
         raise OwnDataError(
-            f"{_shown(demonstrations)}: all {_counted(own)} are in {_shown(held_out)} too; "
+            f"{demonstrations}: all {_counted(own)} are in {held_out} too; "
             "expected other trajectories to train on"
         )
     _count(left_out, "equal to a held-out one", len(own) - len(kept))

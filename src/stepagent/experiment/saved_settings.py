@@ -1,8 +1,9 @@
-"""Settings from files: the config.json of an earlier run, or a `TrainConfig` in a Python file."""
+"""Settings by name: a recipe, config.json of an earlier run, a `TrainConfig` in a Python file."""
 
 import difflib
 import importlib.util
 import json
+from collections.abc import Iterable
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -10,6 +11,7 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_ty
 
 from stepagent.console.printable import printable, shown
 from stepagent.experiment.config import SettingsError, TrainConfig
+from stepagent.experiment.recipes import RECIPES
 from stepagent.experiment.run_json import read_config
 from stepagent.tasks.adapters.raised import raised
 
@@ -18,12 +20,38 @@ _UNSAVED = ("engine",)
 
 
 class Saved(NamedTuple):
-    """The settings of an earlier run."""
+    """Settings that were named."""
 
     recipe: str
     config: TrainConfig
     folder: str | None
     """Name of the folder of its model; config.json does not hold its path."""
+
+
+def settings_of(name: str, *, known: Iterable[str] = RECIPES) -> Saved:
+    """The settings of a recipe, of RUN/config.json or of FILE.py:NAME.
+
+    Raises `SettingsError` for an unknown name, among those that are `known`; `SettingsError` or
+    `RunError` for a file that has no usable settings.
+    """
+    if name in RECIPES:
+        return Saved(name, RECIPES[name], None)
+    if Path(name).suffix == ".json":
+        return settings_of_run(Path(name))
+    file, colon, variable = name.rpartition(":")
+    if colon and file.endswith(".py"):
+        found = settings_of_file(Path(file), variable)
+        return Saved(f"{Path(file).name}:{variable}", found, None)
+    if name.endswith(".py"):
+        place = printable(name, limit=4096)
+        raise SettingsError(f"{place}: expected {place}:NAME, with the name of a TrainConfig in it")
+    if (Path(name) / "config.json").is_file():
+        place = printable(name, limit=4096)
+        raise SettingsError(f"{place}: a folder; expected {place}/config.json")
+    known = [*known]
+    raise SettingsError(
+        f"unknown recipe {printable(name)!r}; {_near(name, known)}allowed: {', '.join(known)}"
+    )
 
 
 def settings_of_run(path: Path) -> Saved:
@@ -73,10 +101,15 @@ def settings_of_file(path: Path, name: str) -> TrainConfig:
         found: TrainConfig = getattr(module, name)
         _check_types(found, f"{place}: {name}")
         return found
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
     listed = ", ".join(known) or "none"
-    raise SettingsError(f"{place}: no TrainConfig {printable(name)!r}; {hint}it has: {listed}")
+    raise SettingsError(
+        f"{place}: no TrainConfig {printable(name)!r}; {_near(name, known)}it has: {listed}"
+    )
+
+
+def _near(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]!r}? " if near else ""
 
 
 def _check_types(config: TrainConfig, where: str) -> None:

@@ -1,10 +1,13 @@
-"""Device, precision, and how many tokens fit into memory at once."""
+"""Device, precision, deterministic numbers, and how many tokens fit into memory at once."""
 
+import os
+import random
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
+import numpy as np
 import torch
 
 CPU_TOKEN_BUDGET = 512
@@ -60,6 +63,25 @@ class ComputeConfig:
         if self.precision == "auto":
             return self.torch_device.type == "cuda"
         return self.precision == "bfloat16"
+
+
+def deterministic(seed: int = 0) -> None:
+    """Makes PyTorch compute the same numbers in every run on the same machine.
+
+    Call it once, before a model is loaded. Only deterministic kernels are used from then on;
+    an operation without one raises RuntimeError. The global generators of `random`, NumPy and
+    PyTorch are seeded too, for code of your own: functions of this package take their own `seed`
+    and leave the global generators alone.
+
+    Args:
+        seed: 0 to 2**32 - 1.
+    """
+    # Read by CUDA when its first matrix product is made.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
 
 
 def fitting_tokens(free: int, reserved: int, bytes_per_token: float) -> int:
