@@ -219,7 +219,18 @@ def agreement(practised: Sequence[PracticedStep]) -> float:
 
     Returns:
         Share of agent actions that equal the expert's action, 0 to 1.
+
+    Raises:
+        ValueError: There are no steps.
+
+    Example:
+        >>> import stepagent
+        >>> lesson = stepagent.inspect(policy, demonstrations, held_out)
+        >>> 0 <= stepagent.agreement(lesson.practised) <= 1
+        True
     """
+    if not practised:
+        raise ValueError("agreement: no practised steps; expected at least one")
     same = [
         same_action(own.text, step.expert_action)
         for step in practised

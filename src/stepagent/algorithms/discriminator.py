@@ -52,7 +52,7 @@ MAX_SCALE = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class DiscriminatorConfig:
-    """Training of the discriminator within one round."""
+    """Training of the discriminator (GAIL, arXiv 1606.03476) within one round."""
 
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=3e-4)
     """AdamW settings; optimizer and schedule are reset in each round."""

@@ -38,7 +38,7 @@ from stepagent.model.updates import (
 
 @dataclass(frozen=True, kw_only=True)
 class PPOConfig:
-    """One round of PPO on practised steps."""
+    """One round of PPO (arXiv 1707.06347) on practised steps."""
 
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-4)
     """AdamW settings; optimizer and schedule are reset in each round."""

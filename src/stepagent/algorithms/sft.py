@@ -26,7 +26,7 @@ from stepagent.rendering.renderer import RenderedTrajectory
 
 @dataclass(frozen=True, kw_only=True)
 class SFTConfig:
-    """Behavioural cloning."""
+    """Behavioural cloning (Pomerleau 1989)."""
 
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-3)
     """AdamW settings."""

@@ -60,6 +60,10 @@ def sft(
         DemonstrationsError: There are no demonstrations, or ids occur twice.
         PolicyError: No demonstration fits into the context.
         TrainingError: The loss is not finite.
+
+    Example:
+        >>> import stepagent
+        >>> stepagent.sft(policy, demonstrations, stepagent.SFTConfig(epochs=1))
     """
     own = _rendered(policy, demonstrations, "sft")
     cloning.sft(policy, own, config, seed=seed, log=lambda metrics: _log(log)("train", metrics))
@@ -105,6 +109,17 @@ def inspect(
             task is missing.
         PolicyError: No trajectory of a list fits into the context.
         EnvironmentLost: The environments of all episodes were lost.
+
+    Example:
+        >>> import stepagent
+        >>> lesson = stepagent.inspect(policy, demonstrations, held_out)
+        >>> len(lesson.practised) == sum(len(t.steps) for t in demonstrations)
+        True
+        >>> step = lesson.practised[0]
+        >>> step.expert_action == demonstrations[0].steps[0].action
+        True
+        >>> len(step.agent_actions)  # num_actions of InspectionConfig
+        1
     """
     explores = learner.explores if learner else 0
     if task is None and (detours or explores):
@@ -151,6 +166,17 @@ def reflect(
         LearnerStopped: The lesson is of no use to the learner, such as a discriminator that stays
             at chance; one line.
         TrainingError: The loss is not finite.
+
+    Example:
+        >>> import stepagent
+        >>> learner = stepagent.ImplicitConfig().learner(policy)
+        >>> for number in (1, 2):
+        ...     lesson = stepagent.inspect(policy, demonstrations, held_out, round=number)
+        ...     steps = stepagent.reflect(policy, lesson, learner, seed=number)
+        >>> [step.expert_action for step in steps] == [s.action for t in held_out for s in t.steps]
+        True
+        >>> isinstance(steps[0].expert_reward, float)
+        True
     """
     rewards = learner.learn(policy, lesson, seed=seed, log=_log(log))
     if rewards is None:
@@ -175,6 +201,12 @@ def likeness(
     Raises:
         DemonstrationsError: There are no trajectories, or ids occur twice.
         PolicyError: No trajectory fits into the context.
+
+    Example:
+        >>> import stepagent
+        >>> found = stepagent.likeness(policy, held_out)
+        >>> 0 <= found.agreement <= 1 and found.expert_logprob < 0
+        True
     """
     rendered = _rendered(policy, held_out, "likeness", name="held_out")
     return likeness_of(policy, rendered, max_new_tokens=max_new_tokens)
@@ -205,6 +237,14 @@ def evaluate(
     Raises:
         ValueError: There are no items.
         EnvironmentLost: The environments of all episodes were lost.
+
+    Example:
+        >>> import stepagent
+        >>> found = stepagent.evaluate(policy, task, task.items("test")[:4])
+        >>> found.success.n
+        4
+        >>> 0 <= found.score.mean <= 100
+        True
     """
     panel = choose_items(task, "test", 18, seed=0) if items is None else items
     if not panel:

@@ -35,8 +35,21 @@ def from_scratch(
         compute: Device and precision.
         seed: Of the weights and the order of the data.
 
+    Returns:
+        The policy; `save` writes it.
+
     Raises:
         PolicyError: No demonstration fits into the context.
+
+    Example:
+        >>> import stepagent
+        >>> size = stepagent.TinyConfig(vocab_size=300, hidden_size=32, num_layers=1, num_heads=2)
+        >>> once = stepagent.PretrainConfig(
+        ...     reading=stepagent.SFTConfig(epochs=1), copying=stepagent.SFTConfig(epochs=1)
+        ... )
+        >>> policy = stepagent.from_scratch(demonstrations, size, pretraining=once)
+        >>> policy.context
+        8192
     """
     with tempfile.TemporaryDirectory(prefix="stepagent-") as folder:
         build_tiny_model(demonstrations, config, seed=seed, folder=Path(folder))

@@ -69,6 +69,16 @@ def score(
     Raises:
         ValueError: The two policies have different tokenizers.
         PolicyError: A trajectory is longer than the context.
+
+    Example:
+        >>> import stepagent
+        >>> before = policy.copy("before")
+        >>> stepagent.sft(policy, demonstrations)
+        >>> rewards = stepagent.score(policy, demonstrations, reference=before)
+        >>> [len(own) for own in rewards] == [len(t.steps) for t in demonstrations]
+        True
+        >>> sum(map(sum, rewards)) > 0  # the expert's actions became likelier
+        True
     """
     vocabularies = [p.renderer.tokenizer.get_vocab() for p in (policy, reference)]
     if vocabularies[0] != vocabularies[1]:

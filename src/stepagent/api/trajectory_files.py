@@ -79,6 +79,13 @@ def write_trajectories(
         ValueError: The format is unknown.
         FileExistsError: The file exists and `overwrite` is off.
         TrajectoryError: A trajectory cannot be written in the format.
+
+    Example:
+        >>> import pathlib, stepagent, tempfile
+        >>> file = pathlib.Path(tempfile.mkdtemp(), "own.jsonl.gz")
+        >>> stepagent.write_trajectories(file, demonstrations, format="messages")
+        >>> stepagent.read_trajectories(file) == demonstrations
+        True
     """
     _check_format(format, ("trajectories", *WRITERS))
     if format == "trajectories":

@@ -75,6 +75,13 @@ def deterministic(seed: int = 0) -> None:
 
     Args:
         seed: 0 to 2**32 - 1.
+
+    Raises:
+        ValueError: The seed is out of range.
+
+    Example:
+        >>> import stepagent
+        >>> stepagent.deterministic()
     """
     # Read by CUDA when its first matrix product is made.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

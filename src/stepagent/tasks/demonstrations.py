@@ -75,6 +75,15 @@ def collect(task: Task, items: Sequence[str], *, num_parallel: int = 4) -> Colle
 
     Raises:
         EnvironmentLost: The environments of all items were lost.
+
+    Example:
+        >>> import stepagent
+        >>> items = task.items("train")[:3]
+        >>> found = stepagent.collect(task, items)
+        >>> [trajectory.id for trajectory in found.trajectories] == items
+        True
+        >>> found.failed, found.lost
+        ((), ())
     """
     found = {}
     outcomes = demonstrate(task, items, num_parallel=num_parallel)

@@ -95,6 +95,15 @@ def open_environment(config: EnvConfig) -> Task:
         CannotLoad: There is no such environment.
         EnvironmentFailed: Its code raises, or an option does not apply to it.
         ServerError: The address is not valid.
+
+    Example:
+        >>> import stepagent
+        >>> config = stepagent.EnvConfig(
+        ...     env="examples/own_environment.py:Household", instruction="Fetch what is asked for."
+        ... )
+        >>> task = stepagent.open_environment(config)
+        >>> task.name, task.items("test")[0]
+        ('Household', 'seed/2000000')
     """
     place = config.env
     if not place:

@@ -63,7 +63,21 @@ class GymTask(ForeignTask):
         group: Callable[[str], str] | None = None,
         expert: Expert | None = None,
     ) -> None:
-        """Makes no environment yet; see `ForeignTask` for the rest."""
+        """Makes no environment yet.
+
+        Args:
+            name: The task's name in tables and trajectories.
+            make_env: Makes one environment, such as its class.
+            items: Arguments of `reset` by item, for each split; by default seeds, see `seed_items`.
+            instruction: What the agent is told to do; by default the environment says it.
+            scoring: How rewards become a score from 0 to 100.
+            step_limit: Actions after which an episode is cut off; None for no limit.
+            group: The group of an item; panels take equally many items of each. By default one.
+            expert: For each item, a function from the observation to the expert's action.
+
+        Raises:
+            ValueError: The step limit is below 1, a split is unknown, or an item is in two splits.
+        """
         super().__init__(
             name,
             seed_items() if items is None else items,
