@@ -8,7 +8,6 @@ import logging
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -67,14 +66,42 @@ def test_every_public_name_is_documented_with_its_public_parts(name: str) -> Non
             assert part.__doc__, f"{name}.{key} has no docstring"
 
 
-@pytest.mark.parametrize("module", [learning, models, step_rewards, trajectory_files, whole_run])
-def test_examples_in_docstrings_are_true(module: Any) -> None:
-    assert doctest.testmod(module).failed == 0
+SIZE = stepagent.TinyConfig(vocab_size=300, hidden_size=24, num_layers=1, num_heads=2, context=256)
+ONCE = stepagent.SFTConfig(epochs=1)
+NO_PRETRAINING = stepagent.PretrainConfig(reading=ONCE, copying=ONCE)
+RUN = stepagent.TrainConfig(
+    task=None,
+    model=SIZE,
+    pretrain=NO_PRETRAINING,
+    sft=ONCE,
+    methods=("implicit",),
+    rounds=1,
+    inspection=SHORT,
+    evaluation=stepagent.EvaluationConfig(
+        decoding=stepagent.Decoding(max_new_tokens=8, temperature=0.0)
+    ),
+)
 
 
-def test_some_docstrings_have_examples() -> None:
-    found = doctest.DocTestFinder().find(trajectory_files)
-    assert sum(len(test.examples) for test in found) > 3
+@pytest.mark.parametrize(
+    "name", [n for n in stepagent.__all__ if python_inspect.isfunction(getattr(stepagent, n))]
+)
+def test_every_public_function_has_a_true_example(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(__file__).parent.parent)  # one opens a file of examples/
+    known = {
+        "policy": novice(2), "demonstrations": EXPERT, "held_out": HELD_OUT, "task": WORLD,
+        "config": RUN, "out": tmp_path / "run",
+    }  # fmt: skip
+    function = getattr(stepagent, name)
+    (example,) = doctest.DocTestFinder(recurse=False).find(function, name, globs=known)
+    assert example.examples
+    before = torch.are_deterministic_algorithms_enabled()
+    try:
+        assert doctest.DocTestRunner().run(example).failed == 0
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def test_trajectories_are_read_in_any_format_and_written_back(
@@ -177,11 +204,6 @@ def test_every_step_of_a_trajectory_gets_a_reward_and_an_equal_policy_gives_zero
     assert all(r == 0 for own in stepagent.score(policy, EXPERT, reference=policy) for r in own)
 
 
-NO_PRETRAINING = stepagent.PretrainConfig(
-    reading=stepagent.SFTConfig(epochs=1), copying=stepagent.SFTConfig(epochs=1)
-)
-
-
 def test_policies_with_different_tokenizers_cannot_be_compared() -> None:
     other = stepagent.from_scratch(EXPERT, stepagent.TinyConfig(
         vocab_size=300, hidden_size=12, num_layers=1, num_heads=1, context=256,
@@ -193,11 +215,8 @@ def test_policies_with_different_tokenizers_cannot_be_compared() -> None:
 def test_a_model_from_scratch_is_the_same_for_the_same_seed_and_can_be_saved(
     tmp_path: Path,
 ) -> None:
-    size = stepagent.TinyConfig(
-        vocab_size=300, hidden_size=24, num_layers=1, num_heads=2, context=256
-    )
     first, second, third = (
-        stepagent.from_scratch(EXPERT, size, pretraining=NO_PRETRAINING, seed=seed)
+        stepagent.from_scratch(EXPERT, SIZE, pretraining=NO_PRETRAINING, seed=seed)
         for seed in (0, 0, 1)
     )
     weights = [policy.parameters()[0] for policy in (first, second, third)]
@@ -293,5 +312,8 @@ def test_deterministic_seeds_the_global_generators_and_asks_for_deterministic_ke
 def test_modules_of_the_api_have_no_other_public_names_than_the_package() -> None:
     for module in (learning, models, step_rewards, trajectory_files, whole_run):
         tree = ast.parse(Path(str(module.__file__)).read_text())
-        own = {n.name for n in tree.body if isinstance(n, ast.FunctionDef)} - {"check_apart"}
+        own = {n.name for n in tree.body if isinstance(n, ast.FunctionDef)} - {
+            "check_apart",
+            "check_ids",
+        }
         assert {name for name in own if not name.startswith("_")} <= set(stepagent.__all__)

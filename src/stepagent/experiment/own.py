@@ -149,9 +149,11 @@ def _usable(place: str, found: Sequence[Trajectory], left_out: dict[str, int]) -
             "what an expert did"
         )
     _count(left_out, "marked as failed (success: false)", len(found) - len(solved))
-    unique = {content_hash(t): t for t in reversed(solved)}
+    unique = dict[str, Trajectory]()
+    for t in solved:
+        unique.setdefault(content_hash(t), t)
     _count(left_out, "equal to another one", len(solved) - len(unique))
-    return [*reversed(unique.values())]
+    return [*unique.values()]
 
 
 def _fitting(

@@ -13,7 +13,7 @@ from stepagent.practice import Lesson
 
 @dataclass(frozen=True, kw_only=True)
 class ImplicitConfig(DPOConfig):
-    """One round of implicit reflection: step-wise DPO (arXiv 2305.18290, eq. 7) with an SFT term."""
+    """One round of implicit reflection: step-wise DPO (arXiv 2305.18290, eq. 7) plus SFT."""
 
     def learner(self, novice: Policy) -> "Implicit":
         """Every round has the policy it starts from as its reference."""

@@ -29,8 +29,7 @@ DISCRIMINATOR = "discriminator"
 
 @dataclass(frozen=True, kw_only=True)
 class InverseConfig:
-    """One round of inverse reflection: discriminator, then PPO on its step rewards (AIRL,
-    arXiv 1710.11248)."""
+    """One round of inverse reflection: discriminator, PPO on its rewards (arXiv 1710.11248)."""
 
     states: Literal["practice", "rollout"] = "practice"
     """Where the agent acts: in the expert's states (practice), or in an environment, in states of
