@@ -1,52 +1,37 @@
-"""A learner of your own beside those of StepAgent, in one table.
+"""A method of your own beside those of StepAgent, in one table.
 
     python examples/new_method.py --out runs/new-method
 
-This one clones the expert's action only where the agent did something else.
+This one clones only the demonstrations in which the agent did something else than the expert.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 from own_environment import ADAM, HOUSEHOLD, arguments
 
 import stepagent
-from stepagent.algorithms.sft import maximize_likelihood
-from stepagent.inspection import step_tree
-from stepagent.learners.base import Log, Stateless
+from stepagent import Lesson, Policy
 
 
-@dataclass(frozen=True, kw_only=True)
-class CorrectionConfig(stepagent.SFTConfig):
-    """Behavioural cloning of the steps in which the agent was wrong."""
+@dataclass(frozen=True)
+class Correction(stepagent.SFTConfig, stepagent.Stateless):
+    """Settings and learner in one, since nothing is carried from round to round."""
 
-    def learner(self, novice: stepagent.Policy) -> "Correction":
+    def learner(self, novice: Policy) -> "Correction":
         """The same for every novice."""
-        return Correction(self)
+        return self
 
-
-class Correction(Stateless):
-    """Learns from practice, and carries nothing from round to round."""
-
-    def __init__(self, config: CorrectionConfig) -> None:
-        self.config = config
-
-    def learn(
-        self, policy: stepagent.Policy, lesson: stepagent.Lesson, *, seed: int, log: Log
-    ) -> None:
-        """Clones the steps in which at least one of the agent's actions was wrong."""
-        practised = iter(lesson.practised)
-        trees = [step_tree(demonstration).tree for demonstration in lesson.demonstrations]
-        for tree in trees:  # one path for each step, the expert's action
-            tree.paths = [path for path in tree.paths if stepagent.agreement([next(practised)]) < 1]
-        if wrong := [tree for tree in trees if tree.paths]:
-            maximize_likelihood(
-                policy, wrong, self.config, "Correction", seed=seed, log=partial(log, "train")
-            )
+    def learn(self, policy: Policy, lesson: Lesson, *, seed: int, log: Callable[..., None]) -> None:
+        """Improves the policy in place, in every round; it gives no step rewards."""
+        wrong = {step.trajectory_id for step in lesson.practised if stepagent.agreement([step]) < 1}
+        corrected = [d.trajectory for d in lesson.demonstrations if d.trajectory.id in wrong]
+        if corrected:
+            stepagent.sft(policy, corrected, self, seed=seed, log=log)
 
 
 if __name__ == "__main__":
     out, settings = arguments(__doc__)
     stepagent.deterministic()
-    mine = CorrectionConfig(epochs=2, batch_size=1, optimizer=ADAM)
-    print(stepagent.train(settings, out, task=HOUSEHOLD, learners={"correction": mine}).summary)
+    mine = {"correction": Correction(epochs=2, batch_size=1, optimizer=ADAM)}
+    print(stepagent.train(settings, out, task=HOUSEHOLD, learners=mine).summary)

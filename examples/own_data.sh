@@ -11,7 +11,8 @@ set -eu
 run=${1:-runs/own-data}
 [ $# -eq 0 ] || shift
 
-stepagent train own --demonstrations "${MESSAGES:-$(dirname "$0")/messages.jsonl}" \
-  --model "${MODEL:-scratch}" --out "$run" "$@"
-# The table that was just printed names the best round of each method; this exports round 1.
-stepagent export-model "$run/units/implicit-round1" --out "$run-agent"
+printed=$(stepagent train own --demonstrations "${MESSAGES:-$(dirname "$0")/messages.jsonl}" \
+  --model "${MODEL:-scratch}" --out "$run" "$@")
+printf '%s\n' "$printed"
+# Near the end it says which policy did best: "Policy: RUN/units/NAME".
+stepagent export-model "$(printf '%s\n' "$printed" | sed -n 's/^Policy: //p')" --out "$run-agent"

@@ -1,20 +1,25 @@
 """The examples run; with sizes that only tell whether they do, since the full ones take minutes."""
 
+import json
 import os
 import runpy
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import stepagent
+from stepagent import cli
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SMALL = (
     "--model.hidden-size 32 --model.num-layers 1 --model.num-heads 2 --model.vocab-size 300 "
-    "--pretrain.reading.epochs 1 --pretrain.copying.epochs 1 --rounds 1 --methods implicit"
+    "--pretrain.reading.epochs 1 --pretrain.copying.epochs 1 --sft.epochs 1 --rounds 1 "
+    "--methods implicit --inspection.decoding.max-new-tokens 8 "
+    "--evaluation.decoding.max-new-tokens 8"
 )
 
 
@@ -94,22 +99,59 @@ def test_python_api_saves_the_policy_of_each_round(
     assert stepagent.likeness(policy, stepagent.read_trajectories(few)).expert_logprob < 0
 
 
-def test_own_data_makes_an_agent_from_messages(tmp_path: Path) -> None:
-    commands = tmp_path / "bin"
-    commands.mkdir()
-    (commands / "stepagent").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m stepagent "$@"\n')
-    (commands / "stepagent").chmod(0o755)
+STAND_IN = """#!/bin/sh
+for word; do printf '%s\\n' "$word"; done > "$CALLS/asking"
+mv "$CALLS/asking" "$CALLS/asked"
+until [ -e "$CALLS/said" ]; do sleep 0.05; done
+cat "$CALLS/said"
+rm "$CALLS/said"
+"""
+"""A `stepagent` that lets this process do the work, which has loaded the libraries already."""
+
+
+def test_own_data_exports_the_policy_that_the_run_chose(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     few, run = tmp_path / "few.jsonl", tmp_path / "run"
     few.write_text("".join((EXAMPLES / "messages.jsonl").read_text().splitlines(True)[:5]))
-    subprocess.run(
-        ["sh", str(EXAMPLES / "own_data.sh"), str(run), *SMALL.split()],
-        env=os.environ | {"MESSAGES": str(few), "PATH": f"{commands}:{os.environ['PATH']}"},
-        check=True,
-        capture_output=True,
-    )
+    (tmp_path / "stepagent").write_text(STAND_IN)
+    (tmp_path / "stepagent").chmod(0o755)
+    own = {"CALLS": str(tmp_path), "MESSAGES": str(few), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    script, called = ["sh", str(EXAMPLES / "own_data.sh"), str(run), *SMALL.split()], []
+    with subprocess.Popen(script, env=os.environ | own, stdout=subprocess.DEVNULL) as process:
+        try:
+            while process.poll() is None:
+                if not (tmp_path / "asked").exists():
+                    time.sleep(0.05)
+                    continue
+                called.append((tmp_path / "asked").read_text().splitlines())
+                (tmp_path / "asked").unlink()
+                cli.main(called[-1])
+                (tmp_path / "saying").write_text(capsys.readouterr().out)
+                (tmp_path / "saying").rename(tmp_path / "said")
+        finally:
+            process.kill()
+    assert process.returncode == 0
+    (trained, exported) = called
+    assert trained[:2] == ["train", "own"] and exported[0] == "export-model"
+    chosen = json.loads((run / "units" / "implicit-test" / "best_round.json").read_text())
+    unit = f"implicit-round{chosen}" if chosen else "sft"
+    assert exported[1] == str(run / "units" / unit)
     assert stepagent.Policy.load(f"{run}-agent").context > 0
 
 
-@pytest.mark.parametrize(("name", "most"), [("python_api.py", 60), ("new_method.py", 55)])
+def test_the_own_environment_trains_from_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = "--data.sft 2 --data.reflection 3 --data.shared 2 --data.dev 2 --data.test 2"
+    place = f"{EXAMPLES}/own_environment.py:HOUSEHOLD"
+    options = ["--env", place, "--model", "scratch", "--out", str(tmp_path / "run")]
+    cli.main(["train", "own", *options, *SMALL.split(), *sizes.split()])
+    printed = capsys.readouterr().out
+    assert "data: collected from the environment's expert" in printed
+    assert "Implicit reflection" in printed and f"Policy: {tmp_path}/run/units/" in printed
+
+
+@pytest.mark.parametrize(("name", "most"), [("python_api.py", 60), ("new_method.py", 40)])
 def test_examples_stay_short(name: str, most: int) -> None:
     assert len((EXAMPLES / name).read_text().splitlines()) < most

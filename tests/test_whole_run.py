@@ -1,6 +1,7 @@
 """`stepagent.train`: a whole run from Python, on data, environments and methods of the user's."""
 
 import logging
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor
 import stepagent
 from fakes import WORLD, demonstrations
 from stepagent.experiment.config import SettingsError
-from stepagent.experiment.manifest import read_config
+from stepagent.experiment.manifest import read_config, write_config
 from stepagent.experiment.recipes import RECIPES
 from stepagent.experiment.run import RunError
 from stepagent.learners.base import Log, Stateless
@@ -57,68 +58,73 @@ def ids(run: Path, file: str) -> list[str]:
 DEMONSTRATIONS, DEV = "demonstrations.jsonl", "practice/demonstrations-dev.jsonl"
 
 
-def test_a_run_on_demonstrations_uses_them_in_order_and_is_resumed_to_the_same_numbers(
-    tmp_path: Path,
-) -> None:
-    out = tmp_path / "run"
-    made = stepagent.train(RUN, out, demonstrations=EXPERT, held_out=HELD_OUT)
-    assert ids(out, DEMONSTRATIONS) == [t.id for t in EXPERT]
-    assert ids(out, DEV) == [t.id for t in HELD_OUT]
+MINE = {"idle": IdleConfig()}
+GIVEN: dict[str, Any] = {"demonstrations": EXPERT, "held_out": HELD_OUT, "learners": MINE}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> stepagent.Results:
+    """A run on demonstrations, with a method of one's own."""
+    return stepagent.train(RUN, tmp_path_factory.mktemp("runs") / "run", **GIVEN)
+
+
+def test_a_run_on_demonstrations_keeps_their_order_and_sides(made: stepagent.Results) -> None:
+    assert ids(made.folder, DEMONSTRATIONS) == [t.id for t in EXPERT]
+    assert ids(made.folder, DEV) == [t.id for t in HELD_OUT]
     assert {row["split"] for row in made.rows} == {"held-out"}
-    assert made.policy in {made.policy_folder("sft"), made.policy_folder("implicit")}
-    assert stepagent.Policy.load(made.policy).context == 256
+    assert {row["method"] for row in made.rows} == {"sft", "implicit", "idle"}
     with pytest.raises(KeyError, match="no 'success' of 'implicit'"):
         made.mean("implicit")
 
+
+def test_the_results_name_the_policy_that_did_best(made: stepagent.Results) -> None:
+    best = max(("sft", "implicit"), key=lambda method: made.mean(method, "agreement") or 0)
+    assert made.policy == made.policy_folder(best)
+    assert made.policy_folder("idle") == made.policy_folder("sft")
+    assert stepagent.Policy.load(made.policy).context == 256
+    with pytest.raises(RunError, match="inverse-test"):
+        made.policy_folder("inverse")
+
+
+def test_a_run_is_resumed_to_the_same_numbers(made: stepagent.Results, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(made.folder, out)
+    for unit in ("results", "idle-test", "implicit-test", "sft-test", "idle-round1"):
+        shutil.rmtree(out / "units" / unit)  # as if it had been killed before
+    for file in ("results.json", "summary.md"):
+        (out / file).unlink()
+    again = stepagent.train(RUN, out, resume=True, **GIVEN)
+    assert (again.rows, again.summary) == (made.rows, made.summary)
+    assert again.policy.relative_to(out) == made.policy.relative_to(made.folder)
+
+
+def test_a_run_is_not_resumed_with_other_data_settings_or_learners(
+    made: stepagent.Results,
+) -> None:
     with pytest.raises(RunError, match="holds a run already"):
-        stepagent.train(RUN, out, demonstrations=EXPERT, held_out=HELD_OUT)
-    # A kill after the novice: what came later is made again.
-    metrics = (out / "metrics.jsonl").read_text().splitlines(keepends=True)
-    (out / "results.json").unlink()
-    for unit in ("results", "implicit-test", "sft-test", "implicit-round1"):
-        folder = out / "units" / unit
-        for file in sorted(folder.rglob("*"), reverse=True):
-            file.unlink()
-        folder.rmdir()
-    again = stepagent.train(RUN, out, demonstrations=EXPERT, held_out=HELD_OUT, resume=True)
-    assert again == made
-    assert len((out / "metrics.jsonl").read_text().splitlines()) == len(metrics)
-
-
-def test_a_run_is_not_resumed_with_other_data_settings_or_learners(tmp_path: Path) -> None:
-    config, mine = replace(RUN, methods=()), {"idle": IdleConfig()}
-    stepagent.train(config, tmp_path, demonstrations=EXPERT, held_out=HELD_OUT, learners=mine)
-    for changed, others in (
-        (config, {"demonstrations": EXPERT[1:]}),
-        (config, {"held_out": HELD_OUT[1:]}),
-        (config, {"learners": {"idle": IdleConfig(strength=2)}}),
-        (replace(config, seed=1), {}),
+        stepagent.train(RUN, made.folder, **GIVEN)
+    for changed, others, told in (
+        (RUN, {"demonstrations": EXPERT[1:]}, "inputs.demonstrations was"),
+        (RUN, {"held_out": HELD_OUT[1:]}, "inputs.held_out was"),
+        (RUN, {"learners": {"idle": IdleConfig(strength=2)}}, "inputs.learner idle was"),
+        (replace(RUN, seed=1), {}, "seed was 0, is now 1"),
     ):
-        given = {"demonstrations": EXPERT, "held_out": HELD_OUT, "learners": mine} | others
-        with pytest.raises(RunError, match="expected") as error:
-            stepagent.train(changed, tmp_path, resume=True, **given)  # type: ignore[arg-type]
+        with pytest.raises(RunError, match=told) as error:
+            stepagent.train(changed, made.folder, resume=True, **(GIVEN | others))
         assert "\n" not in str(error.value)
 
 
-def test_without_held_out_trajectories_a_share_is_held_out(tmp_path: Path) -> None:
-    stepagent.train(replace(RUN, methods=()), tmp_path, demonstrations=EXPERT)
-    own, other = ids(tmp_path, DEMONSTRATIONS), ids(tmp_path, DEV)
-    assert len(other) == 1 and sorted(own + other) == sorted(t.id for t in EXPERT)
-
-
-def test_demonstrations_that_teach_nothing_are_left_out_with_a_warning(
+def test_without_held_out_trajectories_a_share_is_held_out_of_those_that_can_be_used(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     failed = EXPERT[0].model_copy(update={"success": False})
     equal = EXPERT[1].model_copy(update={"id": "equal"})
+    given = [failed, *EXPERT[1:], equal]
     with caplog.at_level(logging.WARNING):
-        stepagent.train(
-            replace(RUN, methods=()),
-            tmp_path,
-            demonstrations=[failed, *EXPERT[1:], equal],
-            held_out=HELD_OUT,
-        )
-    assert ids(tmp_path, DEMONSTRATIONS) == [t.id for t in EXPERT[1:]]
+        stepagent.train(replace(RUN, methods=()), tmp_path, demonstrations=given)
+    own, other = ids(tmp_path, DEMONSTRATIONS), ids(tmp_path, DEV)
+    assert own == [t.id for t in EXPERT[1:] if t.id in own]
+    assert len(other) == 1 and {*own, *other} == {t.id for t in EXPERT[1:]}
     told = [r.getMessage() for r in caplog.records]
     assert "train: 1 trajectories left out: marked as failed (success: false)" in told
     assert "train: 1 trajectories left out: equal to another one" in told
@@ -129,19 +135,10 @@ def test_own_demonstrations_are_used_in_the_environment_of_the_config(
 ) -> None:
     monkeypatch.setattr(stepagent.EnvConfig, "make_task", lambda config: WORLD)
     config = replace(IN_WORLD, task=stepagent.EnvConfig(env="boxes.py:WORLD"))
-    found = stepagent.train(config, tmp_path / "config", demonstrations=EXPERT, held_out=HELD_OUT)
-    given = stepagent.train(
-        IN_WORLD, tmp_path / "task", task=WORLD, demonstrations=EXPERT, held_out=HELD_OUT
-    )
-    assert found.rows == given.rows
+    own = [EXPERT[0].model_copy(update={"id": "elsewhere"}), *EXPERT[1:]]
+    found = stepagent.train(config, tmp_path, demonstrations=own, held_out=HELD_OUT)
     assert {row["split"] for row in found.rows} == {"test"}
-    assert ids(tmp_path / "config", DEMONSTRATIONS) == [t.id for t in EXPERT]
-
-
-def test_demonstrations_are_named_by_their_items_and_others_are_counted(tmp_path: Path) -> None:
-    elsewhere = EXPERT[0].model_copy(update={"id": "elsewhere"})
-    given = [elsewhere, *EXPERT[1:]]
-    stepagent.train(IN_WORLD, tmp_path, task=WORLD, demonstrations=given, held_out=HELD_OUT)
+    assert ids(tmp_path, DEMONSTRATIONS) == [t.id for t in own]
     assert data_of(tmp_path)["without an item of the environment"] == {"demonstrations": 1}
 
 
@@ -210,35 +207,29 @@ def test_a_method_that_cannot_be_used_is_one_line(
     assert str(error.value).startswith(told) and "\n" not in str(error.value)
 
 
-def test_settings_are_loaded_from_a_recipe_a_run_or_a_file(tmp_path: Path) -> None:
+def test_settings_are_loaded_from_a_recipe_a_run_or_a_file(
+    made: stepagent.Results, tmp_path: Path
+) -> None:
     assert stepagent.load_settings("smoke") == RECIPES["smoke"]
-    config = replace(RUN, methods=())
-    stepagent.train(config, tmp_path / "run", demonstrations=EXPERT, held_out=HELD_OUT)
-    assert stepagent.load_settings(tmp_path / "run" / "config.json") == config
+    saved = made.folder / "config.json"
+    assert stepagent.load_settings(saved) == RUN
     file = tmp_path / "mine.py"
     file.write_text("import stepagent\nMINE = stepagent.TrainConfig(task=None, rounds=7)\n")
     assert stepagent.load_settings(f"{file}:MINE").rounds == 7
-    again = stepagent.train(
-        f"{tmp_path}/run/config.json", tmp_path / "again", demonstrations=EXPERT, held_out=HELD_OUT
-    )
-    assert (
-        again.rows
-        == stepagent.train(
-            config, tmp_path / "run", demonstrations=EXPERT, held_out=HELD_OUT, resume=True
-        ).rows
-    )
+    assert stepagent.train(str(saved), made.folder, resume=True, **GIVEN) == made
 
 
-def test_the_model_of_a_run_that_started_from_a_folder_has_to_be_named(tmp_path: Path) -> None:
-    made = stepagent.train(
-        replace(RUN, methods=()), tmp_path / "run", demonstrations=EXPERT, held_out=HELD_OUT
-    )
-    config = replace(RUN, methods=(), model=str(made.policy))
-    stepagent.train(config, tmp_path / "next", demonstrations=EXPERT, held_out=HELD_OUT)
-    saved = tmp_path / "next" / "config.json"
+def test_the_model_of_a_run_that_started_from_a_folder_has_to_be_named(
+    made: stepagent.Results, tmp_path: Path
+) -> None:
+    saved = read_config(made.folder)
+    assert saved is not None
+    saved["config"]["model"], saved["inputs"]["model"] = "sft", "the hash of its files"
+    write_config(tmp_path, saved)
     with pytest.raises(SettingsError, match=r"its model was the folder sft; load it with load_se"):
-        stepagent.load_settings(saved)
-    assert stepagent.load_settings(saved, model=made.policy) == config
+        stepagent.load_settings(tmp_path / "config.json")
+    named = stepagent.load_settings(tmp_path / "config.json", model=made.policy)
+    assert named == replace(RUN, model=str(made.policy))
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from stepagent.evaluation import Evaluation, EvaluationConfig, Likeness
     from stepagent.experiment.config import DataConfig, TrainConfig
     from stepagent.inspection import agreement
-    from stepagent.learners.base import Learner, LearnerConfig
+    from stepagent.learners.base import Learner, LearnerConfig, Stateless
     from stepagent.learners.implicit import ImplicitConfig
     from stepagent.learners.inverse import InverseConfig
     from stepagent.learners.sft import MoreSFTConfig
@@ -73,6 +73,7 @@ __all__ = [
     "Results",
     "SFTConfig",
     "Scoring",
+    "Stateless",
     "Step",
     "Task",
     "TinyConfig",
@@ -107,7 +108,7 @@ _MODULES = {
     "evaluation": ("Evaluation", "EvaluationConfig", "Likeness"),
     "experiment.config": ("DataConfig", "TrainConfig"),
     "inspection": ("agreement",),
-    "learners.base": ("Learner", "LearnerConfig"),
+    "learners.base": ("Learner", "LearnerConfig", "Stateless"),
     "learners.implicit": ("ImplicitConfig",),
     "learners.inverse": ("InverseConfig",),
     "learners.sft": ("MoreSFTConfig",),

@@ -68,7 +68,10 @@ class LearnerConfig(Protocol):
 
 
 class Stateless:
-    """A learner that needs practice only and carries nothing from round to round."""
+    """A base for a `Learner` that needs practice only and carries nothing from round to round.
+
+    A subclass has `learn`.
+    """
 
     practises = True
     explores = 0
