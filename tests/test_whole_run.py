@@ -12,9 +12,8 @@ from torch import Tensor
 import stepagent
 from fakes import WORLD, demonstrations
 from stepagent.experiment.config import SettingsError
-from stepagent.experiment.manifest import read_config, write_config
 from stepagent.experiment.recipes import RECIPES
-from stepagent.experiment.run import RunError
+from stepagent.experiment.run_json import RunError, read_config, write_config
 from stepagent.learners.base import Log, Stateless
 from stepagent.tasks.adapters.gymnasium import GymTask
 from test_api import RUN
@@ -165,7 +164,7 @@ def test_without_an_expert_an_environment_needs_demonstrations(tmp_path: Path) -
         (
             replace(RUN, methods=("rft",)),
             {"demonstrations": EXPERT},
-            "--methods rft: plays in an environment, which this run does not have",
+            "--methods rft: needs an environment, which this run does not have",
         ),
         (
             replace(RUN, task=stepagent.EnvConfig(env="a.py:A")),
