@@ -217,7 +217,7 @@ def _check_first_states(
     task: Task, items: Sequence[str], source: TinyConfig | str, data: OwnData
 ) -> None:
     """Raises `UsageError` if an item begins with more than the model can read."""
-    renderer, context = _renderer(source, [*data.demonstrations, *data.held_out])
+    renderer, context = renderer_of(source, [*data.demonstrations, *data.held_out])
     for item, instruction, observation in first_states(task, items):
         length = len(renderer.opening(instruction, observation)) + len(renderer.ask)
         if length >= context:
