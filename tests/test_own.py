@@ -376,7 +376,7 @@ from stepagent.experiment.recipes import RECIPES
 
 MINE = replace(RECIPES["smoke"], rounds=3)
 OTHER = 5
-WORD = replace(MINE, methods="implicit")
+WORD = replace(MINE, evaluation=replace(MINE.evaluation, num_parallel=2.5))
 """
 
 
@@ -391,7 +391,7 @@ def test_settings_come_from_a_python_file(tmp_path: Path) -> None:
     [
         (PYTHON, "MIND", "no TrainConfig 'MIND'; did you mean 'MINE'? it has: MINE, WORD"),
         (PYTHON, "OTHER", "no TrainConfig 'OTHER'; it has: MINE, WORD"),
-        (PYTHON, "WORD", "WORD.methods is 'implicit', expected a list"),
+        (PYTHON, "WORD", "WORD.evaluation.num_parallel is 2.5, expected a whole number"),
         ("", "MINE", "no TrainConfig 'MINE'; it has: none"),
         ("1 / 0", "MINE", "cannot be imported: ZeroDivisionError: division by zero"),
         ("a b", "MINE", "cannot be imported: SyntaxError: invalid syntax"),

@@ -29,6 +29,7 @@ def call(*args: object) -> None:
 
 
 def fails(*args: object, capsys: pytest.CaptureFixture[str]) -> str:
+    capsys.readouterr()  # what earlier commands said
     with pytest.raises(SystemExit) as ended:
         call(*args)
     assert ended.value.code == 2
