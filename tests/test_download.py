@@ -477,5 +477,5 @@ def test_leftovers_of_a_download_killed_after_installing_are_removed(
     (home / "data" / f"{toy}.download").mkdir()
     (home / "data" / f"{toy}.download" / "file.bin").write_bytes(BODY)
     main(["download", toy])
-    assert "there already" in capsys.readouterr().out
+    assert "already installed" in capsys.readouterr().out
     assert [path.name for path in (home / "data").iterdir()] == [toy]
