@@ -386,6 +386,16 @@ def test_settings_come_from_a_python_file(tmp_path: Path) -> None:
     assert settings_of_file(file, "MINE") == replace(RECIPES["smoke"], rounds=3)
 
 
+def test_a_python_file_of_settings_imports_its_neighbours_and_is_read_anew(tmp_path: Path) -> None:
+    (tmp_path / "rounds_of_mine.py").write_text("ROUNDS = 4\n")
+    file = tmp_path / "mine.py"
+    file.write_text(PYTHON.replace("rounds=3", "rounds=ROUNDS"))
+    file.write_text("from rounds_of_mine import ROUNDS\n" + file.read_text())
+    assert settings_of_file(file, "MINE").rounds == 4
+    file.write_text(PYTHON)
+    assert settings_of_file(file, "MINE").rounds == 3
+
+
 @pytest.mark.parametrize(
     ("text", "name", "expected"),
     [

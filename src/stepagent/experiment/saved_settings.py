@@ -1,7 +1,6 @@
 """Settings by name: a recipe, config.json of an earlier run, a `TrainConfig` in a Python file."""
 
 import difflib
-import importlib.util
 import json
 from collections.abc import Iterable
 from dataclasses import MISSING, asdict, fields, is_dataclass
@@ -13,6 +12,7 @@ from stepagent.console.printable import printable, shown
 from stepagent.experiment.config import SettingsError, TrainConfig
 from stepagent.experiment.recipes import RECIPES
 from stepagent.experiment.run_json import read_config
+from stepagent.tasks.adapters.python_names import CannotLoad, run_file
 from stepagent.tasks.adapters.raised import raised
 
 _UNSAVED = ("engine",)
@@ -88,14 +88,12 @@ def settings_of_file(path: Path, name: str) -> TrainConfig:
     place = printable(str(path), limit=4096)
     if not path.is_file():
         raise SettingsError(f"{place}: no such file; expected a Python file with a TrainConfig")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise SettingsError(f"{place}: not a Python file; expected FILE.py:NAME")
-    module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # whatever somebody's file raises
-        raise SettingsError(f"{place}: cannot be imported: {raised(error)}") from None
+        module = run_file(path)
+    except CannotLoad as error:
+        raise SettingsError(
+            f"{place}: cannot be imported: {raised(error.__cause__ or error)}"
+        ) from None
     known = [key for key, value in vars(module).items() if isinstance(value, TrainConfig)]
     if name in known:
         found: TrainConfig = getattr(module, name)

@@ -69,6 +69,17 @@ def _loaded_file(file: Path) -> ModuleType:
     found = sys.modules.get(path.stem)
     if found is not None and getattr(found, "__file__", None) == str(path):
         return found
+    return run_file(file)
+
+
+def run_file(file: Path) -> ModuleType:
+    """Runs a Python file, also if it was run before, and returns its module.
+
+    The file can import modules of the working directory and of its own folder. Raises `CannotLoad`,
+    with the file's own exception as its cause.
+    """
+    path = file.resolve()
+    found = sys.modules.get(path.stem)
     _search(Path.cwd())
     _search(path.parent)
     # A file called like a module that is in use must not take its place.
