@@ -287,14 +287,19 @@ def test_closing_the_iterator_waits_for_no_server() -> None:
     over, asked = threading.Event(), threading.Event()
 
     def answer(messages: Messages) -> Answer:
-        if len(messages) == 2 and len(server.requests) > 1:
-            asked.set()
-            over.wait(60)
+        if messages[1]["content"].startswith(first):
+            asked.wait(60)
+            return Say("look")
+        asked.set()
+        over.wait(60)
         return Say("look")
 
+    world = BoxWorld()
+    first = f"Your task: {world.expert('far/41').instruction}"
     with ChatServer(answer=answer) as server:
-        with closing(play(policy(server, format="action"), ITEMS, num_parallel=1)) as episodes:
-            next(episodes)
+        prompted = policy(server, world, format="action")
+        with closing(play(prompted, ["far/41", "near/43"], num_parallel=2)) as episodes:
+            assert next(episodes).id == "far/41"
             assert asked.wait(60)
             number = len(server.requests)
         over.set()

@@ -11,6 +11,7 @@ import os
 import shlex
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, suppress
 from typing import NoReturn
@@ -79,13 +80,17 @@ def main(args: Sequence[str] | None = None) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # The terminal's encoding may lack a character.
         sys.stdout.reconfigure(errors="backslashreplace")
-    is_told = False
+    is_told, telling = False, threading.Lock()
 
     def last_words(number: int) -> int:
         nonlocal is_told
-        if not is_told:
+        # Two threads may come here. The second waits, or the process would end amid the line; but
+        # not for ever: standard error may be a full pipe.
+        if telling.acquire(timeout=1):
+            if not is_told:
+                _say(f"stopped{_reason(number)}{_how_to_resume(args)}")
             is_told = True
-            _say(f"stopped{_reason(number)}{_how_to_resume(args)}")
+            telling.release()
         if number == signal.SIGINT:
             return 130
         return os.EX_TEMPFAIL if args and args[0] in RESUMABLE else 128 + number
@@ -162,7 +167,8 @@ def _say(message: str) -> None:
 
     with suppress(OSError, ValueError):  # standard error may be closed, or on a full disk
         line = printable(" ".join(message.split()), limit=len(message))
-        print(f"stepagent: {line}", file=sys.stderr, flush=True)
+        sys.stderr.write(f"stepagent: {line}\n")  # one write: nothing can come between
+        sys.stderr.flush()
 
 
 def _close_output() -> None:

@@ -140,14 +140,16 @@ def _play(
     for item in items:
         waiting.put(item)
     results: SimpleQueue[Trajectory | Lost | Exception | None] = SimpleQueue()
+    taken: SimpleQueue[None] = SimpleQueue()
     stop = Event()
 
     def work() -> None:
         env = policy.task.make_env()
         try:
             with suppress(Empty, _Stopped):
-                while True:
+                while not stop.is_set():
                     results.put(_episode(policy, env, waiting.get_nowait(), stop))
+                    taken.get()  # no more is paid for until an outcome is taken, and so saved
         except Exception as error:
             with suppress(Empty):
                 while True:
@@ -171,8 +173,11 @@ def _play(
                     failure = failure or error
                 case outcome:
                     yield outcome
+                    taken.put(None)
     finally:
         stop.set()
+        for _ in range(num_working):
+            taken.put(None)
     if failure:
         raise failure
 
