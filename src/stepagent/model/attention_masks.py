@@ -13,6 +13,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from stepagent.model.prefix_tree import Row
+from stepagent.model.tree_attention import TREE_ATTENTION, TreeMask
 
 TREE_KINDS = {"full_attention", "sliding_attention"}
 """Kinds of layers that compute a tree exactly."""
@@ -45,6 +46,8 @@ def tree_masks(config: PreTrainedConfig, row: Row) -> Masks:
     implementation = config._attn_implementation
     if implementation == "flex_attention":
         return by_kind(config, lambda window: _block_mask(row, window))
+    if implementation == TREE_ATTENTION:
+        return by_kind(config, lambda window: TreeMask.of(row, window))
     if row.is_sequence:
         # The model's own causal mask is equal, and SDPA then need not build one.
         return None

@@ -18,6 +18,7 @@ from stepagent.model.device import CPU_TOKEN_BUDGET, ComputeConfig, fitting_toke
 from stepagent.model.forward import Layers
 from stepagent.model.lora import Adapter, LoRAConfig
 from stepagent.model.prefix_tree import ROOT, Pack, PrefixTree
+from stepagent.model.tree_attention import TREE_ATTENTION
 from stepagent.model.weights import (
     UNREADABLE,
     check_finite,
@@ -87,6 +88,8 @@ class Policy:
         device, kernel = compute.torch_device, model.config._attn_implementation
         if device.type == "cuda" and model._supports_flex_attn:
             model.set_attn_implementation("flex_attention")
+        elif device.type == "cpu" and kernel == "sdpa":
+            model.set_attn_implementation(TREE_ATTENTION)
         adapter = None
         if adapted:
             adapter = Adapter.open(source, model)
