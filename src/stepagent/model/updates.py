@@ -80,7 +80,7 @@ class Updater:
         self.max_grad_norm = config.max_grad_norm
         groups = [{"params": [p for p in own if p.requires_grad]} for own in (parameters, apart)]
         self.optimizer = torch.optim.AdamW(
-            groups, lr=config.learning_rate, weight_decay=config.weight_decay
+            groups, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
         self.schedule = get_linear_schedule_with_warmup(
             self.optimizer, int(config.warmup_share * num_updates), num_updates
@@ -107,10 +107,7 @@ class Updater:
 
         total = until_it_fits(lambda: self._gradient(losses()), halve)
         loss = total.pop(_LOSS, 0.0)
-        norms = [
-            float(nn.utils.clip_grad_norm_(group["params"], self.max_grad_norm))
-            for group in self.optimizer.param_groups
-        ]
+        norms = [self._clip(group["params"]) for group in self.optimizer.param_groups]
         total |= {"learning_rate": self.schedule.get_last_lr()[0], "grad_norm": norms[0]}
         self._step(all(map(math.isfinite, (loss, *norms))))
         return total | {"skipped_updates": self.skipped}
@@ -141,10 +138,22 @@ class Updater:
                 "learning rate may help"
             )
 
+    def _clip(self, parameters: Sequence[nn.Parameter]) -> float:
+        """Scales the gradients down to the largest norm allowed; returns their norm before."""
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        found = float(norm)
+        if found > self.max_grad_norm:
+            nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
+        return found
+
     def _has_finite_weights(self) -> bool:
-        weights = [p for group in self.optimizer.param_groups for p in group["params"]]
-        checks = [torch.isfinite(weight.detach()).all() for weight in weights]
-        return bool(torch.stack(checks).all()) if checks else True
+        groups = [[p.detach() for p in g["params"]] for g in self.optimizer.param_groups]
+        # A norm is one pass. It is finite only if all weights are, but very large ones overflow.
+        return all(
+            math.isfinite(float(nn.utils.get_total_norm(weights)))
+            or all(bool(weight.isfinite().all()) for weight in weights)
+            for weights in groups
+        )
 
     def _gradient(self, losses: Iterable[tuple[Tensor, Metrics]]) -> Metrics:
         total: Metrics = {}
