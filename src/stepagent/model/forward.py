@@ -199,9 +199,7 @@ class Layers:
             logits = torch.tanh(logits / cap) * cap
         return logits
 
-    def hidden(self, packed: Pack) -> tuple[Tensor, Tensor]:
-        """Hidden states (tokens, width) of all tokens, (predictors, width) of the predictors."""
+    def hidden(self, packed: Pack) -> Tensor:
+        """(predictors, width) hidden states of the predictors."""
         with self.reading():  # once for all rows, since autocast caches its copies of the weights
-            by_row = [self.row_hidden(row) for row in packed.rows]
-        predictors = [h[row.predictors] for h, row in zip(by_row, packed.rows, strict=True)]
-        return torch.cat(by_row), torch.cat(predictors)
+            return torch.cat([self.row_hidden(row)[row.predictors] for row in packed.rows])

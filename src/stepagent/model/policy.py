@@ -2,13 +2,11 @@
 
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from stepagent.console.printable import printable
@@ -18,6 +16,7 @@ from stepagent.model.device import CPU_TOKEN_BUDGET, ComputeConfig, fitting_toke
 from stepagent.model.forward import Layers
 from stepagent.model.lora import Adapter, LoRAConfig
 from stepagent.model.prefix_tree import ROOT, Pack, PrefixTree
+from stepagent.model.reading import Reading, read, read_with_entropies
 from stepagent.model.weights import (
     UNREADABLE,
     check_finite,
@@ -31,21 +30,6 @@ from stepagent.rendering.renderer import RenderedTrajectory, Renderer
 from stepagent.types import Trajectory
 
 logger = logging.getLogger(__name__)
-
-MAX_LOGITS = 2**26
-"""Most logits in memory at once (256 MB in float32), however many tokens are evaluated."""
-
-
-@dataclass(frozen=True)
-class Reading:
-    """A policy's log-probabilities, entropies and hidden states for the paths of a pack."""
-
-    logprobs: Tensor
-    """(targets,) log-probability of each path token given its prefix, in nats."""
-    entropies: Tensor
-    """(targets,) entropy of the policy's next-token distribution at each path token, in nats."""
-    state_hidden: Tensor
-    """(paths, width) hidden state at the last token before each path."""
 
 
 class PolicyError(ValueError):
@@ -169,7 +153,7 @@ class Policy:
             tree.add_path(tree.add(ROOT, [0])[-1], [i % 100 for i in range(1, tokens)])
             torch.cuda.reset_peak_memory_stats()
             (packed,) = self.layers.packs([tree])
-            self.read(packed).logprobs.sum().backward()  # type: ignore[no-untyped-call]
+            self.read_with_entropies(packed)[0].logprobs.sum().backward()  # type: ignore[no-untyped-call]
             peaks.append(torch.cuda.max_memory_allocated())
         parameters = self.layers.parameters()
         for parameter in parameters:
@@ -236,33 +220,11 @@ class Policy:
 
     def read(self, pack: Pack) -> Reading:
         """Evaluates all paths of a pack, with one forward pass for each row."""
-        hidden, at_predictors = self.layers.hidden(pack)
-        order = torch.argsort(pack.target_predictor, stable=True)
-        predictor, ids = pack.target_predictor[order], pack.target_ids[order]
-        size = max(1, MAX_LOGITS // self.layers.config.vocab_size)
-        parts = []
-        for start in range(0, len(at_predictors), size):
-            first, last = torch.searchsorted(
-                predictor, predictor.new_tensor([start, start + size])
-            ).tolist()
-            arguments = (
-                at_predictors[start : start + size], predictor[first:last] - start, ids[first:last],
-            )  # fmt: skip
-            if len(at_predictors) <= size:
-                parts.append(self._read_targets(*arguments))
-            else:
-                # Logits are recomputed in the backward pass, so that one part is held at a time.
-                parts.append(checkpoint(self._read_targets, *arguments, use_reentrant=False))
-        back = torch.argsort(order)
-        logprobs, entropies = (torch.cat(part)[back] for part in zip(*parts, strict=True))
-        return Reading(logprobs, entropies, hidden[pack.path_state].to(self.layers.dtype))
+        return read(self.layers, pack)
 
-    def _read_targets(
-        self, hidden: Tensor, predictor: Tensor, ids: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        logprobs = torch.log_softmax(self.layers.logits(hidden), dim=-1)
-        entropies = -(logprobs.exp() * logprobs).sum(-1)
-        return logprobs[predictor, ids], entropies[predictor]
+    def read_with_entropies(self, pack: Pack) -> tuple[Reading, Tensor]:
+        """As `read`, and the entropy (targets,) of the distribution of each path token, in nats."""
+        return read_with_entropies(self.layers, pack)
 
     def path_logprobs(self, pack: Pack) -> Tensor:
         """(paths,) log-probability of each whole path, in nats."""

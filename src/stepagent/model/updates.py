@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -19,6 +19,10 @@ from stepagent.model.forward import Layers
 from stepagent.model.prefix_tree import Pack, PrefixTree
 
 Metrics = dict[str, float]
+
+Measured = Mapping[str, float | Tensor]
+"""Metrics of a part of a loss. Tensors are read after the backward pass of the part: earlier, a GPU
+would have to finish the forward pass before it is given more work."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +91,7 @@ class Updater:
         )
 
     def update(
-        self, layers: Layers, losses: Callable[[], Iterable[tuple[Tensor, Metrics]]]
+        self, layers: Layers, losses: Callable[[], Iterable[tuple[Tensor, Measured]]]
     ) -> Metrics:
         """Takes one optimizer step on the sum of the losses; returns the metrics.
 
@@ -155,13 +159,13 @@ class Updater:
             for weights in groups
         )
 
-    def _gradient(self, losses: Iterable[tuple[Tensor, Metrics]]) -> Metrics:
+    def _gradient(self, losses: Iterable[tuple[Tensor, Measured]]) -> Metrics:
         total: Metrics = {}
         for loss, metrics in losses:
             loss.backward()  # type: ignore[no-untyped-call]
-            total[_LOSS] = total.get(_LOSS, 0.0) + float(loss.detach())
-            for name, value in metrics.items():
-                total[name] = total.get(name, 0.0) + value
+            for name, value in {_LOSS: loss, **metrics}.items():
+                number = value.item() if isinstance(value, Tensor) else value
+                total[name] = total.get(name, 0.0) + number
         return total
 
 
@@ -191,7 +195,7 @@ class Passes(Protocol):
 
 def fit(
     layers: Layers,
-    losses: Callable[[Sequence[int]], Iterable[tuple[Tensor, Metrics]]],
+    losses: Callable[[Sequence[int]], Iterable[tuple[Tensor, Measured]]],
     count: int,
     config: Passes,
     *,
