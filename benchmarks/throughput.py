@@ -28,9 +28,9 @@ from stepagent.algorithms.discriminator import (
     train_discriminator,
 )
 from stepagent.algorithms.dpo import DPOConfig, dpo
-from stepagent.algorithms.ppo import PPOConfig, ValueHead, ppo
+from stepagent.algorithms.ppo import PPOConfig, ValueHead, ppo, read_before
 from stepagent.algorithms.sft import SFTConfig, sft
-from stepagent.inspection import StepTree, inspect, path_logprobs, step_trees
+from stepagent.inspection import StepTree, inspect, step_trees
 from stepagent.model.device import ComputeConfig
 from stepagent.model.generation import Decoding
 from stepagent.model.lora import LoRAConfig
@@ -77,11 +77,13 @@ def learners(
     def inverse() -> None:
         # The setting changes during the measurement.
         found.layers.shares_prefixes = policy.layers.shares_prefixes
-        config, agent = DiscriminatorConfig(batch_size=batch_size), path_logprobs(policy, trees)
+        config, head = DiscriminatorConfig(batch_size=batch_size), ValueHead(policy.layers)
+        before = read_before(policy, head, trees)
+        agent = [t.tree.sum_by_path(own) for t, own in zip(trees, before.logprobs, strict=True)]
         train_discriminator(found, trees, agent, config, epochs=1, seed=0, log=lambda _: None)
-        rewards = expert_logits(found, trees, path_logprobs(policy, trees))
+        rewards = expert_logits(found, trees, agent)
         ppo(
-            policy, ValueHead(policy.layers), trees, rewards,
+            policy, head, trees, rewards, before,
             PPOConfig(epochs=1, batch_size=batch_size), seed=0, log=lambda _: None,
         )  # fmt: skip
 
@@ -90,10 +92,9 @@ def learners(
         dpo(policy, trees, config, seed=0, log=lambda _: None)
 
     # A frozen base needs no weight gradients. Implicit: reference, gradient. Inverse: the
-    # agent's log-probabilities, the discriminator's gradient, rewards, the agent again, the
-    # old policy, gradient.
+    # agent's log-probabilities, the discriminator's gradient, rewards, gradient.
     train = 6 if policy.layers.adapter is None else 4
-    return {"implicit": (2 + train, implicit), "inverse": (2 + train + 2 + 2 + 2 + train, inverse)}
+    return {"implicit": (2 + train, implicit), "inverse": (2 + train + 2 + train, inverse)}
 
 
 def main() -> None:

@@ -364,6 +364,5 @@ def lesson_of(
         practised=practised,
         held_out=held_out,
         held_out_practised=held_out_practised,
-        compared=step_trees(held_out, held_out_practised),
         explored=explored,
     )

@@ -16,7 +16,7 @@ import stepagent
 from fakes import WORLD, demonstrations, novice, random_policy
 from stepagent.api import learning, models, step_rewards, trajectory_files, whole_run
 from stepagent.api.learning import DemonstrationsError
-from stepagent.model.policy import PolicyError
+from stepagent.model.opening import PolicyError
 
 EXPERT = list(demonstrations()[:6])
 HELD_OUT = list(demonstrations("dev")[:3])

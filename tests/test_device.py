@@ -1,4 +1,6 @@
-"""Memory: token budgets, steps repeated with fewer tokens, and FlexAttention's mask of a tree."""
+"""Precision, token budgets, steps repeated with fewer tokens, FlexAttention's mask of a tree."""
+
+from typing import Literal
 
 import pytest
 import torch
@@ -7,8 +9,15 @@ from torch.nn.attention.flex_attention import flex_attention
 from fakes import demonstrations, practised_trees, random_policy, rendered, with_budget
 from stepagent.algorithms.sft import SFTConfig, sft
 from stepagent.inspection import path_logprobs
+from stepagent.model import device
 from stepagent.model.attention_masks import BUCKET, filled_up, tree_masks
-from stepagent.model.device import HEADROOM, MAX_TOKEN_BUDGET, ComputeConfig, fitting_tokens
+from stepagent.model.device import (
+    HEADROOM,
+    MAX_TOKEN_BUDGET,
+    ComputeConfig,
+    bfloat16_gain,
+    fitting_tokens,
+)
 from stepagent.model.forward import MIN_TOKEN_BUDGET, Layers, OutOfMemory
 from stepagent.model.policy import Policy
 from stepagent.model.prefix_tree import Pack, Row
@@ -23,9 +32,32 @@ def test_the_token_budget_is_what_fits_into_free_memory() -> None:
     assert fitting_tokens(10**12, 0, 1.0) == MAX_TOKEN_BUDGET
 
 
-def test_a_cpu_computes_in_float32_unless_asked() -> None:
-    assert not ComputeConfig(device="cpu").is_half
-    assert ComputeConfig(device="cpu", precision="bfloat16").is_half
+@pytest.mark.parametrize(
+    ("units", "gain", "width", "said"),
+    [
+        ({"avx512_bf16": True}, 3.96, 576, "bfloat16, since its matrix products run 4.0 times"),
+        ({"amx_bf16": True}, 2.0, 576, "bfloat16, since its matrix products run 2.0 times"),
+        ({"amx_bf16": True}, 1.2, 576, "float32, since its matrix products run 1.2 times"),
+        ({"avx512_bf16": False}, 4.0, 576, "float32, since this processor has no bfloat16 units"),
+        ({"avx512_bf16": True}, 4.0, 192, "float32, since the model is too small"),
+    ],
+)
+def test_auto_takes_bfloat16_where_the_processor_gains(
+    units: dict[str, bool], gain: float, width: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units)
+    monkeypatch.setattr(device, "bfloat16_gain", lambda: gain)
+    assert str(ComputeConfig(device="cpu").chosen(width)).startswith(said)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_stated_precision_is_taken(precision: Literal["float32", "bfloat16"]) -> None:
+    chosen = ComputeConfig(device="cpu", precision=precision).chosen(8)
+    assert str(chosen) == f"{precision}, as asked for"
+
+
+def test_the_gain_of_bfloat16_is_measured() -> None:
+    assert 0.01 < bfloat16_gain() < 100
 
 
 def small_memory(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:

@@ -28,7 +28,7 @@ from stepagent.evaluation import (
 )
 from stepagent.inspection import inspect
 from stepagent.model.generation import Decoding
-from stepagent.model.policy import PolicyError
+from stepagent.model.opening import PolicyError
 from stepagent.rollout import rollout
 from stepagent.types import Trajectory
 

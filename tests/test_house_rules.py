@@ -46,8 +46,8 @@ INSIDE = {
     ),
     "model": (
         ("prefix_tree", "weights"),
-        ("adapter_files",),
-        ("lora", "device", "attention_masks"),
+        ("adapter_files", "tree_attention"),
+        ("lora", "device", "attention_masks", "masters"),
         ("forward",),
         ("kv_cache",),
     ),

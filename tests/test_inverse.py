@@ -1,14 +1,22 @@
 """Inverse reflection in states of the agent's own episodes."""
 
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
+from torch import Tensor
 
-from fakes import demonstrations, in_float64, random_policy, rendered
-from stepagent.inspection import path_logprobs, rollout_tree, step_tree
+from fakes import demonstrations, in_float64, lesson_of, random_policy, rendered
+from stepagent.algorithms.ppo import PPOConfig, ValueHead, read_before
+from stepagent.inspection import inspect, path_logprobs, rollout_tree, step_tree
+from stepagent.learners.inverse import Inverse, InverseConfig
+from stepagent.model.forward import Layers
+from stepagent.model.generation import Decoding
 from stepagent.model.policy import Policy
+from stepagent.model.prefix_tree import Row
 from stepagent.rendering.renderer import RenderedTrajectory
 from test_pipeline import CONFIG, finish
 
@@ -52,3 +60,41 @@ def test_a_run_in_rollout_states_plays_and_learns(tmp_path: Path) -> None:
         for unit in ("sft", "inverse-round1")
     ]
     assert weights[0] != weights[1]
+
+
+def test_each_tree_is_read_once_for_each_state_of_the_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    policy = random_policy()
+    own = rendered(policy, demonstrations()[:2])
+    held_out = rendered(policy, demonstrations()[40:42])
+    practised, on_held_out = (inspect(policy, d, Decoding(), seed=0) for d in (own, held_out))
+    lesson = lesson_of(own, practised, held_out, on_held_out)
+    learner = Inverse(InverseConfig(ppo=PPOConfig(epochs=1, batch_size=2)), policy)
+    learner.is_warm = True
+    passes = Counter[tuple[str, bool]]()
+    plain = Layers.row_hidden
+
+    def row_hidden(self: Layers, row: Row) -> Tensor:
+        name = "discriminator" if self is learner.discriminator.layers else "agent"
+        passes[name, torch.is_grad_enabled()] += 1
+        return plain(self, row)
+
+    monkeypatch.setattr(Layers, "row_hidden", row_hidden)
+    policy.layers.token_budget = learner.discriminator.layers.token_budget = 10_000
+    found = learner.learn(policy, lesson, seed=0, log=lambda *_: None)
+    assert found is not None
+    # Without gradient both read what they learn from and what is held out; then one update each.
+    assert passes == {
+        ("agent", False): 2, ("agent", True): 1,
+        ("discriminator", False): 2, ("discriminator", True): 1,
+    }  # fmt: skip
+
+
+def test_log_probabilities_of_paths_are_the_sums_over_their_tokens() -> None:
+    policy = random_policy(scale=4.0)
+    practised = [step_tree(d) for d in rendered(policy, demonstrations()[:3])]
+    before = read_before(policy, ValueHead(policy.layers), practised)
+    found = [p.tree.sum_by_path(own) for p, own in zip(practised, before.logprobs, strict=True)]
+    for own, expected in zip(found, path_logprobs(policy, practised), strict=True):
+        torch.testing.assert_close(own, expected, rtol=0, atol=0)

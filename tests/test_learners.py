@@ -23,7 +23,7 @@ from stepagent.algorithms.discriminator import (
     train_discriminator,
 )
 from stepagent.algorithms.dpo import DPOConfig
-from stepagent.algorithms.ppo import PPOConfig, ValueHead, ppo
+from stepagent.algorithms.ppo import PPOConfig, ValueHead, ppo, read_before
 from stepagent.evaluation import EvaluationConfig, evaluate, likeness
 from stepagent.inspection import StepTree, inspect, path_logprobs, step_tree, step_trees
 from stepagent.learners.implicit import Implicit
@@ -149,7 +149,8 @@ def test_ppo_raises_a_reward_that_is_known() -> None:
         practised = sample(policy, TRAIN, number)
         trees = step_trees(rendered(policy, TRAIN), practised)
         own = word_rewards(trees, practised)
-        ppo(policy, value_head, trees, own, settings, seed=number, log=lambda _: None)
+        start = read_before(policy, value_head, trees)
+        ppo(policy, value_head, trees, own, start, settings, seed=number, log=lambda _: None)
     assert 0.1 < np.mean(before) < 0.9
     assert is_greater(opened(), before, paired=True) < 0.05
 

@@ -33,10 +33,11 @@ from fakes import (
 )
 from stepagent.inspection import inspect
 from stepagent.model import forward
-from stepagent.model import policy as policy_module
+from stepagent.model import reading as reading_module
 from stepagent.model.forward import Layers
 from stepagent.model.generation import Decoding
-from stepagent.model.policy import Policy, PolicyError
+from stepagent.model.opening import PolicyError
+from stepagent.model.policy import Policy
 
 SIZE = {
     "vocab_size": 400,
@@ -171,13 +172,13 @@ def test_logits_made_in_parts_change_nothing(monkeypatch: pytest.MonkeyPatch) ->
     (packed,) = policy.layers.packs([p.tree for p in practised_trees(policy, 2)])
 
     def results() -> list[torch.Tensor]:
-        reading = policy.read(packed)
+        reading, entropies = policy.read_with_entropies(packed)
         loss = (reading.logprobs * torch.linspace(0, 1, len(reading.logprobs))).sum()
-        loss = loss + reading.entropies.square().sum()
+        loss = loss + entropies.square().sum()
         return [reading.logprobs, *torch.autograd.grad(loss, list(policy.model.parameters()))]
 
     whole = results()
-    monkeypatch.setattr(policy_module, "MAX_LOGITS", 7 * 320)
+    monkeypatch.setattr(reading_module, "MAX_LOGITS", 7 * 320)
     for found, expected in zip(results(), whole, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 

@@ -33,10 +33,12 @@ from stepagent.algorithms.ppo import (
     gae,
     ppo,
     ppo_loss,
+    read_before,
 )
 from stepagent.inspection import StepTree, step_trees
 from stepagent.model.policy import Policy
-from stepagent.model.prefix_tree import pack
+from stepagent.model.prefix_tree import Pack, pack
+from stepagent.model.reading import Reading
 from stepagent.model.updates import Metrics, OptimizerConfig
 
 OWN = [*demonstrations()[:2], *demonstrations()[40:42]]
@@ -47,6 +49,20 @@ def config(learning_rate: float = 1e-3, **changes: float | str) -> PPOConfig:
     optimizer = OptimizerConfig(learning_rate=learning_rate, warmup_share=0.0, weight_decay=0.0)
     defaults: dict[str, float | str] = {"epochs": 1, "batch_size": 100, "sft_coef": 0.0}
     return PPOConfig(optimizer=optimizer, **(defaults | changes))  # type: ignore[arg-type]
+
+
+def ppo_round(
+    policy: Policy,
+    value_head: ValueHead,
+    practised: list[StepTree],
+    own: list[Tensor],
+    settings: PPOConfig,
+    *,
+    seed: int,
+    log: Log,
+) -> Metrics:
+    before = read_before(policy, value_head, practised)
+    return ppo(policy, value_head, practised, own, before, settings, seed=seed, log=log)
 
 
 def trees(policy: Policy) -> list[StepTree]:
@@ -207,7 +223,7 @@ def test_loss_and_gradient_are_those_of_plain_calls(
 
     coefs = {"vf_coef": 0.3, "ent_coef": 0.2, "kl_coef": 0.4, "sft_coef": 0.6, "clip_range": 0.05}
     slow = config(1e-4, epochs=4, whiten=whiten, ratio=ratio, **coefs)
-    ppo(policy, value_head, practised, own, slow, seed=0, log=note)
+    ppo_round(policy, value_head, practised, own, slow, seed=0, log=note)
 
     agent_rewards = torch.cat([r[~p.is_expert] for r, p in zip(own, practised, strict=True)])
     with torch.no_grad():
@@ -243,7 +259,7 @@ def test_loss_and_gradient_are_those_of_plain_calls(
 def test_the_first_update_starts_at_ratio_one() -> None:
     policy, logged = in_float64(random_policy(scale=4.0)), list[Metrics]()
     practised = trees(policy)
-    ppo(
+    ppo_round(
         policy,
         head(policy),
         practised,
@@ -262,14 +278,14 @@ def test_entropy_is_that_of_the_categorical_distribution() -> None:
     tree = trees(policy)[0].tree
     (packed,) = pack([tree], 10_000)
     with torch.no_grad():
-        reading = policy.read(packed)
+        _, entropies = policy.read_with_entropies(packed)
         expected = []
         for path in tree.paths:
             ids = [tree.tokens[n] for n in tree.ancestors(path[-1])]
             logits = policy.model(input_ids=torch.tensor([ids])).logits[0, -len(path) - 1 : -1]
             expected.append(categorical_entropy(logits))
-    assert float(reading.entropies.std()) > 0.01
-    torch.testing.assert_close(reading.entropies, torch.cat(expected), rtol=1e-9, atol=1e-10)
+    assert float(entropies.std()) > 0.01
+    torch.testing.assert_close(entropies, torch.cat(expected), rtol=1e-9, atol=1e-10)
 
 
 def test_the_gradient_of_the_value_does_not_reach_the_policy() -> None:
@@ -280,7 +296,7 @@ def test_the_gradient_of_the_value_does_not_reach_the_policy() -> None:
     logged = list[Metrics]()
     # Equal rewards and values: all whitened advantages are 0, and the value loss is all there is.
     settings = config(vf_coef=1.0, ent_coef=0.0)
-    ppo(policy, value_head, practised, same, settings, seed=0, log=logged.append)
+    ppo_round(policy, value_head, practised, same, settings, seed=0, log=logged.append)
     assert logged[0]["value_loss"] == pytest.approx(1)
     assert logged[0]["grad_norm"] == 0
     assert float(value_head.bias.detach().abs()) > 0
@@ -292,7 +308,7 @@ def test_values_come_to_be_the_rewards() -> None:
     practised = trees(policy)
     same = [torch.full((len(p.is_expert),), 0.2, dtype=torch.float64) for p in practised]
     value_head = ValueHead(policy.layers)
-    ppo(policy, value_head, practised, same, config(epochs=60), seed=0, log=logged.append)
+    ppo_round(policy, value_head, practised, same, config(epochs=60), seed=0, log=logged.append)
     assert logged[0]["value_loss"] == pytest.approx(0.04)
     assert logged[-1]["value_loss"] < 0.004
 
@@ -305,7 +321,7 @@ def test_the_experts_rewards_do_not_matter() -> None:
     for given_rewards in (own, other):
         policy = copy_of(start)
         logged = list[Metrics]()
-        ppo(
+        ppo_round(
             policy,
             head(start),
             practised,
@@ -328,7 +344,7 @@ def test_packing_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         policy, value_head = with_budget(copy_of(start), token_budget), head(start)
         coefs = {"ent_coef": 0.1, "kl_coef": 0.1, "sft_coef": 0.5}
         settings = config(epochs=2, batch_size=3, **coefs)
-        ppo(policy, value_head, practised, own, settings, seed=4, log=log)
+        ppo_round(policy, value_head, practised, own, settings, seed=4, log=log)
         return [policy.model, value_head]
 
     assert_packing_changes_nothing(train, monkeypatch)
@@ -337,5 +353,30 @@ def test_packing_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_even_policy_has_the_entropy_of_the_whole_vocabulary() -> None:
     policy, logged = in_float64(random_policy(scale=0.0)), list[Metrics]()
     practised = trees(policy)
-    ppo(policy, head(policy), practised, rewards(practised), config(), seed=0, log=logged.append)
+    ppo_round(
+        policy, head(policy), practised, rewards(practised), config(), seed=0, log=logged.append
+    )
     assert logged[0]["entropy"] == pytest.approx(log(len(policy.renderer.tokenizer)))
+
+
+def test_entropies_have_a_gradient_only_if_they_have_a_weight(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    differentiated: list[Tensor] = []
+    plain_read = Policy.read_with_entropies
+
+    def read(self: Policy, packed: Pack) -> tuple[Reading, Tensor]:
+        found, entropies = plain_read(self, packed)
+        entropies.register_hook(differentiated.append)
+        return found, entropies
+
+    monkeypatch.setattr(Policy, "read_with_entropies", read)
+    for weight in (0.0, 0.1):
+        policy, logged = random_policy(scale=4.0), list[Metrics]()
+        practised = trees(policy)
+        own = [r.float() for r in rewards(practised)]
+        settings = config(ent_coef=weight)
+        value_head = ValueHead(policy.layers)
+        ppo_round(policy, value_head, practised, own, settings, seed=0, log=logged.append)
+        assert bool(differentiated) == bool(weight)
+        assert logged[0]["entropy"] > 0

@@ -31,8 +31,7 @@ def model() -> LlamaForCausalLM:
 
 def read(net: LlamaForCausalLM, packed: Pack) -> Tensor:
     layers = Layers(net)
-    _, predictors = layers.hidden(packed)
-    logits = layers.logits(predictors)
+    logits = layers.logits(layers.hidden(packed))
     return torch.log_softmax(logits, -1)[packed.target_predictor, packed.target_ids]
 
 
@@ -150,8 +149,8 @@ def test_separate_rows_are_plain_sequences_with_the_same_values_in_the_same_orde
 def test_each_path_has_the_same_hidden_state_packed_and_separate() -> None:
     net, trees = model(), [comb(3, 2), comb(2)]
     shared, separate = pack(trees, 1000)[0], pack(trees, 1000, shared=False)[0]
-    hidden, _ = Layers(net).hidden(shared)
-    alone, _ = Layers(net).hidden(separate)
+    hidden = Layers(net).hidden(shared)
+    alone = Layers(net).hidden(separate)
     torch.testing.assert_close(hidden[shared.path_state], alone[separate.path_state])
 
 

@@ -4,6 +4,7 @@ from math import log
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from fakes import (
     Log,
@@ -19,6 +20,7 @@ from fakes import (
     with_budget,
 )
 from stepagent.algorithms.sft import SFTConfig, sft, sft_loss
+from stepagent.model.forward import Layers
 from stepagent.model.policy import Policy
 from stepagent.model.updates import Metrics, OptimizerConfig
 
@@ -97,3 +99,20 @@ def test_one_trajectory_can_be_learnt_by_heart() -> None:
         log=logged.append,
     )
     assert logged[0]["loss"] > 5 and logged[-1]["loss"] < 0.05
+
+
+def test_nothing_but_log_probabilities_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = random_policy()
+    own, predicted = rendered(policy, OWN), list[int]()
+    plain = Layers.logits
+
+    def logits(self: Layers, hidden: torch.Tensor) -> torch.Tensor:
+        predicted.append(len(hidden))
+        return plain(self, hidden)
+
+    monkeypatch.setattr(Layers, "logits", logits)
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        sft(policy, own, config(), seed=0, log=lambda _: None)
+    # Entropies would exponentiate the whole vocabulary; logits are those of action tokens only.
+    assert "aten::exp" not in {event.key for event in profiled.key_averages()}
+    assert sum(predicted) <= sum(map(len, (action for d in own for action in d.actions)))

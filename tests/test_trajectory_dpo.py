@@ -1,5 +1,7 @@
 """DPO on whole episodes: against plain calls."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -32,8 +34,8 @@ def episodes(policy: Policy) -> list[tuple[RenderedTrajectory, RenderedTrajector
     return [(found[2], found[0]), (found[1], found[3]), (found[0], found[0])]
 
 
-def trees(policy: Policy) -> list[tuple[StepTree, StepTree]]:
-    return [(rollout_tree([a]), rollout_tree([b])) for a, b in episodes(policy)]
+def trees(policy: Policy) -> list[StepTree]:
+    return [rollout_tree([replace(agent)], expert) for expert, agent in episodes(policy)]
 
 
 def plain(policy: Policy, episode: RenderedTrajectory) -> torch.Tensor:

@@ -134,6 +134,29 @@ def test_an_update_that_ruins_the_weights_ends_the_stage() -> None:
         one_step(updater, -weight[0])
 
 
+def test_weights_whose_norm_overflows_but_that_are_finite_train_on() -> None:
+    weight = nn.Parameter(torch.full((4,), 3e38))
+    updater = Updater([weight], OptimizerConfig(learning_rate=0.1, warmup_share=0), 2)
+    assert one_step(updater, weight[0] * 1.0)["skipped_updates"] == 0
+
+
+def test_an_update_is_that_of_adamw_on_the_clipped_gradient() -> None:
+    config = OptimizerConfig(learning_rate=0.1, weight_decay=0.5, warmup_share=0)
+    weight = nn.Parameter(torch.tensor([1.0, -2.0]))
+    updater = Updater([weight], config, 4)
+    expected, first, second = torch.tensor([1.0, -2.0]), torch.zeros(2), torch.zeros(2)
+    for step, slope in enumerate(([3.0, 4.0], [0.1, -0.2], [0.0, 2.0]), start=1):
+        gradient = torch.tensor(slope)
+        rate = updater.update(LAYERS, lambda g=gradient: [((g * weight).sum(), {})])[
+            "learning_rate"
+        ]
+        gradient = gradient / max(1.0, float(gradient.norm()))
+        first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
+        scaled = (second / (1 - 0.999**step)).sqrt() + 1e-8
+        expected = expected * (1 - rate * 0.5) - rate * first / (1 - 0.9**step) / scaled
+        torch.testing.assert_close(weight.detach(), expected)
+
+
 def test_a_stage_whose_loss_is_nan_ends_with_its_name() -> None:
     policy = random_policy()
     own = rendered(policy, demonstrations()[:6])

@@ -13,7 +13,8 @@ from transformers.utils import logging as transformers_logging
 
 from fakes import random_policy
 from stepagent.commands.models import open_renderer
-from stepagent.model.policy import Policy, PolicyError
+from stepagent.model.opening import PolicyError
+from stepagent.model.policy import Policy
 from stepagent.model.weights import WeightsError, open_model
 
 Tensors = dict[str, torch.Tensor]

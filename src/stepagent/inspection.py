@@ -205,6 +205,12 @@ def path_logprobs(policy: Policy, practised: Sequence[StepTree]) -> list[Tensor]
     return read_paths(policy.layers, [p.tree for p in practised], policy.path_logprobs)
 
 
+def num_expert_tokens(practised: StepTree) -> int:
+    """Number of tokens of the expert's paths."""
+    pairs = zip(practised.tree.paths, practised.is_expert.tolist(), strict=True)
+    return sum(len(path) for path, by_expert in pairs if by_expert)
+
+
 def expert_path_of_step(is_expert: Tensor) -> Tensor:
     """(paths,) for each path the index of the expert's path at the same step."""
     index = torch.arange(len(is_expert), device=is_expert.device)

@@ -72,15 +72,14 @@ class Lesson:
     """Trajectories of the expert that are only measured on."""
     held_out_practised: Sequence[PracticedStep]
     """The agent's actions in their states; empty as above."""
-    compared: Sequence[StepTree]
-    """Held-out states like those that the agent learns in, with its actions: where a learner
-    measures how far it is from the expert."""
     explored: Sequence[RenderedTrajectory] = ()
     """Episodes that the policy of the round played itself on the items of the demonstrations."""
     lost: int = 0
     """Episodes that are missing among them because their environment was lost."""
     detours: Detours | None = None
     """How the agent's mistakes were inserted into the demonstrations, if it took detours."""
+    compared_in_detours: Sequence[StepTree] | None = None
+    """Held-out trajectories with detours in them and the agent's actions as branches."""
 
     @cached_property
     def trees(self) -> list[StepTree]:
@@ -91,6 +90,14 @@ class Lesson:
     def held_out_trees(self) -> list[StepTree]:
         """The held-out trajectories with the agent's actions as branches."""
         return step_trees(self.held_out, self.held_out_practised)
+
+    @property
+    def compared(self) -> Sequence[StepTree]:
+        """Held-out states like those that the agent learns in, with its actions.
+
+        A learner measures in them how far it is from the expert.
+        """
+        return self.held_out_trees if self.compared_in_detours is None else self.compared_in_detours
 
     @cached_property
     def explored_by_item(self) -> dict[str, list[RenderedTrajectory]]:
@@ -155,7 +162,7 @@ class Practice:
             episodes, lost = self._explored(policy, explores, number)
             lesson = replace(lesson, explored=episodes, lost=lost)
         if comparison is not None and lesson.detours is not None:
-            lesson = replace(lesson, compared=comparison(policy, number))
+            lesson = replace(lesson, compared_in_detours=comparison(policy, number))
         return lesson
 
     def comparison(self, novice: Policy) -> Comparison:
@@ -184,7 +191,6 @@ class Practice:
             practised=(),
             held_out=self.held_out,
             held_out_practised=(),
-            compared=(),
         )
 
     def _practised(self, policy: Policy, number: int) -> Lesson:
@@ -194,16 +200,11 @@ class Practice:
         if self._takes_detours:
             detours = self._detours(policy, demonstrations, self.seed_of(number))
             demonstrations = detours.demonstrations
-        practised, held_out_practised = (
-            self._inspected(policy, trajectories, number)
-            for trajectories in (demonstrations, self.held_out)
-        )
         found = Lesson(
             demonstrations=demonstrations,
-            practised=practised,
+            practised=self._inspected(policy, demonstrations, number),
             held_out=self.held_out,
-            held_out_practised=held_out_practised,
-            compared=step_trees(self.held_out, held_out_practised),
+            held_out_practised=self._inspected(policy, self.held_out, number),
             detours=detours,
         )
         if number == 1:

@@ -15,7 +15,8 @@ import torch
 from stepagent.model.device import until_it_fits
 from stepagent.model.forward import OutOfMemory
 from stepagent.model.generation import Decoding, Generated, RunningEpisodes, random_numbers
-from stepagent.model.policy import Policy, PolicyError
+from stepagent.model.opening import PolicyError
+from stepagent.model.policy import Policy
 from stepagent.rendering.renderer import RenderedTrajectory
 from stepagent.tasks.base import Task, TextEnv
 from stepagent.tasks.playing import Episode

@@ -37,6 +37,7 @@ from stepagent.bounds import COUNT, Between, check_bounds
 from stepagent.inspection import StepTree, expert_path_of_step, path_logprobs
 from stepagent.model.policy import Policy
 from stepagent.model.updates import (
+    Measured,
     Metrics,
     OptimizerConfig,
     batch_packs,
@@ -142,7 +143,7 @@ def train_discriminator(
     and `OutOfMemory` as `Updater.update` does.
     """
 
-    def losses(batch: Sequence[int]) -> Iterator[tuple[Tensor, Metrics]]:
+    def losses(batch: Sequence[int]) -> Iterator[tuple[Tensor, Measured]]:
         return _losses(discriminator, practised, agent_logprobs, batch, config)
 
     fit(
@@ -163,7 +164,7 @@ def _losses(
     agent_logprobs: Sequence[Tensor],
     batch: Sequence[int],
     config: DiscriminatorConfig,
-) -> Iterator[tuple[Tensor, Metrics]]:
+) -> Iterator[tuple[Tensor, Measured]]:
     num_expert = sum(int(practised[i].is_expert.sum()) for i in batch)
     num_agent = sum(len(practised[i].is_expert) for i in batch) - num_expert
     device = discriminator.model.device
@@ -175,8 +176,8 @@ def _losses(
             num_agent,
             config.label_smoothing,
         )
-        metrics = {"loss": loss.item(), "discriminator_accuracy": accuracy.item()}
-        yield loss, metrics | {"tokens": packed.num_tokens}
+        metrics = {"loss": loss, "discriminator_accuracy": accuracy}
+        yield loss, {**metrics, "tokens": packed.num_tokens}
 
 
 def expert_logits(

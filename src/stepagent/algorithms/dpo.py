@@ -15,14 +15,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from stepagent.algorithms.sft import sft_loss
 from stepagent.bounds import AMOUNT, COUNT, Above, check_bounds
-from stepagent.inspection import StepTree, expert_path_of_step, path_logprobs
+from stepagent.inspection import StepTree, expert_path_of_step, num_expert_tokens, path_logprobs
 from stepagent.model.policy import Policy
 from stepagent.model.updates import (
+    Measured,
     Metrics,
     OptimizerConfig,
     batch_packs,
@@ -89,7 +91,7 @@ def dpo(
     """
     reference = path_logprobs(policy, practised)
 
-    def losses(batch: Sequence[int]) -> Iterator[tuple[Tensor, Metrics]]:
+    def losses(batch: Sequence[int]) -> Iterator[tuple[Tensor, Measured]]:
         return _losses(policy, practised, reference, batch, config)
 
     fit(policy.layers, losses, len(practised), config, stage="Step-wise DPO", seed=seed, log=log)
@@ -101,15 +103,10 @@ def _losses(
     reference: Sequence[Tensor],
     batch: Sequence[int],
     config: DPOConfig,
-) -> Iterator[tuple[Tensor, Metrics]]:
+) -> Iterator[tuple[Tensor, Measured]]:
     """The parts of a batch's loss, averaged over its pairs and its expert tokens."""
     num_pairs = max(1, sum(int((~practised[i].is_same).sum()) for i in batch))
-    num_tokens = sum(
-        len(path)
-        for i in batch
-        for path, expert in zip(practised[i].tree.paths, practised[i].is_expert, strict=True)
-        if expert
-    )
+    num_tokens = sum(num_expert_tokens(practised[i]) for i in batch)
     device = policy.model.device
     for packed, trees in batch_packs(policy.layers, [p.tree for p in practised], batch):
         is_expert = gather([p.is_expert for p in practised], trees, device)
@@ -124,17 +121,18 @@ def _losses(
         preference = pairs.loss.sum() / num_pairs
         anchor = sft_loss(token_logprobs[is_expert[packed.target_path]], num_tokens)
         margins = pairs.chosen_rewards - pairs.rejected_rewards
+        loss = preference + config.sft_coef * anchor
         yield (
-            preference + config.sft_coef * anchor,
+            loss,
             {
-                "loss": (preference + config.sft_coef * anchor).item(),
+                "loss": loss,
                 "tokens": packed.num_tokens,
-                "dpo_loss": preference.item(),
-                "sft_loss": anchor.item(),
-                "reward_chosen": float(pairs.chosen_rewards.sum()) / num_pairs,
-                "reward_rejected": float(pairs.rejected_rewards.sum()) / num_pairs,
-                "reward_margin": float(margins.sum()) / num_pairs,
-                "reward_accuracy": float((margins > ROUNDING).sum()) / num_pairs,
+                "dpo_loss": preference,
+                "sft_loss": anchor,
+                "reward_chosen": pairs.chosen_rewards.sum() / num_pairs,
+                "reward_rejected": pairs.rejected_rewards.sum() / num_pairs,
+                "reward_margin": margins.sum() / num_pairs,
+                "reward_accuracy": (margins > ROUNDING).sum(dtype=torch.float64) / num_pairs,
             },
         )
 

@@ -24,6 +24,7 @@ from stepagent.bounds import AMOUNT, COUNT, Above, check_bounds
 from stepagent.inspection import StepTree
 from stepagent.model.policy import Policy
 from stepagent.model.updates import (
+    Measured,
     Metrics,
     OptimizerConfig,
     batch_packs,
@@ -105,7 +106,7 @@ def grpo(
         advantages=[a[steps] for a, steps in zip(advantages, episode_of, strict=True)],
     )
 
-    def losses(batch: Sequence[int]) -> Iterator[tuple[Tensor, Metrics]]:
+    def losses(batch: Sequence[int]) -> Iterator[tuple[Tensor, Measured]]:
         return _losses(policy, groups, targets, batch, config)
 
     fit(policy.layers, losses, len(groups), config, stage="GRPO", seed=seed, log=log)
@@ -123,12 +124,12 @@ def _losses(
     targets: Targets,
     batch: Sequence[int],
     config: GRPOConfig,
-) -> Iterator[tuple[Tensor, Metrics]]:
+) -> Iterator[tuple[Tensor, Measured]]:
     """The parts of a batch's loss, averaged over all its action tokens."""
     num_tokens = sum(len(path) for i in batch for path in groups[i].tree.paths)
     device = policy.model.device
     for packed, trees in batch_packs(policy.layers, [g.tree for g in groups], batch):
-        reading = policy.read(packed)
+        reading, entropies = policy.read_with_entropies(packed)
         old_logprobs = gather(targets.old_logprobs, trees, device)
         advantages = gather(targets.advantages, trees, device)[packed.target_path]
         clip = ppo_loss(reading.logprobs, old_logprobs, advantages, config.clip_range)
@@ -138,11 +139,11 @@ def _losses(
         yield (
             loss,
             {
-                "loss": loss.item(),
+                "loss": loss,
                 "tokens": packed.num_tokens,
-                "policy_loss": policy_loss.item(),
-                "entropy": (reading.entropies.sum() / num_tokens).item(),
-                "approx_kl": float(clip.approx_kl.sum()) / num_tokens,
-                "clipfrac": float(clip.clipped.sum()) / num_tokens,
+                "policy_loss": policy_loss,
+                "entropy": entropies.detach().sum() / num_tokens,
+                "approx_kl": clip.approx_kl.sum() / num_tokens,
+                "clipfrac": clip.clipped.sum(dtype=torch.float64) / num_tokens,
             },
         )

@@ -23,10 +23,11 @@ from torch import Tensor
 from stepagent.algorithms.sft import sft_loss
 from stepagent.algorithms.value_head import ValueHead
 from stepagent.bounds import AMOUNT, COUNT, SHARE, Above, check_bounds
-from stepagent.inspection import StepTree
+from stepagent.inspection import StepTree, num_expert_tokens
 from stepagent.model.policy import Policy
 from stepagent.model.prefix_tree import Pack
 from stepagent.model.updates import (
+    Measured,
     Metrics,
     OptimizerConfig,
     batch_packs,
@@ -139,6 +140,26 @@ def explained_variance(values: Tensor, returns: Tensor) -> float:
     return float(1 - (returns - values).var() / variance) if variance > 0 else float("nan")
 
 
+class Before(NamedTuple):
+    """The policy and the value head before a round, on each tree."""
+
+    logprobs: list[Tensor]
+    """(targets,) log-probabilities of path tokens."""
+    values: list[Tensor]
+    """(paths,) values of their states."""
+
+
+def read_before(policy: Policy, value_head: ValueHead, practised: Sequence[StepTree]) -> Before:
+    """Reads the policy and its value head as they are, without gradient."""
+
+    def read(packed: Pack) -> tuple[Tensor, Tensor]:
+        reading = policy.read(packed)
+        return reading.logprobs, value_head.values(reading)
+
+    found = read_trees(policy.layers, [p.tree for p in practised], read)
+    return Before(*(list(part) for part in zip(*found, strict=True)))
+
+
 class Targets(NamedTuple):
     """What stays fixed during a round, for each tree."""
 
@@ -155,6 +176,7 @@ def ppo(
     value_head: ValueHead,
     practised: Sequence[StepTree],
     rewards: Sequence[Tensor],
+    before: Before,
     config: PPOConfig,
     *,
     seed: int,
@@ -162,12 +184,13 @@ def ppo(
 ) -> Metrics:
     """One round of updates in place; returns metrics of its rewards and values.
 
-    `rewards` holds the step rewards (paths,) of each tree. Expert paths contribute to the anchor
-    only. Raises `TrainingError` and `OutOfMemory` as `Updater.update` does.
+    `rewards` holds the step rewards (paths,) of each tree, `before` what `read_before` found on
+    them. Expert paths contribute to the anchor only. Raises `TrainingError` and `OutOfMemory` as
+    `Updater.update` does.
     """
-    targets, facts = _advantages(policy, value_head, practised, rewards, config)
+    targets, facts = _advantages(practised, rewards, before, config)
 
-    def losses(batch: Sequence[int]) -> Iterator[tuple[Tensor, Metrics]]:
+    def losses(batch: Sequence[int]) -> Iterator[tuple[Tensor, Measured]]:
         return _losses(policy, value_head, practised, targets, batch, config)
 
     fit(
@@ -184,25 +207,17 @@ def ppo(
 
 
 def _advantages(
-    policy: Policy,
-    value_head: ValueHead,
     practised: Sequence[StepTree],
     rewards: Sequence[Tensor],
+    before: Before,
     config: PPOConfig,
 ) -> tuple[Targets, Metrics]:
     """The fixed targets of the round, and metrics of rewards and value head."""
-
-    def read(packed: Pack) -> tuple[Tensor, Tensor]:
-        reading = policy.read(packed)
-        return reading.logprobs, value_head.values(reading)
-
-    readings = read_trees(policy.layers, [p.tree for p in practised], read)
-    old_logprobs, values = (list(part) for part in zip(*readings, strict=True))
     sizes = [len(r) for r in rewards]
     is_agent = ~torch.cat([p.is_expert for p in practised])
     is_end = torch.cat([p.is_end for p in practised])
     given = torch.cat(list(rewards))
-    predicted = torch.cat(values)
+    predicted = torch.cat(before.values)
     advantages = gae(given, predicted, is_end, gae_lambda=config.gae_lambda)
     returns = advantages + predicted
     metrics = {
@@ -215,7 +230,7 @@ def _advantages(
         advantages = (advantages - own.mean()) / (own.std(correction=0) + 1e-8)
     advantages = torch.where(is_agent, advantages, 0.0)
     return Targets(
-        old_logprobs, list(torch.split(advantages, sizes)), list(torch.split(returns, sizes))
+        before.logprobs, list(torch.split(advantages, sizes)), list(torch.split(returns, sizes))
     ), metrics
 
 
@@ -226,21 +241,19 @@ def _losses(
     targets: Targets,
     batch: Sequence[int],
     config: PPOConfig,
-) -> Iterator[tuple[Tensor, Metrics]]:
+) -> Iterator[tuple[Tensor, Measured]]:
     """The parts of a batch's loss, averaged over agent tokens, states and expert tokens."""
-    lengths = {i: [len(path) for path in practised[i].tree.paths] for i in batch}
-    is_expert_by_tree = {i: practised[i].is_expert.tolist() for i in batch}
-    num_expert = sum(
-        n for i in batch for n, e in zip(lengths[i], is_expert_by_tree[i], strict=True) if e
-    )
-    num_agent = sum(map(sum, lengths.values())) - num_expert
+    num_expert = sum(num_expert_tokens(practised[i]) for i in batch)
+    num_agent = sum(len(path) for i in batch for path in practised[i].tree.paths) - num_expert
     num_expert = max(1, num_expert)  # there are none in played episodes
-    num_actions = sum(len(e) - sum(e) for e in is_expert_by_tree.values())
+    num_actions = sum(int((~practised[i].is_expert).sum()) for i in batch)
     device = policy.model.device
     for packed, trees in batch_packs(policy.layers, [p.tree for p in practised], batch):
         is_expert = gather([p.is_expert for p in practised], trees, device)
         by_agent = ~is_expert[packed.target_path]
-        reading = policy.read(packed)
+        reading, entropies = policy.read_with_entropies(packed)
+        if not config.ent_coef:
+            entropies = entropies.detach()  # a metric only
         advantages = gather(targets.advantages, trees, device)
         old_logprobs = gather(targets.old_logprobs, trees, device)
         if config.ratio == "step":
@@ -252,7 +265,7 @@ def _losses(
         clip = ppo_loss(now[own], old[own], advantages[own], config.clip_range)
         returns = gather(targets.returns, trees, device)
         value_loss = (value_head.values(reading) - returns)[~is_expert].square().sum() / num_actions
-        entropy = reading.entropies[by_agent].sum() / num_agent
+        entropy = entropies[by_agent].sum() / num_agent
         kl = kl_estimate((reading.logprobs - old_logprobs)[by_agent]).sum() / num_agent
         anchor = sft_loss(reading.logprobs[~by_agent], num_expert)
         policy_loss = clip.loss.sum() / total
@@ -266,13 +279,13 @@ def _losses(
         yield (
             loss,
             {
-                "loss": loss.item(),
+                "loss": loss,
                 "tokens": packed.num_tokens,
-                "policy_loss": policy_loss.item(),
-                "value_loss": value_loss.item(),
-                "entropy": entropy.item(),
-                "sft_loss": anchor.item(),
-                "approx_kl": float(clip.approx_kl.sum()) / total,
-                "clipfrac": float(clip.clipped.sum()) / total,
+                "policy_loss": policy_loss,
+                "value_loss": value_loss,
+                "entropy": entropy,
+                "sft_loss": anchor,
+                "approx_kl": clip.approx_kl.sum() / total,
+                "clipfrac": clip.clipped.sum(dtype=torch.float64) / total,
             },
         )

@@ -16,6 +16,7 @@ from stepagent.inspection import step_tree
 from stepagent.model.policy import Policy
 from stepagent.model.prefix_tree import PrefixTree
 from stepagent.model.updates import (
+    Measured,
     Metrics,
     OptimizerConfig,
     batch_packs,
@@ -72,7 +73,7 @@ def maximize_likelihood(
 ) -> None:
     """Maximizes the likelihood of all paths of the trees, averaged over the tokens of a batch."""
 
-    def losses(batch: Sequence[int]) -> Iterator[tuple[Tensor, Metrics]]:
+    def losses(batch: Sequence[int]) -> Iterator[tuple[Tensor, Measured]]:
         return _losses(policy, trees, batch)
 
     fit(policy.layers, losses, len(trees), config, stage=stage, seed=seed, log=log)
@@ -80,8 +81,8 @@ def maximize_likelihood(
 
 def _losses(
     policy: Policy, trees: Sequence[PrefixTree], batch: Sequence[int]
-) -> Iterator[tuple[Tensor, Metrics]]:
+) -> Iterator[tuple[Tensor, Measured]]:
     total = sum(len(path) for i in batch for path in trees[i].paths)
     for packed, _ in batch_packs(policy.layers, trees, batch):
         loss = sft_loss(policy.read(packed).logprobs, total)
-        yield loss, {"loss": loss.item(), "tokens": packed.num_tokens}
+        yield loss, {"loss": loss, "tokens": packed.num_tokens}

@@ -14,19 +14,19 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from stepagent.algorithms.dpo import ROUNDING
+from stepagent.algorithms.dpo import ROUNDING, dpo_loss
 from stepagent.algorithms.sft import sft_loss
 from stepagent.bounds import AMOUNT, COUNT, Above, check_bounds
-from stepagent.inspection import StepTree
+from stepagent.inspection import StepTree, num_expert_tokens, path_logprobs
 from stepagent.model.policy import Policy
 from stepagent.model.updates import (
+    Measured,
     Metrics,
     OptimizerConfig,
     batch_packs,
     fit,
-    read_paths,
+    gather,
 )
 
 
@@ -54,7 +54,7 @@ class TrajectoryDPOConfig:
 
 def trajectory_dpo(
     policy: Policy,
-    pairs: Sequence[tuple[StepTree, StepTree]],
+    pairs: Sequence[StepTree],
     config: TrajectoryDPOConfig,
     *,
     seed: int,
@@ -62,60 +62,52 @@ def trajectory_dpo(
 ) -> None:
     """One round of updates in place on pairs of the expert's and the agent's episode.
 
-    The trees have no branches. The reference is the policy as it is given. Raises `TrainingError`
-    and `OutOfMemory` as `Updater.update` does.
+    The two episodes of a pair share a tree, so they are forwarded together. The reference is the
+    policy as it is given. Raises `TrainingError` and `OutOfMemory` as `Updater.update` does.
     """
-    trees = [episode for pair in pairs for episode in pair]
-    reference = _logprobs(policy, trees)
+    found = path_logprobs(policy, pairs)
+    reference = [_of_episodes(own, p.is_expert) for own, p in zip(found, pairs, strict=True)]
 
-    def losses(batch: Sequence[int]) -> Iterator[tuple[Tensor, Metrics]]:
-        return _losses(policy, trees, reference, batch, config)
+    def losses(batch: Sequence[int]) -> Iterator[tuple[Tensor, Measured]]:
+        return _losses(policy, pairs, reference, batch, config)
 
     fit(policy.layers, losses, len(pairs), config, stage="Trajectory DPO", seed=seed, log=log)
 
 
-def _logprobs(policy: Policy, trees: Sequence[StepTree]) -> Tensor:
-    """(episodes,) log-probability of all actions of each episode, without gradient."""
-    found = read_paths(policy.layers, [t.tree for t in trees], policy.path_logprobs)
-    return torch.stack([logprobs.sum() for logprobs in found])
+def _of_episodes(logprobs: Tensor, is_expert: Tensor) -> Tensor:
+    """(paths,) of one pair -> (1, 2), the sums over the expert's and over the agent's episode."""
+    return torch.stack([logprobs[is_expert].sum(), logprobs[~is_expert].sum()])[None]
 
 
 def _losses(
     policy: Policy,
-    trees: Sequence[StepTree],
-    reference: Tensor,
+    pairs: Sequence[StepTree],
+    reference: Sequence[Tensor],
     batch: Sequence[int],
     config: TrajectoryDPOConfig,
-) -> Iterator[tuple[Tensor, Metrics]]:
-    """The parts of a batch's loss.
-
-    The two episodes of a pair may be in different packs, so their margin delta is computed first,
-    without gradient. The gradient of -log sigma(delta) is -sigma(-delta) times that of delta, which
-    is a weighted sum over episodes.
-    """
-    chosen = torch.tensor([2 * pair for pair in batch])
-    members = torch.stack([chosen, chosen + 1], dim=1).flatten().tolist()
-    now = _logprobs(policy, [trees[i] for i in members]) - reference[members]
-    margins = config.beta * (now[::2] - now[1::2])
-    pulls = config.beta * torch.sigmoid(-margins) / len(batch)
-    weight = dict(zip(members, torch.stack([-pulls, pulls], dim=1).flatten().tolist(), strict=True))
-    num_tokens = sum(len(path) for i in chosen.tolist() for path in trees[i].tree.paths)
-    preference = float(-F.logsigmoid(margins).mean())
-    facts = {
-        "loss": preference,
-        "dpo_loss": preference,
-        "reward_margin": float(margins.mean()),
-        "reward_accuracy": float((margins > ROUNDING).float().mean()),
-        "sft_loss": 0.0,
-    }
-    for packed, own in batch_packs(policy.layers, [t.tree for t in trees], members):
+) -> Iterator[tuple[Tensor, Measured]]:
+    """The parts of a batch's loss, averaged over its pairs and its expert tokens."""
+    num_tokens = sum(num_expert_tokens(pairs[i]) for i in batch)
+    device = policy.model.device
+    for packed, own in batch_packs(policy.layers, [p.tree for p in pairs], batch):
         logprobs = policy.read(packed).logprobs
-        paths = [(weight[i], i % 2 == 0) for i in own for _ in trees[i].tree.paths]
-        weights = logprobs.new_tensor([w for w, _ in paths])[packed.target_path]
-        by_expert = torch.tensor([e for _, e in paths], device=logprobs.device)[packed.target_path]
-        anchor = sft_loss(logprobs[by_expert], num_tokens)
-        facts["loss"] += config.sft_coef * anchor.item()
-        facts["sft_loss"] += anchor.item()
-        facts["tokens"] = packed.num_tokens
-        yield (weights * logprobs).sum() + config.sft_coef * anchor, facts
-        facts = dict.fromkeys(facts, 0.0)  # counted once, since the metrics of the parts are summed
+        experts = [pairs[i].is_expert.to(device) for i in own]
+        by_pair = torch.split(packed.sum_by_path(logprobs), [len(e) for e in experts])
+        now = torch.cat([_of_episodes(*pair) for pair in zip(by_pair, experts, strict=True)])
+        then = gather(reference, own, device)
+        found = dpo_loss(now[:, 0], now[:, 1], then[:, 0], then[:, 1], config.beta)
+        preference = found.loss.sum() / len(batch)
+        anchor = sft_loss(logprobs[torch.cat(experts)[packed.target_path]], num_tokens)
+        loss = preference + config.sft_coef * anchor
+        margins = found.chosen_rewards - found.rejected_rewards
+        yield (
+            loss,
+            {
+                "loss": loss,
+                "tokens": packed.num_tokens,
+                "dpo_loss": preference,
+                "sft_loss": anchor,
+                "reward_margin": margins.sum() / len(batch),
+                "reward_accuracy": (margins > ROUNDING).sum(dtype=torch.float64) / len(batch),
+            },
+        )

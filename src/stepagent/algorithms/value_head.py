@@ -6,7 +6,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from stepagent.model.forward import Layers
-from stepagent.model.policy import Reading
+from stepagent.model.reading import Reading
 from stepagent.model.weights import (
     UNREADABLE,
     WeightsError,

@@ -142,7 +142,8 @@ def count_parameters(source: str) -> int:
 def described(known: Situation, config: TrainConfig) -> Iterator[str]:
     """The main settings of the run, one line of text each."""
     compute = config.compute
-    where = f"{compute.torch_device.type.upper()}, {'bfloat16' if compute.is_half else 'float32'}"
+    precision = "" if compute.precision == "auto" else f", {compute.precision}"
+    where = f"{compute.torch_device.type.upper()}{precision}"
     size = "from scratch" if known.parameters is None else f"{known.parameters / 1e6:,.0f} M"
     adapted = f"LoRA rank {config.lora.rank}" if config.lora.rank else "all weights"
     yield f"model: {size}, {adapted}, {where}"

@@ -83,7 +83,8 @@ class Rounds:
         for number in range(num_rounds + 1):
             unit = round_unit(self.method, number)
             policy.restore(self.run.unit_folder(unit) if number else self.novice)
-            found = learner.judge(policy, comparison(policy, after))
+            practised = lesson.compared if number == num_rounds else comparison(policy, after)
+            found = learner.judge(policy, practised)
             self._log(number)("dev", {"js_divergence": found.js_divergence})
 
     def _lesson(self, policy: Policy, number: int, comparison: Comparison | None) -> Lesson:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from stepagent.algorithms.grpo import GRPOConfig, grpo
-from stepagent.algorithms.ppo import PPOConfig, ppo
+from stepagent.algorithms.ppo import PPOConfig, ppo, read_before
 from stepagent.algorithms.sft import SFTConfig, sft
 from stepagent.algorithms.trajectory_dpo import TrajectoryDPOConfig, trajectory_dpo
 from stepagent.algorithms.value_head import ValueHead
@@ -126,7 +126,7 @@ class ETO(Stateless):
     def learn(self, policy: Policy, lesson: Lesson, *, seed: int, log: Log) -> list[Tensor] | None:
         """Trajectory DPO on the pairs; without pairs the policy stays as it is."""
         pairs = [
-            (rollout_tree([expert]), rollout_tree([agent]))
+            rollout_tree([agent], expert)
             for expert, agent in _by_item(lesson)
             if self.prefers(expert, agent)
         ]
@@ -168,8 +168,9 @@ class FinalPPO(Stateless):
             final_reward * e.is_end
             for e, final_reward in zip(episodes, map(_final_reward, lesson.explored), strict=True)
         ]
+        before = read_before(policy, self.value_head, episodes)
         facts = ppo(
-            policy, self.value_head, episodes, rewards, self.config, seed=seed,
+            policy, self.value_head, episodes, rewards, before, self.config, seed=seed,
             log=lambda m: log("ppo", m),
         )  # fmt: skip
         log("ppo", facts)

@@ -15,7 +15,7 @@ from stepagent.algorithms.discriminator import (
     step_rewards,
     train_discriminator,
 )
-from stepagent.algorithms.ppo import PPOConfig, ppo
+from stepagent.algorithms.ppo import PPOConfig, ppo, read_before
 from stepagent.algorithms.value_head import ValueHead
 from stepagent.bounds import COUNT, check_bounds
 from stepagent.inspection import StepTree, path_logprobs
@@ -65,17 +65,19 @@ class Inverse:
 
     def learn(self, policy: Policy, lesson: Lesson, *, seed: int, log: Log) -> list[Tensor] | None:
         """Returns the step rewards of the held-out paths."""
-        self.measure(policy, lesson, seed=seed, log=log)
-        trees = self._trees(lesson)
-        rewards, held_out_rewards = (
-            self._rewards(policy, practised) for practised in (trees, lesson.held_out_trees)
-        )
+        trees, held_out_trees = self._trees(lesson), lesson.held_out_trees
+        before = read_before(policy, self.value_head, trees)
+        agent = [p.tree.sum_by_path(own) for p, own in zip(trees, before.logprobs, strict=True)]
+        held_out_logits = self._trained(policy, lesson, agent, seed=seed, log=log)
+        if lesson.compared is not held_out_trees:
+            held_out_logits = self._logits(policy, held_out_trees)
+        rewards = self._rewards(expert_logits(self.discriminator, trees, agent))
         facts = ppo(
-            policy, self.value_head, trees, rewards, self.config.ppo, seed=seed,
+            policy, self.value_head, trees, rewards, before, self.config.ppo, seed=seed,
             log=lambda m: log("ppo", m),
         )  # fmt: skip
         log("ppo", facts)
-        return held_out_rewards
+        return self._rewards(held_out_logits)
 
     def measure(self, policy: Policy, lesson: Lesson, *, seed: int, log: Log) -> None:
         """Trains the discriminator on the lesson; logs its accuracy on held-out steps.
@@ -83,33 +85,43 @@ class Inverse:
         Before its first use it is warmed up until it beats chance on them; raises `LearnerStopped`
         if it does not within its warm-up.
         """
-        config, practised = self.config.discriminator, lesson.compared
-        trees = self._trees(lesson)
-        held_out_agent = path_logprobs(policy, practised)
-        found: list[HeldOut] = []
+        agent = path_logprobs(policy, self._trees(lesson))
+        self._trained(policy, lesson, agent, seed=seed, log=log)
 
-        def beats_chance() -> bool:
-            logits = expert_logits(self.discriminator, practised, held_out_agent)
-            found.append(held_out(logits, practised))
-            return found[-1].beats_chance and not self.is_warm
+    def _trained(
+        self, policy: Policy, lesson: Lesson, agent: Sequence[Tensor], *, seed: int, log: Log
+    ) -> list[Tensor]:
+        """As `measure`; returns the logits of the paths of `lesson.compared`.
+
+        `agent` holds log pi of the paths of each tree.
+        """
+        config, practised = self.config.discriminator, lesson.compared
+        agent_there = path_logprobs(policy, practised)
+        logits: list[Tensor] = []
+
+        def measured() -> HeldOut:
+            logits[:] = expert_logits(self.discriminator, practised, agent_there)
+            return held_out(logits, practised)
 
         train_discriminator(
             self.discriminator,
-            trees,
-            path_logprobs(policy, trees),
+            self._trees(lesson),
+            agent,
             config,
             epochs=config.epochs if self.is_warm else config.warmup_epochs,
             seed=seed,
             log=lambda m: log("discriminator", m),
-            enough=beats_chance,
+            enough=lambda: not self.is_warm and measured().beats_chance,
         )
-        if not self.is_warm and not found[-1].beats_chance:
+        found = measured() if self.is_warm else held_out(logits, practised)
+        if not self.is_warm and not found.beats_chance:
             raise LearnerStopped(
                 f"after {config.warmup_epochs} epochs the discriminator is still at chance on "
-                f"held-out steps (accuracy {found[-1].accuracy:.3f}): its reward is not used"
+                f"held-out steps (accuracy {found.accuracy:.3f}): its reward is not used"
             )
         self.is_warm = True
-        log("start", {"discriminator_accuracy": found[-1].accuracy})
+        log("start", {"discriminator_accuracy": found.accuracy})
+        return logits
 
     def judge(self, policy: Policy, practised: Sequence[StepTree]) -> HeldOut:
         """Evaluates the policy's practised steps with the current discriminator."""
@@ -118,10 +130,9 @@ class Inverse:
     def _trees(self, lesson: Lesson) -> Sequence[StepTree]:
         return lesson.rollout_trees if self.config.states == "rollout" else lesson.trees
 
-    def _rewards(self, policy: Policy, practised: Sequence[StepTree]) -> list[Tensor]:
-        """For each tree the step rewards of its paths; the policy is the one that practised."""
-        form = self.config.discriminator.reward
-        return [step_rewards(f, form) for f in self._logits(policy, practised)]
+    def _rewards(self, logits: Sequence[Tensor]) -> list[Tensor]:
+        """For each tree the step rewards of its paths."""
+        return [step_rewards(f, self.config.discriminator.reward) for f in logits]
 
     def _logits(self, policy: Policy, practised: Sequence[StepTree]) -> list[Tensor]:
         return expert_logits(self.discriminator, practised, path_logprobs(policy, practised))

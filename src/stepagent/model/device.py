@@ -1,10 +1,13 @@
 """Device, precision, deterministic numbers, and how many tokens fit into memory at once."""
 
+import math
 import os
 import random
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -16,7 +19,12 @@ MAX_TOKEN_BUDGET = 16384
 """Memory of a dense mask grows with its square; longer rows make no better use of a GPU."""
 HEADROOM = 0.8
 """Share of the free memory that is used; the allocator loses some to fragmentation."""
-
+MIN_HALF_WIDTH = 384
+"""In narrower models most of the time is spent outside of matrix products."""
+MIN_GAIN = 1.5
+"""bfloat16 is chosen if its matrix products are at least this many times as fast."""
+BFLOAT16_UNITS = ("amx_bf16", "avx512_bf16", "bf16")
+"""PyTorch's names of what a processor multiplies bfloat16 numbers with."""
 
 T = TypeVar("T")
 
@@ -35,7 +43,8 @@ class ComputeConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model runs; `auto` uses a GPU if there is one."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of matrix products; `auto`: bfloat16 on a GPU. Trained weights stay float32."""
+    """Precision in which models compute; `auto` takes bfloat16 if it is faster on this machine and
+    changes no log-probability much. Trained weights stay float32."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, slower."""
     token_budget: int | None = None
@@ -57,12 +66,47 @@ class ComputeConfig:
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return torch.device(self.device)
 
-    @property
-    def is_half(self) -> bool:
-        """Whether matrix products are in bfloat16, with `auto` resolved."""
-        if self.precision == "auto":
-            return self.torch_device.type == "cuda"
-        return self.precision == "bfloat16"
+    def chosen(self, width: int) -> "Precision":
+        """The precision for a model with hidden states of this width, with `auto` resolved."""
+        if self.precision != "auto":
+            return Precision(self.precision == "bfloat16", "as asked for")
+        if self.torch_device.type == "cuda":
+            return Precision(True, "since the device is a GPU")
+        if width < MIN_HALF_WIDTH:
+            return Precision(False, "since the model is too small to gain from bfloat16")
+        if not any(torch.cpu.get_capabilities().get(name) for name in BFLOAT16_UNITS):
+            return Precision(False, "since this processor has no bfloat16 units")
+        gain = bfloat16_gain()
+        why = f"since its matrix products run {gain:.1f} times as fast in bfloat16 here"
+        return Precision(gain >= MIN_GAIN, why)
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The precision in which a model computes, and why."""
+
+    is_half: bool
+    why: str
+
+    def __str__(self) -> str:
+        """For example `float32, since this processor has no bfloat16 units`."""
+        return f"{'bfloat16' if self.is_half else 'float32'}, {self.why}"
+
+
+@cache
+def bfloat16_gain() -> float:
+    """How many times as fast a matrix product is in bfloat16 as in float32, on this processor.
+
+    Takes a fraction of a second; the fastest of several products counts, in turns.
+    """
+    fastest = {torch.float32: math.inf, torch.bfloat16: math.inf}
+    for _ in range(10):
+        for dtype in fastest:
+            a, b = torch.ones(256, 1024, dtype=dtype), torch.ones(1024, 1024, dtype=dtype)
+            start = time.perf_counter()
+            a @ b
+            fastest[dtype] = min(fastest[dtype], time.perf_counter() - start)
+    return fastest[torch.float32] / fastest[torch.bfloat16]
 
 
 def deterministic(seed: int = 0) -> None:

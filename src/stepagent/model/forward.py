@@ -6,7 +6,7 @@ results.
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from typing import Self, cast
 
@@ -18,6 +18,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from stepagent.model.attention_masks import by_kind, dense, filled_up, follows_trees, tree_masks
 from stepagent.model.device import CPU_TOKEN_BUDGET
 from stepagent.model.lora import Adapter
+from stepagent.model.masters import Masters, cast_frozen
 from stepagent.model.prefix_tree import Pack, PrefixTree, Row, pack
 
 logger = logging.getLogger(__name__)
@@ -38,21 +39,25 @@ class Layers:
         model: PreTrainedModel,
         *,
         token_budget: int = CPU_TOKEN_BUDGET,
-        is_half: bool = False,
         adapter: Adapter | None = None,
         decoding_kernel: str | None = None,
     ) -> None:
-        """Forwards at most `token_budget` tokens together, in bfloat16 if `is_half`."""
+        """Forwards at most `token_budget` tokens together.
+
+        In a bfloat16 model, trained weights get float32 masters.
+        """
         self.model = model
         self.token_budget = token_budget
-        self.is_half = is_half
         self.adapter = adapter
+        self.masters: Masters | None = None
         # FlexAttention compiles for every length, and with a cache every token changes the length.
         kernel = self.config._attn_implementation
         self.decoding_kernel = decoding_kernel or kernel
         """The attention implementation used with a cache."""
         self.shares_prefixes = follows_trees(model)
         """Whether the paths of a tree share a row; otherwise each has its own."""
+        if self.is_half:
+            self.masters = Masters(self._trained())
 
     @property
     def config(self) -> PreTrainedConfig:
@@ -69,27 +74,53 @@ class Layers:
         """Precision of everything computed from hidden states: at least float32."""
         return torch.promote_types(self.model.dtype, torch.float32)
 
-    def parameters(self) -> list[nn.Parameter]:
-        """What training updates."""
+    @property
+    def is_half(self) -> bool:
+        """Whether the model computes in bfloat16."""
+        return self.model.dtype == torch.bfloat16
+
+    def halve_precision(self) -> None:
+        """Changes the model to bfloat16; trained weights keep float32 masters."""
+        self.masters = Masters(self._trained())
+        cast_frozen(self.model)
+
+    def _trained(self) -> list[nn.Parameter]:
+        """The model's trained weights, in the precision in which it computes."""
         if self.adapter is None:
             return list(self.model.parameters())
         return self.adapter.parameters()
 
+    def parameters(self) -> list[nn.Parameter]:
+        """What training updates, in at least float32; `publish` then passes it on."""
+        trained = self._trained()
+        return trained if self.masters is None else self.masters.weights
+
+    def publish(self) -> None:
+        """Makes the model compute with updated `parameters`."""
+        if self.masters is not None:
+            self.masters.publish()
+
+    def in_full_precision(self) -> AbstractContextManager[None]:
+        """Context in which the model's trained weights are its `parameters`, not copies."""
+        return nullcontext() if self.masters is None else self.masters.in_model()
+
     def copy(self, name: str) -> Self:
         """An independent copy; with LoRA only the adapter is copied, as `name`."""
-        if self.adapter is None:
-            model, adapter = deepcopy(self.model), None
-        else:
-            adapter = self.adapter.copy(name)
-            model = adapter.model
+        with self.in_full_precision():
+            if self.adapter is None:
+                model, adapter = deepcopy(self.model), None
+            else:
+                adapter = self.adapter.copy(name)
+                model = adapter.model
         copied = type(self)(
             model,
             token_budget=self.token_budget,
-            is_half=self.is_half,
             adapter=adapter,
             decoding_kernel=self.decoding_kernel,
         )
         copied.shares_prefixes = self.shares_prefixes
+        if self.is_half and not copied.is_half:
+            copied.halve_precision()
         return copied
 
     def halve_budget(self) -> None:
@@ -102,14 +133,10 @@ class Layers:
         self.token_budget //= 2
         logger.info("out of memory: from now on %d tokens at once", self.token_budget)
 
-    @contextmanager
-    def reading(self) -> Iterator[None]:
-        """Context in which forward passes use these layers' adapter and precision."""
+    def activate(self) -> None:
+        """Makes forward passes use these layers' adapter from now on."""
         if self.adapter is not None:
             self.adapter.activate()
-        device = self.model.device.type
-        with torch.autocast(device, torch.bfloat16, enabled=self.is_half):
-            yield
 
     def packs(self, trees: Sequence[PrefixTree]) -> Iterator[Pack]:
         """Packs the trees within the token budget, on the model's device."""
@@ -124,7 +151,8 @@ class Layers:
             if self.config._attn_implementation == "flex_attention":
                 row = filled_up(row)
             masks = tree_masks(self.config, row)
-        with self.reading(), self._checkpointing():
+        self.activate()
+        with self._checkpointing():
             output = self.model.get_decoder()(
                 input_ids=row.token_ids[None],
                 position_ids=row.positions[None],
@@ -163,33 +191,32 @@ class Layers:
         config, kernel = self.config, self.decoding_kernel
         implementation = config._attn_implementation
         config._attn_implementation = kernel
+        self.activate()
         try:
-            with self.reading():
-                output = self.model.get_decoder()(
-                    input_ids=token_ids,
-                    position_ids=positions,
-                    attention_mask=by_kind(config, lambda window: dense(visible(window), kernel)),
-                    past_key_values=cache,
-                    use_cache=True,
-                )
+            output = self.model.get_decoder()(
+                input_ids=token_ids,
+                position_ids=positions,
+                attention_mask=by_kind(config, lambda window: dense(visible(window), kernel)),
+                past_key_values=cache,
+                use_cache=True,
+            )
         finally:
             config._attn_implementation = implementation
         return cast(Tensor, output.last_hidden_state)
 
     def continue_sequence(self, token_ids: Tensor, cache: Cache | None) -> tuple[Tensor, Cache]:
         """Hidden state (1, width) after new tokens (1, new), with the model's own cache."""
-        with self.reading():
-            output = self.model.get_decoder()(
-                input_ids=token_ids, past_key_values=cache, use_cache=True
-            )
+        self.activate()
+        output = self.model.get_decoder()(
+            input_ids=token_ids, past_key_values=cache, use_cache=True
+        )
         return output.last_hidden_state[:, -1], output.past_key_values
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., vocabulary) next-token logits, in at least float32."""
         head, config = cast(nn.Module, self.model.get_output_embeddings()), self.config
-        with self.reading():
-            logits = cast(Tensor, head(hidden))
-        logits = logits.to(self.dtype)
+        self.activate()
+        logits = cast(Tensor, head(hidden)).to(self.dtype)
         # Some model families modify the logits of the head: Cohere, Granite, Gemma 2.
         if scale := getattr(config, "logit_scale", None):
             logits = logits * scale
@@ -199,9 +226,6 @@ class Layers:
             logits = torch.tanh(logits / cap) * cap
         return logits
 
-    def hidden(self, packed: Pack) -> tuple[Tensor, Tensor]:
-        """Hidden states (tokens, width) of all tokens, (predictors, width) of the predictors."""
-        with self.reading():  # once for all rows, since autocast caches its copies of the weights
-            by_row = [self.row_hidden(row) for row in packed.rows]
-        predictors = [h[row.predictors] for h, row in zip(by_row, packed.rows, strict=True)]
-        return torch.cat(by_row), torch.cat(predictors)
+    def hidden(self, packed: Pack) -> Tensor:
+        """(predictors, width) hidden states of the predictors."""
+        return torch.cat([self.row_hidden(row)[row.predictors] for row in packed.rows])

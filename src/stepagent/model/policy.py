@@ -2,22 +2,29 @@
 
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from stepagent.console.printable import printable
 from stepagent.model.adapter_files import base_of, is_adapter
 from stepagent.model.attention_masks import layer_kinds
-from stepagent.model.device import CPU_TOKEN_BUDGET, ComputeConfig, fitting_tokens
+from stepagent.model.device import CPU_TOKEN_BUDGET, ComputeConfig
 from stepagent.model.forward import Layers
 from stepagent.model.lora import Adapter, LoRAConfig
-from stepagent.model.prefix_tree import ROOT, Pack, PrefixTree
+from stepagent.model.opening import (
+    MOST_CHANGE,
+    PolicyError,
+    check_reading,
+    halve_precision,
+    trained_tokens,
+)
+from stepagent.model.prefix_tree import Pack
+from stepagent.model.reading import Reading, read, read_with_entropies
 from stepagent.model.tree_attention import TREE_ATTENTION
 from stepagent.model.weights import (
     UNREADABLE,
@@ -32,25 +39,6 @@ from stepagent.rendering.renderer import RenderedTrajectory, Renderer
 from stepagent.types import Trajectory
 
 logger = logging.getLogger(__name__)
-
-MAX_LOGITS = 2**26
-"""Most logits in memory at once (256 MB in float32), however many tokens are evaluated."""
-
-
-@dataclass(frozen=True)
-class Reading:
-    """A policy's log-probabilities, entropies and hidden states for the paths of a pack."""
-
-    logprobs: Tensor
-    """(targets,) log-probability of each path token given its prefix, in nats."""
-    entropies: Tensor
-    """(targets,) entropy of the policy's next-token distribution at each path token, in nats."""
-    state_hidden: Tensor
-    """(paths, width) hidden state at the last token before each path."""
-
-
-class PolicyError(ValueError):
-    """A policy cannot be used, or not for this trajectory; the message is one line."""
 
 
 class Policy:
@@ -81,11 +69,12 @@ class Policy:
         source = str(name)
         adapted = is_adapter(source)
         base = base_of(source) if adapted else source
-        has_frozen = adapted or lora.rank > 0
-        model = open_model(
-            base, torch.bfloat16 if has_frozen and compute.is_half else torch.float32
-        )
-        device, kernel = compute.torch_device, model.config._attn_implementation
+        device, has_frozen = compute.torch_device, adapted or lora.rank > 0
+        # On a CPU `auto` compares both precisions.
+        on_gpu = compute.precision == "auto" and device.type == "cuda"
+        at_once = has_frozen and (on_gpu or compute.precision == "bfloat16")
+        model = open_model(base, torch.bfloat16 if at_once else torch.float32)
+        kernel = model.config._attn_implementation
         if device.type == "cuda" and model._supports_flex_attn:
             model.set_attn_implementation("flex_attention")
         elif device.type == "cpu" and kernel == "sdpa":
@@ -108,12 +97,22 @@ class Policy:
         layers = Layers(
             cast(PreTrainedModel, model.to(device)),  # type: ignore[arg-type]
             token_budget=compute.token_budget or CPU_TOKEN_BUDGET,
-            is_half=compute.is_half,
             adapter=adapter,
             decoding_kernel=kernel,
         )
+        check_reading(layers)
+        precision = compute.chosen(layers.width)
+        if precision.is_half and not layers.is_half:
+            change = halve_precision(layers, tokenizer)
+            if compute.precision == "auto" and change > MOST_CHANGE:
+                logger.info(
+                    "%s: float32, since bfloat16 changes log-probabilities by %.2f nats per token; "
+                    "expected at most %g", source, change, MOST_CHANGE,
+                )  # fmt: skip
+                return cls.load(name, replace(compute, precision="float32"), lora, seed=seed)
+        if compute.precision == "auto":
+            logger.info("%s: %s", source, precision)
         policy = cls(layers, Renderer(tokenizer))
-        policy._check_reading()
         if not layers.shares_prefixes:
             kinds = ", ".join(sorted(layer_kinds(layers.config)))
             logger.info("%s: %s layers cannot share prefixes: slower, same results", source, kinds)
@@ -122,64 +121,9 @@ class Policy:
                 "%s: its chat template rewrites earlier turns, so states share fewer tokens", source
             )
         if compute.token_budget is None and device.type == "cuda":
-            layers.token_budget = policy._fitting_tokens()
+            layers.token_budget = trained_tokens(layers)
             logger.info("%s: %d tokens per forward pass", source, layers.token_budget)
         return policy
-
-    @torch.no_grad()
-    def _check_reading(self) -> None:
-        """Compares log-probabilities of a small tree with plain calls of the model.
-
-        If the tree's differ, each path gets its own row from then on. Raises `PolicyError` if
-        single paths differ too: then the model is more than decoder + LM head.
-        """
-        if getattr(self.layers.config, "max_position_embeddings", None) is None:
-            raise PolicyError(f"{self._place}: its config lacks max_position_embeddings")
-        adapter = self.layers.adapter
-        whole = self.model if adapter is None else adapter.peft
-        root, left, right = list(range(1, 6)), [6, 7, 8], [9, 10, 11]
-        expected = []
-        for branch in (left, right):
-            ids = torch.tensor([[*root, *branch]], device=self.model.device)
-            with self.layers.reading():
-                logits = whole(input_ids=ids).logits[0, len(root) - 1 : -1]
-            chosen = torch.log_softmax(logits.to(self.layers.dtype), -1)
-            expected.append(chosen.gather(1, ids[0, len(root) :, None])[:, 0])
-        tree = PrefixTree()
-        state = tree.add(ROOT, root)[-1]
-        for branch in (left, right):
-            tree.add_path(state, branch)
-
-        tolerance = 0.5 if self.layers.is_half else 0.05  # for rounding, in nats
-
-        def reads_alike() -> bool:
-            (packed,) = self.layers.packs([tree])
-            return torch.allclose(self.read(packed).logprobs, torch.cat(expected), atol=tolerance)
-
-        if reads_alike():
-            return
-        self.layers.shares_prefixes = False
-        if not reads_alike():
-            raise PolicyError(
-                f"{self._place}: unsupported model: its logits differ from decoder + LM head"
-            )
-
-    def _fitting_tokens(self) -> int:
-        """Extrapolates from two trial passes how many training tokens fit into the GPU's memory."""
-        peaks = []
-        for tokens in (512, 1024):
-            tree = PrefixTree()
-            tree.add_path(tree.add(ROOT, [0])[-1], [i % 100 for i in range(1, tokens)])
-            torch.cuda.reset_peak_memory_stats()
-            (packed,) = self.layers.packs([tree])
-            self.read(packed).logprobs.sum().backward()  # type: ignore[no-untyped-call]
-            peaks.append(torch.cuda.max_memory_allocated())
-        parameters = self.layers.parameters()
-        for parameter in parameters:
-            parameter.grad = None
-        torch.cuda.empty_cache()
-        reserved = 12 * sum(p.numel() for p in parameters)  # gradient and AdamW's two moments
-        return fitting_tokens(torch.cuda.mem_get_info()[0], reserved, (peaks[1] - peaks[0]) / 512)
 
     def copy(self, name: str) -> Self:
         """A copy of the policy; of an adapter only the adapter is copied, under `name`."""
@@ -190,20 +134,22 @@ class Policy:
 
         Raises `WeightsError` and writes nothing if a weight is not finite.
         """
-        if self.layers.adapter is not None:
-            self.layers.adapter.save(Path(folder))
-        else:
-            check_finite(f"{folder}: not saved", self.model.state_dict())
-            self.model.save_pretrained(folder)
+        with self.layers.in_full_precision():
+            if self.layers.adapter is not None:
+                self.layers.adapter.save(Path(folder))
+            else:
+                check_finite(f"{folder}: not saved", self.model.state_dict())
+                self.model.save_pretrained(folder)
         self.renderer.tokenizer.save_pretrained(folder)
 
     def restore(self, folder: str | Path) -> None:
         """Loads weights that `save` wrote, in place; raises as `load` does."""
-        if self.layers.adapter is not None:
-            self.layers.adapter.restore(Path(folder))
-        else:
-            saved = open_model(str(folder), torch.float32)
-            load_into(folder, self.model, saved.state_dict())
+        with self.layers.in_full_precision():
+            if self.layers.adapter is not None:
+                self.layers.adapter.restore(Path(folder))
+            else:
+                saved = open_model(str(folder), torch.float32)
+                load_into(folder, self.model, saved.state_dict())
 
     def render(self, trajectory: Trajectory) -> RenderedTrajectory:
         """Renders a trajectory as token ids.
@@ -239,41 +185,15 @@ class Policy:
 
     def read(self, pack: Pack) -> Reading:
         """Evaluates all paths of a pack, with one forward pass for each row."""
-        hidden, at_predictors = self.layers.hidden(pack)
-        order = torch.argsort(pack.target_predictor, stable=True)
-        predictor, ids = pack.target_predictor[order], pack.target_ids[order]
-        size = max(1, MAX_LOGITS // self.layers.config.vocab_size)
-        parts = []
-        for start in range(0, len(at_predictors), size):
-            first, last = torch.searchsorted(
-                predictor, predictor.new_tensor([start, start + size])
-            ).tolist()
-            arguments = (
-                at_predictors[start : start + size], predictor[first:last] - start, ids[first:last],
-            )  # fmt: skip
-            if len(at_predictors) <= size:
-                parts.append(self._read_targets(*arguments))
-            else:
-                # Logits are recomputed in the backward pass, so that one part is held at a time.
-                parts.append(checkpoint(self._read_targets, *arguments, use_reentrant=False))
-        back = torch.argsort(order)
-        logprobs, entropies = (torch.cat(part)[back] for part in zip(*parts, strict=True))
-        return Reading(logprobs, entropies, hidden[pack.path_state].to(self.layers.dtype))
+        return read(self.layers, pack)
 
-    def _read_targets(
-        self, hidden: Tensor, predictor: Tensor, ids: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        logprobs = torch.log_softmax(self.layers.logits(hidden), dim=-1)
-        entropies = -(logprobs.exp() * logprobs).sum(-1)
-        return logprobs[predictor, ids], entropies[predictor]
+    def read_with_entropies(self, pack: Pack) -> tuple[Reading, Tensor]:
+        """As `read`, and the entropy (targets,) of the distribution of each path token, in nats."""
+        return read_with_entropies(self.layers, pack)
 
     def path_logprobs(self, pack: Pack) -> Tensor:
         """(paths,) log-probability of each whole path, in nats."""
         return pack.sum_by_path(self.read(pack).logprobs)
-
-    @property
-    def _place(self) -> str:
-        return place(self.model.name_or_path or "model")
 
     def parameters(self) -> list[nn.Parameter]:
         """The trained parameters: those of the adapter if there is one, else the whole model's."""

@@ -72,6 +72,11 @@ class PrefixTree:
             node = self.parents[node]
         return nodes[::-1]
 
+    def sum_by_path(self, values: Tensor) -> Tensor:
+        """(targets,) -> (paths,), the sum over the tokens of each path of this tree alone."""
+        path = np.repeat(np.arange(len(self.paths)), [len(path) for path in self.paths])
+        return values.new_zeros(len(self.paths)).index_add(0, torch.from_numpy(path), values)
+
     def separate(self) -> list["PrefixTree"]:
         """One tree for each path with its prefix: the same paths, with nothing shared."""
         trees = []
@@ -135,7 +140,7 @@ class Pack:
     target_path: Tensor
     """(targets,) index of the path that the token belongs to."""
     path_state: Tensor
-    """(paths,) index of the last token before the path: the end of its state."""
+    """(paths,) index of the predictor of the path's first token: the end of its state."""
     trees: tuple[int, ...]
     """Indices of the trees in the pack, in the order of their paths."""
 
@@ -248,27 +253,25 @@ def lay_out(
 def _lay_out(row_trees: Sequence[Sequence[PrefixTree]], names: Sequence[int]) -> Pack:
     """A pack with one row for each group of trees; `names` are the indices of the trees."""
     rows = []
-    predictor, ids, path_of, state = [], [], [], []
-    base = num_paths = num_predictors = 0
+    predictor, ids, lengths = [], [], []
+    num_predictors = 0
     for forest in row_trees:
         reads = [[tree.parents[node] for path in tree.paths for node in path] for tree in forest]
         row, places = lay_out(forest, reads)
         needed = row.predictors.numpy()
         for tree, place, nodes in zip(forest, places, reads, strict=True):
             predictor.append(np.searchsorted(needed, place[np.array(nodes)]) + num_predictors)
-            for path in tree.paths:
-                ids.append(np.array(tree.tokens)[np.array(path)])
-                path_of.append(np.full(len(path), num_paths))
-                state.append(base + int(place[tree.parents[path[0]]]))
-                num_paths += 1
+            ids.append(np.array([tree.tokens[node] for path in tree.paths for node in path]))
+            lengths += [len(path) for path in tree.paths]
         rows.append(row)
         num_predictors += len(needed)
-        base += len(row.token_ids)
+    predictors = np.concatenate(predictor)
+    first = np.cumsum(lengths) - lengths
     return Pack(
         rows=tuple(rows),
-        target_predictor=torch.from_numpy(np.concatenate(predictor)),
+        target_predictor=torch.from_numpy(predictors),
         target_ids=torch.from_numpy(np.concatenate(ids)),
-        target_path=torch.from_numpy(np.concatenate(path_of)),
-        path_state=torch.tensor(state),
+        target_path=torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)),
+        path_state=torch.from_numpy(predictors[first]),
         trees=tuple(names),
     )

@@ -9,7 +9,7 @@ kernel.
 """
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -95,11 +95,12 @@ class _BlockedAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        """Sums over blocks in float32."""
+        """Sums over blocks in at least float32."""
         query, key, value = ctx.saved_tensors
         (grad,) = grads
         for_query = torch.empty_like(query)
-        for_key, for_value = (x.new_zeros(x.shape, dtype=torch.float32) for x in (key, value))
+        exact = torch.promote_types(key.dtype, torch.float32)
+        for_key, for_value = (x.new_zeros(x.shape, dtype=exact) for x in (key, value))
         for block in ctx.blocks:
             own, own_grad = _stacked(query, block), _stacked(grad, block)
             weights = _weights(query, key, block)
@@ -128,7 +129,7 @@ def _stacked(query: Tensor, block: _Block) -> Tensor:
 
 def _by_group(stacked: Tensor, groups: int) -> Tensor:
     """(key heads, groups, queries, ...) of what `_stacked` stacked."""
-    return stacked.unflatten(1, (groups, -1))
+    return stacked.view(stacked.shape[0], groups, -1, stacked.shape[-1])
 
 
 def _tree_attention(
@@ -145,14 +146,11 @@ def _tree_attention(
     Returns (1, tokens, heads, width).
     """
     if not isinstance(attention_mask, TreeMask):
-        return cast(
-            tuple[Tensor, None],
-            sdpa_attention_forward(
-                module, query, key, value, attention_mask, scaling=scaling, **options
-            ),
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, **options
         )
     scaled = query[0] * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    grouped = scaled.unflatten(0, (key.shape[1], -1))
+    grouped = scaled.view(key.shape[1], -1, *scaled.shape[1:])
     output = _BlockedAttention.apply(grouped, key[0], value[0], attention_mask.blocks)  # type: ignore[no-untyped-call]
     return output.flatten(0, 1).transpose(0, 1)[None].contiguous(), None
 

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -19,6 +19,10 @@ from stepagent.model.forward import Layers
 from stepagent.model.prefix_tree import Pack, PrefixTree
 
 Metrics = dict[str, float]
+
+Measured = Mapping[str, float | Tensor]
+"""Metrics of a part of a loss. Tensors are read after the backward pass of the part: earlier, a GPU
+would have to finish the forward pass before it is given more work."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,14 +84,14 @@ class Updater:
         self.max_grad_norm = config.max_grad_norm
         groups = [{"params": [p for p in own if p.requires_grad]} for own in (parameters, apart)]
         self.optimizer = torch.optim.AdamW(
-            groups, lr=config.learning_rate, weight_decay=config.weight_decay
+            groups, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
         self.schedule = get_linear_schedule_with_warmup(
             self.optimizer, int(config.warmup_share * num_updates), num_updates
         )
 
     def update(
-        self, layers: Layers, losses: Callable[[], Iterable[tuple[Tensor, Metrics]]]
+        self, layers: Layers, losses: Callable[[], Iterable[tuple[Tensor, Measured]]]
     ) -> Metrics:
         """Takes one optimizer step on the sum of the losses; returns the metrics.
 
@@ -107,19 +111,17 @@ class Updater:
 
         total = until_it_fits(lambda: self._gradient(losses()), halve)
         loss = total.pop(_LOSS, 0.0)
-        norms = [
-            float(nn.utils.clip_grad_norm_(group["params"], self.max_grad_norm))
-            for group in self.optimizer.param_groups
-        ]
+        norms = [self._clip(group["params"]) for group in self.optimizer.param_groups]
         total |= {"learning_rate": self.schedule.get_last_lr()[0], "grad_norm": norms[0]}
-        self._step(all(map(math.isfinite, (loss, *norms))))
+        self._step(layers, all(map(math.isfinite, (loss, *norms))))
         return total | {"skipped_updates": self.skipped}
 
-    def _step(self, is_finite: bool) -> None:
+    def _step(self, layers: Layers, is_finite: bool) -> None:
         """Steps the optimizer, unless the update is skipped, and the schedule."""
         self.done += 1
         if is_finite:
             self.optimizer.step()
+            layers.publish()
             self.skipped_in_a_row = 0
         else:
             self.skipped += 1
@@ -141,18 +143,30 @@ class Updater:
                 "learning rate may help"
             )
 
-    def _has_finite_weights(self) -> bool:
-        weights = [p for group in self.optimizer.param_groups for p in group["params"]]
-        checks = [torch.isfinite(weight.detach()).all() for weight in weights]
-        return bool(torch.stack(checks).all()) if checks else True
+    def _clip(self, parameters: Sequence[nn.Parameter]) -> float:
+        """Scales the gradients down to the largest norm allowed; returns their norm before."""
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        found = float(norm)
+        if found > self.max_grad_norm:
+            nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
+        return found
 
-    def _gradient(self, losses: Iterable[tuple[Tensor, Metrics]]) -> Metrics:
+    def _has_finite_weights(self) -> bool:
+        groups = [[p.detach() for p in g["params"]] for g in self.optimizer.param_groups]
+        # A norm is one pass. It is finite only if all weights are, but very large ones overflow.
+        return all(
+            math.isfinite(float(nn.utils.get_total_norm(weights)))
+            or all(bool(weight.isfinite().all()) for weight in weights)
+            for weights in groups
+        )
+
+    def _gradient(self, losses: Iterable[tuple[Tensor, Measured]]) -> Metrics:
         total: Metrics = {}
         for loss, metrics in losses:
             loss.backward()  # type: ignore[no-untyped-call]
-            total[_LOSS] = total.get(_LOSS, 0.0) + float(loss.detach())
-            for name, value in metrics.items():
-                total[name] = total.get(name, 0.0) + value
+            for name, value in {_LOSS: loss, **metrics}.items():
+                number = value.item() if isinstance(value, Tensor) else value
+                total[name] = total.get(name, 0.0) + number
         return total
 
 
@@ -182,7 +196,7 @@ class Passes(Protocol):
 
 def fit(
     layers: Layers,
-    losses: Callable[[Sequence[int]], Iterable[tuple[Tensor, Metrics]]],
+    losses: Callable[[Sequence[int]], Iterable[tuple[Tensor, Measured]]],
     count: int,
     config: Passes,
     *,
