@@ -48,9 +48,11 @@ def _adding_to(master: nn.Parameter) -> Callable[[Tensor], None]:
 
     def add(parameter: Tensor) -> None:
         grad, parameter.grad = parameter.grad, None
+        if grad is None:
+            return
         if master.grad is None:
-            master.grad = torch.zeros_like(master)
-        if grad is not None:
+            master.grad = grad.float()
+        else:
             master.grad.add_(grad)
 
     return add
