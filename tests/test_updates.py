@@ -1,5 +1,6 @@
 """Parameter updates by hand."""
 
+import ctypes
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -155,6 +156,22 @@ def test_an_update_is_that_of_adamw_on_the_clipped_gradient() -> None:
         scaled = (second / (1 - 0.999**step)).sqrt() + 1e-8
         expected = expected * (1 - rate * 0.5) - rate * first / (1 - 0.9**step) / scaled
         torch.testing.assert_close(weight.detach(), expected)
+
+
+def test_the_memory_of_one_update_is_used_again_by_the_next() -> None:
+    resource = pytest.importorskip("resource")
+    if not hasattr(ctypes.CDLL(None), "mallopt"):
+        pytest.skip("needs glibc")
+
+    def faults() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(2**24)
+        return int(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+    batches_of(seed=1)
+    faults()
+    # 64 MB are 16384 pages.
+    assert faults() < 1000
 
 
 def test_a_stage_whose_loss_is_nan_ends_with_its_name() -> None:

@@ -16,6 +16,7 @@ from stepagent.bounds import AMOUNT, SHARE, Above, check_bounds
 from stepagent.console.progress import track
 from stepagent.model.device import until_it_fits
 from stepagent.model.forward import Layers
+from stepagent.model.memory import keep_freed_memory
 from stepagent.model.prefix_tree import Pack, PrefixTree
 
 Metrics = dict[str, float]
@@ -212,6 +213,7 @@ def fit(
     may raise; `log` receives the metrics of every update. The order of the items depends only on
     the seed and the pass. Training stops after a pass if `enough` returns true.
     """
+    keep_freed_memory()
     total = config.epochs * num_batches(count, config.batch_size)
     updater = Updater(layers.parameters(), config.optimizer, total, stage=stage, apart=apart)
 
