@@ -56,6 +56,11 @@ class Layers:
         """The attention implementation used with a cache."""
         self.shares_prefixes = follows_trees(model)
         """Whether the paths of a tree share a row; otherwise each has its own."""
+        self._checkpointed = [
+            module
+            for module in model.modules()
+            if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing
+        ]
         if self.is_half:
             self.masters = Masters(self._trained())
 
@@ -168,13 +173,12 @@ class Layers:
         Layers checkpoint in training mode only, in which they could not use a cache. The rest of
         the model stays in evaluation mode: dropout would change the samples' log-probabilities.
         """
-        layers = [m for m in self.model.modules() if isinstance(m, GradientCheckpointingLayer)]
-        for layer in layers:
-            layer.training = layer.gradient_checkpointing and torch.is_grad_enabled()
+        for layer in self._checkpointed:
+            layer.training = torch.is_grad_enabled()
         try:
             yield
         finally:
-            for layer in layers:
+            for layer in self._checkpointed:
                 layer.training = False
 
     def extend(
