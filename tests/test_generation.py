@@ -26,7 +26,13 @@ from fakes import (
 )
 from stepagent.inspection import agreement, inspect
 from stepagent.model.forward import OutOfMemory
-from stepagent.model.generation import Decoding, RunningEpisodes, choose, random_numbers
+from stepagent.model.generation import (
+    Decoding,
+    Generated,
+    RunningEpisodes,
+    choose,
+    random_numbers,
+)
 from stepagent.model.policy import Policy
 from stepagent.rendering.renderer import RenderedTrajectory
 from stepagent.rollout import rollout
@@ -185,8 +191,10 @@ def test_logprobs_of_running_episodes_are_those_of_plain_calls_turn_after_turn()
         for history, d in zip(histories, demos, strict=True):
             history += d.additions[turn]
         uniform = torch.stack([random_numbers(0, str(i), turn, count=5) for i in range(3)])
-        actions = cache.act(histories, decoding, end_id, uniform)
-        for row, action in enumerate(actions):
+        actions = dict[int, Generated]()
+        cache.act(histories, decoding, end_id, uniform, range(3), actions.__setitem__)
+        assert sorted(actions) == [0, 1, 2]
+        for row, action in actions.items():
             with torch.no_grad():
                 plain = plain_logprobs(policy.model, histories[row], action.token_ids)
             assert action.logprob == pytest.approx(float(plain.sum()), rel=1e-9)

@@ -1,11 +1,12 @@
 """Inspection: in every state of the expert's trajectories the agent samples its own action.
 
 It needs no environment. The states of a trajectory are nested prefixes, so the trajectory is
-forwarded once, and then the actions in all its states are decoded together.
+forwarded once, and then the actions in all states of many trajectories are decoded together.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -17,19 +18,16 @@ from stepagent.model.generation import (
     Decoding,
     Generated,
     decode_alone,
-    decode_branches,
+    decode_trees,
+    decoding_groups,
     random_numbers,
 )
 from stepagent.model.policy import Policy
-from stepagent.model.prefix_tree import ROOT, PrefixTree, fill_rows, lay_out
+from stepagent.model.prefix_tree import ROOT, PrefixTree, lay_out
 from stepagent.model.updates import read_paths
 from stepagent.rendering.actions import same_action
 from stepagent.rendering.renderer import RenderedTrajectory
 from stepagent.types import AgentAction, PracticedStep
-
-DECODING_ROWS = 2
-"""Inspection forwards this many times the token budget at once, since it stores no gradients."""
-
 
 def inspect(
     policy: Policy,
@@ -71,35 +69,40 @@ def _actions(
     num_actions: int,
 ) -> list[list[Generated]]:
     """For each demonstration the sampled actions, `num_actions` for each state."""
-    actions_of: list[list[Generated]] = [[] for _ in demonstrations]
-    trees, states = zip(*(_state_tree(d) for d in demonstrations), strict=True)
-    groups = fill_rows([len(tree) for tree in trees], policy.layers.token_budget * DECODING_ROWS)
-    for group in track(groups, "Inspection"):
-        row, places = lay_out([trees[i] for i in group], [states[i] for i in group])
-        decisions = [
-            (i, step, place, k)
-            for i, nodes in zip(group, places, strict=True)
-            for step, place in enumerate(nodes[states[i]].tolist())
+    layers, end_id = policy.layers, policy.renderer.end_id
+    uniforms = [
+        [
+            random_numbers(seed, d.trajectory.id, step, k, count=decoding.max_new_tokens)
+            for step in range(len(d.actions))
             for k in range(num_actions)
         ]
-        uniforms = [
-            random_numbers(
-                seed, demonstrations[i].trajectory.id, step, k, count=decoding.max_new_tokens
-            )
-            for i, step, _, k in decisions
-        ]
-        end_id = policy.renderer.end_id
-        if policy.layers.shares_prefixes:
-            branches = [Branch(d[2], u) for d, u in zip(decisions, uniforms, strict=True)]
-            actions = decode_branches(policy.layers, row, branches, decoding, end_id)
-        else:
-            prefixes = {i: list(demonstrations[i].states) for i in group}
-            actions = [
-                decode_alone(policy.layers, prefixes[i][step], uniform, decoding, end_id)
-                for (i, step, _, _), uniform in zip(decisions, uniforms, strict=True)
+        for d in demonstrations
+    ]
+    if not layers.takes_attention:
+        return [
+            [
+                decode_alone(layers, state, uniform, decoding, end_id)
+                for number, state in enumerate(d.states)
+                for uniform in own[number * num_actions : (number + 1) * num_actions]
             ]
-        for (i, *_), action in zip(decisions, actions, strict=True):
-            actions_of[i].append(action)
+            for d, own in zip(track(demonstrations, "Inspection"), uniforms, strict=True)
+        ]
+    trees = [_state_tree(d) for d in demonstrations]
+    groups = decoding_groups(layers, [len(tree) for tree, _ in trees], [len(u) for u in uniforms])
+    actions_of: list[list[Generated]] = [[] for _ in demonstrations]
+    for group in track(groups, "Inspection"):
+        rows, branches = [], []
+        for number, i in enumerate(group):
+            tree, states = trees[i]
+            row, (places,) = lay_out([tree], [states])
+            rows.append(row)
+            branches += [
+                Branch(number, int(places[states[index // num_actions]]), uniform)
+                for index, uniform in enumerate(uniforms[i])
+            ]
+        actions = iter(decode_trees(layers, rows, branches, decoding, end_id))
+        for i in group:
+            actions_of[i] = list(islice(actions, len(uniforms[i])))
     return actions_of
 
 

@@ -7,7 +7,7 @@ again. The result of an episode does not depend on the other episodes in its bat
 
 import logging
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor, wait
 from functools import partial
 
 import torch
@@ -124,20 +124,23 @@ def _rollout(
     items: Sequence[str],
     num_parallel: int,
 ) -> Generator[RenderedTrajectory | Lost, None, None]:
-    batch = _Batch(policy, task, decoding, seed, items, num_parallel)
     with ThreadPoolExecutor(max_workers=8) as threads:
+        batch = _Batch(policy, task, decoding, seed, items, num_parallel, threads)
         try:
-            list(threads.map(_Running.begin, batch.running))
             while batch.running:
                 yield from batch.finished()
-                actions = batch.sample()
-                list(threads.map(_Running.act, batch.running, actions))
+                batch.play()
         finally:
-            _close(batch.running)
+            batch.close()
 
 
 class _Batch:
-    """Episodes that run in parallel: in each turn every one of them plays one action."""
+    """Episodes that run in parallel: in each turn every one of them plays one action.
+
+    Environments play in threads. The next action is played as soon as it is sampled, while those of
+    other episodes are still being decoded. An episode that begins misses a turn, so the others do
+    not wait for it, and which episodes are decoded together does not depend on the time it takes.
+    """
 
     def __init__(
         self,
@@ -147,12 +150,16 @@ class _Batch:
         seed: int,
         items: Sequence[str],
         num_parallel: int,
+        threads: Executor,
     ) -> None:
-        """Makes an environment for each of the first `num_parallel` items; resets none."""
+        """Begins an episode for each of the first `num_parallel` items."""
         self.policy, self.task, self.decoding, self.seed = policy, task, decoding, seed
+        self.threads = threads
         self.waiting = list(reversed(items))
         count = min(num_parallel, len(items))
         self.running = [self._next(task.make_env()) for _ in range(count)]
+        self.moves = {r: threads.submit(r.begin) for r in self.running}
+        """What environments are playing now."""
         self.cache = RunningEpisodes(policy.layers, count)
 
     def _next(self, env: TextEnv) -> _Running:
@@ -163,33 +170,54 @@ class _Batch:
     def finished(self) -> Iterator[RenderedTrajectory | Lost]:
         """Yields the episodes that are over and replaces them with waiting items, if any are left.
 
-        Afterwards no running episode is over.
+        Waits for all environments first. Afterwards no running episode is over.
         """
+        self._wait()
         for row, running in enumerate(self.running):
-            while running.is_over:
+            if running.is_over:
                 yield running.lost or running.finish(self.task.name)
-                if not self.waiting:
-                    break
-                running = self.running[row] = self._next(running.env)
-                running.begin()
-        keep = [row for row, running in enumerate(self.running) if not running.is_over]
+                if self.waiting:
+                    begun = self.running[row] = self._next(running.env)
+                    self.moves[begun] = self.threads.submit(begun.begin)
+        keep = [
+            row for row, r in enumerate(self.running) if r in self.moves or not r.is_over
+        ]
         if len(keep) < len(self.running):
-            _close(running for running in self.running if running.is_over)
+            _close(r for row, r in enumerate(self.running) if row not in keep)
             self.running = [self.running[row] for row in keep]
             self.cache.keep_rows(keep)
 
-    def sample(self) -> list[Generated]:
-        """An action for each running episode; there are fewer of them if memory ran out."""
-        return until_it_fits(self._sample, self._halve) if self.running else []
+    def play(self) -> None:
+        """Each episode that has begun plays an action; there are fewer if memory ran out."""
+        until_it_fits(self._play, self._halve)
 
-    def _sample(self) -> list[Generated]:
-        count = self.decoding.max_new_tokens
-        uniform = [
-            random_numbers(self.seed, r.item, len(r.actions), count=count) for r in self.running
-        ]
-        states = [running.state() for running in self.running]
-        end_id = self.policy.renderer.end_id
-        return self.cache.act(states, self.decoding, end_id, torch.stack(uniform))
+    def _play(self) -> None:
+        # If memory ran out during this turn, some have their actions already.
+        rows = [row for row, running in enumerate(self.running) if running not in self.moves]
+        if not rows:
+            return
+        ready, count = [self.running[row] for row in rows], self.decoding.max_new_tokens
+        uniform = [random_numbers(self.seed, r.item, len(r.actions), count=count) for r in ready]
+
+        def ended(row: int, action: Generated) -> None:
+            running = self.running[row]
+            self.moves[running] = self.threads.submit(running.act, action)
+
+        self.cache.act(
+            [running.state() for running in ready],
+            self.decoding,
+            self.policy.renderer.end_id,
+            torch.stack(uniform),
+            rows,
+            ended,
+        )
+
+    def _wait(self) -> None:
+        """Waits until all environments have played; raises what they raise."""
+        wait(self.moves.values())
+        for move in self.moves.values():
+            move.result()
+        self.moves.clear()
 
     def _halve(self) -> None:
         """Postpones half of the episodes; they are begun again later."""
@@ -198,13 +226,21 @@ class _Batch:
                 f"{self.running[0].item}: out of memory with a single episode; a smaller model or "
                 "a shorter --step-limit would need less"
             )
+        wait(self.moves.values())
         keep = (len(self.running) + 1) // 2
         put_back = self.running[keep:]
         self.waiting += [running.item for running in put_back]
+        for running in put_back:
+            self.moves.pop(running, None)
         _close(put_back)
         del self.running[keep:]
         self.cache = RunningEpisodes(self.policy.layers, keep)
         logger.info("out of memory: from now on %d episodes at once", keep)
+
+    def close(self) -> None:
+        """Closes all environments, once they have played."""
+        wait(self.moves.values())
+        _close(self.running)
 
 
 def _close(episodes: Iterable[_Running]) -> None:

@@ -41,6 +41,19 @@ def follows_trees(model: PreTrainedModel) -> bool:
     return not is_recurrent and layer_kinds(model.config.get_text_config()) <= TREE_KINDS
 
 
+def takes_attention(model: PreTrainedModel) -> bool:
+    """Whether all layers attend through an interface, and by nothing but softmax of products.
+
+    Models with attention sinks add something to it; those with capped scores say so by an argument.
+    """
+    if not model._supports_attention_backend:
+        return False
+    is_plain = model._supports_sdpa or hasattr(
+        model.config.get_text_config(), "attn_logit_softcapping"
+    )
+    return is_plain and not any("sink" in name for name, _ in model.named_parameters())
+
+
 def tree_masks(config: PreTrainedConfig, row: Row) -> Masks:
     """The mask of a row as a model's layers take it; None for plain causal attention."""
     implementation = config._attn_implementation

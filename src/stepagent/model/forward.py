@@ -5,17 +5,23 @@ results.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from copy import deepcopy
-from typing import Self, cast
+from typing import Protocol, Self, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, PreTrainedConfig, PreTrainedModel
+from transformers import AttentionInterface, Cache, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from stepagent.model.attention_masks import by_kind, dense, filled_up, follows_trees, tree_masks
+from stepagent.model.attention_masks import (
+    filled_up,
+    follows_trees,
+    takes_attention,
+    tree_masks,
+)
 from stepagent.model.device import CPU_TOKEN_BUDGET
 from stepagent.model.lora import Adapter
 from stepagent.model.masters import Masters, cast_frozen
@@ -25,6 +31,58 @@ logger = logging.getLogger(__name__)
 
 MIN_TOKEN_BUDGET = 64
 """Half of this would hardly hold a trajectory."""
+
+
+class Attention(Protocol):
+    """Attention of new tokens, called by each layer in turn."""
+
+    def __call__(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scaling: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> Tensor:
+        """(tokens, heads, width) from queries (heads, tokens, width), and keys and values of fewer
+        heads, each of which serves a group of neighbouring queries' heads."""
+        ...
+
+
+_CALLERS_OWN = "stepagent"
+"""Name under which transformers finds the attention of `Layers.forward_with`."""
+_attention: ContextVar[Attention] = ContextVar("attention")
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    _: Tensor | None,
+    *,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **__: object,
+) -> tuple[Tensor, None]:
+    """Calls the attention of the present forward pass in the way of transformers."""
+    found = _attention.get()(
+        module,
+        query[0],
+        key[0],
+        value[0],
+        scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        window=sliding_window,
+        softcap=softcap,
+    )
+    return found[None], None
+
+
+AttentionInterface.register(_CALLERS_OWN, _attend)
 
 
 class OutOfMemory(RuntimeError):
@@ -40,7 +98,6 @@ class Layers:
         *,
         token_budget: int = CPU_TOKEN_BUDGET,
         adapter: Adapter | None = None,
-        decoding_kernel: str | None = None,
     ) -> None:
         """Forwards at most `token_budget` tokens together.
 
@@ -50,10 +107,6 @@ class Layers:
         self.token_budget = token_budget
         self.adapter = adapter
         self.masters: Masters | None = None
-        # FlexAttention compiles for every length, and with a cache every token changes the length.
-        kernel = self.config._attn_implementation
-        self.decoding_kernel = decoding_kernel or kernel
-        """The attention implementation used with a cache."""
         self.shares_prefixes = follows_trees(model)
         """Whether the paths of a tree share a row; otherwise each has its own."""
         self._checkpointed = [
@@ -63,6 +116,11 @@ class Layers:
         ]
         if self.is_half:
             self.masters = Masters(self._trained())
+
+    @property
+    def takes_attention(self) -> bool:
+        """Whether `forward_with` can replace the attention of all layers."""
+        return self.shares_prefixes and takes_attention(self.model)
 
     @property
     def config(self) -> PreTrainedConfig:
@@ -121,7 +179,6 @@ class Layers:
             model,
             token_budget=self.token_budget,
             adapter=adapter,
-            decoding_kernel=self.decoding_kernel,
         )
         copied.shares_prefixes = self.shares_prefixes
         if self.is_half and not copied.is_half:
@@ -181,32 +238,26 @@ class Layers:
             for layer in self._checkpointed:
                 layer.training = False
 
-    def extend(
-        self,
-        token_ids: Tensor,
-        positions: Tensor,
-        cache: Cache,
-        visible: Callable[[int | None], Tensor],
+    def forward_with(
+        self, attention: Attention, token_ids: Tensor, positions: Tensor
     ) -> Tensor:
-        """(batch, new, width) hidden states of new tokens (batch, new) after those in a cache.
+        """(tokens, width) hidden states of tokens (tokens,) at positions (tokens,).
 
-        `visible` maps a sliding window, or None, to the bool mask (batch, 1, new, seen).
+        All layers attend through `attention`, which decides who attends to whom.
         """
-        config, kernel = self.config, self.decoding_kernel
+        config = self.config
         implementation = config._attn_implementation
-        config._attn_implementation = kernel
+        config._attn_implementation = _CALLERS_OWN
+        token = _attention.set(attention)
         self.activate()
         try:
             output = self.model.get_decoder()(
-                input_ids=token_ids,
-                position_ids=positions,
-                attention_mask=by_kind(config, lambda window: dense(visible(window), kernel)),
-                past_key_values=cache,
-                use_cache=True,
+                input_ids=token_ids[None], position_ids=positions[None], use_cache=False
             )
         finally:
+            _attention.reset(token)
             config._attn_implementation = implementation
-        return cast(Tensor, output.last_hidden_state)
+        return cast(Tensor, output.last_hidden_state[0])
 
     def continue_sequence(self, token_ids: Tensor, cache: Cache | None) -> tuple[Tensor, Cache]:
         """Hidden state (1, width) after new tokens (1, new), with the model's own cache."""

@@ -1,22 +1,29 @@
-"""Generation: actions in all states of a trajectory at once, and in running episodes.
+"""Generation: actions in all states of many trajectories at once, and in running episodes.
 
-Both keep keys and values in a `SlotCache`: the caller chooses the slot of each token and the slots
-that it attends to, so nothing is left-padded, moved or computed twice. Models whose layers cannot
-process prefix trees generate for one state after another.
+Trajectories and episodes are rows of a `TreeCache`, which are forwarded once. Actions branch off
+and are decoded together, so that each weight is read once for a token of all of them. Models whose
+attention cannot be replaced generate for one state after another.
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stepagent.bounds import AMOUNT, COUNT, check_bounds
+from stepagent.model.branches import Branches
 from stepagent.model.forward import Layers
-from stepagent.model.kv_cache import SlotCache
+from stepagent.model.kv_cache import NEVER, NewTokens, TreeCache, room_for
 from stepagent.model.prefix_tree import Row
+
+DECODED_TOGETHER = 2
+"""Actions decoded together, in token budgets: a step forwards one token of each."""
+BLOCK = 256
+"""Tokens of the vocabulary whose probabilities are summed first when one is sampled."""
 
 
 @dataclass(frozen=True)
@@ -60,69 +67,147 @@ def choose(logits: Tensor, temperature: float, uniform: Tensor) -> tuple[Tensor,
     if temperature == 0:
         ids = logits.argmax(-1)
     else:
-        cumulative = torch.softmax(logits.double() / temperature, -1).cumsum(-1)
-        # Scaling by the last entry keeps a number near 1 within the vocabulary despite rounding.
-        ids = torch.searchsorted(
-            cumulative, (uniform.double() * cumulative[:, -1])[:, None], right=True
+        # Cumulative sums of blocks, then of the entries of one block: sums of all are slow.
+        weights = torch.exp((logits - logits.max(-1, keepdim=True).values).div_(temperature))
+        blocks = nn.functional.pad(weights, (0, -weights.shape[-1] % BLOCK)).unflatten(
+            -1, (-1, BLOCK)
         )
-        ids = ids[:, 0].clamp(max=logits.shape[-1] - 1)
-    return ids, torch.log_softmax(logits, -1).gather(-1, ids[:, None])[:, 0]
+        sums = blocks.sum(-1, dtype=torch.float64)
+        block, rest = _inverse(sums, uniform.double() * sums.sum(-1))
+        within, _ = _inverse(blocks[torch.arange(len(blocks), device=block.device), block], rest)
+        ids = block * BLOCK + within
+    return ids, logits.gather(-1, ids[:, None])[:, 0] - logits.logsumexp(-1)
+
+
+def _inverse(weights: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Index of the first entry of each row (n, entries) up to which they sum to more than `target`.
+
+    Also returns how far the target is into that entry. Neither rounding nor a target outside of the
+    row selects an entry of zero.
+    """
+    cumulative = weights.double().cumsum(-1)
+    target = target.clamp(min=0)
+    index = torch.minimum(
+        (cumulative <= target[:, None]).sum(-1), (cumulative < cumulative[:, -1:]).sum(-1)
+    )
+    chosen = index[:, None]
+    before = cumulative.gather(-1, chosen) - weights.gather(-1, chosen)
+    return index, target - before[:, 0]
 
 
 @dataclass(frozen=True)
 class Branch:
     """A state to generate an action in, and its random numbers."""
 
+    row: int
+    """Row of the cache."""
     state: int
-    """Index of the state's last token in the row."""
+    """Slot of the state's last token in the row."""
     uniform: Tensor
     """(max_new_tokens,) in [0, 1), one for each token."""
 
 
-@torch.inference_mode()
-def decode_branches(
-    layers: Layers, row: Row, branches: Sequence[Branch], decoding: Decoding, end_id: int
-) -> list[Generated]:
-    """One action for each branch: forwards the row once, then decodes all branches together.
+def decode(
+    cache: TreeCache,
+    branches: Sequence[Branch],
+    latest: Tensor,
+    decoding: Decoding,
+    end_id: int,
+    ended: Callable[[int, Generated], None],
+    *,
+    joins: bool = False,
+) -> None:
+    """Samples one action for each branch, all together, and passes each to `ended` once complete.
 
-    A branch attends to its state's ancestors in the row's trees and to its own tokens only.
+    `latest` (branches, width) are the hidden states of the states' last tokens. With `joins` the
+    cache keeps the actions' tokens, except for the last, at the ends of their rows.
     """
-    device = layers.model.device
-    row = row.to(device)
-    total = len(row.token_ids)
-    index = torch.arange(total, device=device)
-    cache, only_row = SlotCache(layers, 1), torch.zeros(1, dtype=torch.long, device=device)
-    hidden = cache.forward(
-        row.token_ids[None], row.positions[None], index[None], row.mask()[0], only_row
+    device, layers = latest.device, cache.layers
+    together = Branches(
+        cache,
+        torch.tensor([b.row for b in branches], device=device),
+        torch.tensor([b.state for b in branches], device=device),
+        decoding.max_new_tokens - 1,
     )
-    state = torch.tensor([b.state for b in branches], device=device)
-    sees_row = (index <= state[:, None]) & (state[:, None] < row.subtree_end)
-    first_position = row.positions[state] + 1
     uniform = torch.stack([b.uniform for b in branches]).to(device)
-
     tokens: list[list[int]] = [[] for _ in branches]
-    logprobs = torch.zeros(len(branches), dtype=torch.float64)
-    active = torch.arange(len(branches), device=device)
-    owner = torch.empty(0, dtype=torch.long, device=device)
-    latest = hidden[0, state]
+    logprobs = [0.0] * len(branches)
+    active = list(range(len(branches)))
     for count in range(decoding.max_new_tokens):
-        ids, logprob = choose(layers.logits(latest), decoding.temperature, uniform[active, count])
-        logprobs[active.cpu()] += logprob.double().cpu()
-        for branch, token in zip(active.tolist(), ids.tolist(), strict=True):
+        ids, logprob = choose(layers.logits(latest), decoding.temperature, uniform[:, count])
+        sampled = ids.tolist()
+        for branch, token, value in zip(active, sampled, logprob.tolist(), strict=True):
             tokens[branch].append(token)
-        going = ids != end_id
-        active, ids = active[going], ids[going]
-        if not len(active) or count + 1 == decoding.max_new_tokens:
-            break
-        owner = torch.cat([owner, active])
-        columns = torch.arange(total + len(owner) - len(active), total + len(owner), device=device)
-        mask = torch.cat([sees_row[active], owner == active[:, None]], dim=1)
-        positions = first_position[active] + count
-        latest = cache.forward(ids[None], positions[None], columns[None], mask[None], only_row)[0]
-    return [
-        Generated(tuple(t), min(0.0, float(p)))
-        for t, p in zip(tokens, logprobs.tolist(), strict=True)
-    ]
+            logprobs[branch] += value
+        is_last = count + 1 == decoding.max_new_tokens
+        going = [token != end_id and not is_last for token in sampled]
+        if not all(going):
+            mask = torch.tensor(going, device=device)
+            if joins:
+                together.join(~mask)
+            for branch, goes in zip(active, going, strict=True):
+                if not goes:
+                    found = Generated(tuple(tokens[branch]), min(0.0, logprobs[branch]))
+                    ended(branch, found)
+            active = [branch for branch, goes in zip(active, going, strict=True) if goes]
+            if not active:
+                return
+            together.keep(mask)
+            ids, uniform = ids[mask], uniform[mask]
+        latest = together.step(ids)
+
+
+def decoding_groups(
+    layers: Layers, lengths: Sequence[int], num_branches: Sequence[int]
+) -> list[list[int]]:
+    """Indices of the trees to decode together, for their numbers of tokens and of branches.
+
+    Trees of a group have similar lengths, because each takes as much memory as the longest.
+    """
+    most_branches, most_tokens = DECODED_TOGETHER * layers.token_budget, room_for(layers)
+    groups: list[list[int]] = []
+    for tree in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        group = [*groups[-1], tree] if groups else []
+        if (
+            group
+            and sum(num_branches[i] for i in group) <= most_branches
+            and len(group) * lengths[group[0]] <= most_tokens
+        ):
+            groups[-1] = group
+        else:
+            groups.append([tree])
+    return groups
+
+
+@torch.inference_mode()
+def decode_trees(
+    layers: Layers, rows: Sequence[Row], branches: Sequence[Branch], decoding: Decoding, end_id: int
+) -> list[Generated]:
+    """One action for each branch of the rows: each row is forwarded once."""
+    cache = TreeCache(layers, len(rows))
+    hidden = cache.extend(
+        [
+            NewTokens(
+                row=number,
+                token_ids=row.token_ids,
+                positions=row.positions,
+                ends=row.subtree_end,
+            )
+            for number, row in enumerate(rows)
+        ]
+    )
+    starts = [0, *accumulate(len(row.token_ids) for row in rows)]
+    found: dict[int, Generated] = {}
+    size = DECODED_TOGETHER * layers.token_budget
+    for first in range(0, len(branches), size):
+        own = branches[first : first + size]
+        places = torch.tensor([starts[b.row] + b.state for b in own], device=hidden.device)
+
+        def ended(branch: int, action: Generated, first: int = first) -> None:
+            found[first + branch] = action
+
+        decode(cache, own, hidden[places], decoding, end_id, ended)
+    return [found[branch] for branch in range(len(branches))]
 
 
 @torch.inference_mode()
@@ -147,12 +232,12 @@ def decode_alone(
 
 
 class RunningEpisodes:
-    """The key-value cache of a batch of episodes, kept between turns; slots are positions."""
+    """The keys and values of a batch of episodes, kept between turns: one row for each."""
 
     def __init__(self, layers: Layers, count: int) -> None:
         """An empty cache for `count` episodes."""
         self.layers = layers
-        self.cache = SlotCache(layers, count)
+        self.cache = TreeCache(layers, count)
         self.seen: list[list[int]] = [[] for _ in range(count)]
         """The tokens of each episode in the cache."""
 
@@ -161,75 +246,60 @@ class RunningEpisodes:
         self.cache.keep_rows(rows)
         self.seen = [self.seen[row] for row in rows]
 
-    def _feed(self, rows: Sequence[int], new: Sequence[Sequence[int]]) -> Tensor:
-        """Appends new tokens to rows; returns the hidden states (rows, width) of the last ones.
+    def _read(self, rows: Sequence[int], states: Sequence[Sequence[int]]) -> Tensor:
+        """Brings rows of the cache to the episodes' states; returns (rows, width), the last tokens.
 
-        Rows with fewer tokens are padded; the padding goes to slots that are overwritten before any
-        query attends to them.
+        Only the tokens after the prefix that a state shares with the cache are fed.
         """
-        device = self.layers.model.device
-        longest = max(map(len, new))
-        starts = torch.tensor([len(self.seen[row]) for row in rows], device=device)
-        token_ids = torch.tensor([[*n, *[0] * (longest - len(n))] for n in new], device=device)
-        positions = starts[:, None] + torch.arange(longest, device=device)
-        slots = torch.arange(int(positions.max()) + 1, device=device)
-        visible = slots <= positions[:, :, None]
-        row_ids = torch.tensor(rows, device=device)
-        hidden = self.cache.forward(token_ids, positions, positions, visible, row_ids)
-        for row, tokens in zip(rows, new, strict=True):
-            self.seen[row] += tokens
-        last = torch.tensor([max(len(n) - 1, 0) for n in new], device=device)
-        return hidden[torch.arange(len(rows), device=device), last]
-
-    def _read(self, states: Sequence[Sequence[int]]) -> Tensor:
-        """Brings the cache to each episode's state; returns the last hidden states.
-
-        They are (episodes, width). Only the tokens after the prefix that a state shares with the
-        cache are fed. Observations differ much in length, so episodes are grouped by the number of
-        new tokens, and at most half of the forwarded tokens are padding.
-        """
-        groups: dict[int, list[int]] = {}
-        for row, state in enumerate(states):
+        added = []
+        for row, state in zip(rows, states, strict=True):
             # The last token is always fed, because its hidden state is needed.
             kept = min(_num_shared(self.seen[row], state), len(state) - 1)
-            del self.seen[row][kept:]
-            groups.setdefault((len(state) - kept).bit_length(), []).append(row)
-        found = [
-            self._feed(rows, [states[row][len(self.seen[row]) :] for row in rows])
-            for rows in groups.values()
-        ]
-        order = torch.tensor([row for rows in groups.values() for row in rows])
-        return torch.cat(found)[order.argsort().to(found[0].device)]
+            positions = torch.arange(kept, len(state))
+            self.cache.lengths[row] = kept
+            added.append(
+                NewTokens(
+                    row=row,
+                    token_ids=torch.tensor(state[kept:]),
+                    positions=positions,
+                    ends=torch.full_like(positions, NEVER),
+                )
+            )
+            self.seen[row] = list(state)
+        hidden = self.cache.extend(added)
+        last = torch.tensor([len(new.token_ids) for new in added]).cumsum(0) - 1
+        return hidden[last.to(hidden.device)]
 
     @torch.inference_mode()
     def act(
-        self, states: Sequence[Sequence[int]], decoding: Decoding, end_id: int, uniform: Tensor
-    ) -> list[Generated]:
-        """One action for each episode in its state; `uniform` (episodes, max_new_tokens)."""
-        if not self.layers.shares_prefixes:
-            return [
-                decode_alone(self.layers, state, own, decoding, end_id)
-                for state, own in zip(states, uniform, strict=True)
-            ]
-        latest = self._read(states)
-        sampled: list[list[int]] = [[] for _ in states]
-        logprobs = [0.0] * len(states)
-        everyone = range(len(states))
-        going = list(everyone)
-        for count in range(decoding.max_new_tokens):
-            logits = self.layers.logits(latest)
-            draws = uniform[going, count].to(logits.device)
-            ids, logprob = choose(logits, decoding.temperature, draws)
-            for row, token, value in zip(going, ids.tolist(), logprob.tolist(), strict=True):
-                sampled[row].append(token)
-                logprobs[row] += value
-            going = [row for row in going if sampled[row][-1] != end_id]
-            if not going or count + 1 == decoding.max_new_tokens:
-                break
-            # Finished episodes stay without new tokens, since dropping them would copy the cache.
-            new = [sampled[row][-1:] if row in going else [] for row in everyone]
-            latest = self._feed(everyone, new)[going]
-        return [Generated(tuple(t), min(0.0, p)) for t, p in zip(sampled, logprobs, strict=True)]
+        self,
+        states: Sequence[Sequence[int]],
+        decoding: Decoding,
+        end_id: int,
+        uniform: Tensor,
+        rows: Sequence[int],
+        ended: Callable[[int, Generated], None],
+    ) -> None:
+        """Samples an action for each episode of `rows`, and passes it to `ended` with its row.
+
+        `states` are theirs, and `uniform` is (rows, max_new_tokens). Actions end in their own time.
+        """
+        if not self.layers.takes_attention:
+            for row, state, own in zip(rows, states, uniform, strict=True):
+                ended(row, decode_alone(self.layers, state, own, decoding, end_id))
+            return
+        latest = self._read(rows, states)
+        branches = [
+            Branch(row, len(state) - 1, own)
+            for row, state, own in zip(rows, states, uniform, strict=True)
+        ]
+
+        def joined(branch: int, action: Generated) -> None:
+            # The last token was sampled, but nothing has attended to it.
+            self.seen[rows[branch]] += action.token_ids[:-1]
+            ended(rows[branch], action)
+
+        decode(self.cache, branches, latest, decoding, end_id, joined, joins=True)
 
 
 def _num_shared(first: Sequence[int], second: Sequence[int]) -> int:

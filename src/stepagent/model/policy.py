@@ -98,7 +98,6 @@ class Policy:
             cast(PreTrainedModel, model.to(device)),  # type: ignore[arg-type]
             token_budget=compute.token_budget or CPU_TOKEN_BUDGET,
             adapter=adapter,
-            decoding_kernel=kernel,
         )
         check_reading(layers)
         precision = compute.chosen(layers.width)
