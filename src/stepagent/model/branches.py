@@ -102,7 +102,7 @@ class Branches:
         cache.ends[rows, slots] = NEVER
         for module, own in self._kept.items():
             row = cache.kept[module]
-            row.keys[rows, :, slots] = own.keys[place, :, : self.count].transpose(1, 2)
+            row.keys[rows, ..., slots] = own.keys[place, ..., : self.count].permute(0, 3, 1, 2)
             row.values[rows, :, slots] = own.values[place, :, : self.count].transpose(1, 2)
 
     def _attend(
@@ -120,7 +120,7 @@ class Branches:
         if module not in self._kept:
             self._kept[module] = empty_like(key, value, at.count, self.length)
         own, row = self._kept[module], self.cache.kept[module]
-        own.keys[at.place, :, self.count] = key.transpose(0, 1).to(value.dtype)
+        own.keys[at.place, ..., self.count] = key.transpose(0, 1).to(value.dtype)
         own.values[at.place, :, self.count] = value.transpose(0, 1)
         shape = (at.high - at.low, at.per_row, num_heads, len(query) // num_heads)
         padded = value.new_zeros(at.count, len(query), query.shape[-1])
@@ -130,10 +130,10 @@ class Branches:
         bias = self._bias_of(window, value.dtype)
         slots = bias.shape[-1]
         first = 0 if window is None else max(0, now - window)
-        keys, values = row.keys[at.low : at.high, :, :slots], row.values[at.low : at.high, :, :slots]
+        keys, values = row.keys[at.low : at.high, ..., :slots], row.values[at.low : at.high, :, :slots]
         to_row = padded.permute(0, 2, 3, 1, 4).reshape(shape[0], num_heads, -1, query.shape[-1])
-        to_row = to_row @ keys.transpose(2, 3)
-        to_own = padded.flatten(0, 1) @ own.keys[:, :, first:now].transpose(2, 3)
+        to_row = to_row @ keys
+        to_own = padded.flatten(0, 1) @ own.keys[..., first:now]
         scores = torch.cat(
             [
                 to_row.view(shape[0], num_heads, shape[3], at.per_row, slots),

@@ -27,15 +27,17 @@ NEVER = 2**31
 
 @dataclass
 class Kept:
-    """Keys and values of one layer, (rows, heads, slots, width)."""
+    """Keys and values of one layer."""
 
     keys: Tensor
+    """(rows, heads, width, slots): in half precision, products with transposed keys are slow."""
     values: Tensor
+    """(rows, heads, slots, width)"""
 
     def reserve(self, slots: int) -> None:
         """Makes room for this many slots in each row."""
-        if (more := slots - self.keys.shape[2]) > 0:
-            self.keys = nn.functional.pad(self.keys, (0, 0, 0, more))
+        if (more := slots - self.values.shape[2]) > 0:
+            self.keys = nn.functional.pad(self.keys, (0, more))
             self.values = nn.functional.pad(self.values, (0, 0, 0, more))
 
 
@@ -45,7 +47,7 @@ def empty_like(key: Tensor, value: Tensor, rows: int, slots: int) -> Kept:
     They are zero because attention multiplies masked values by a weight of zero.
     """
     return Kept(
-        value.new_zeros(rows, key.shape[0], slots, key.shape[-1]),
+        value.new_zeros(rows, key.shape[0], key.shape[-1], slots),
         value.new_zeros(rows, value.shape[0], slots, value.shape[-1]),
     )
 
@@ -185,7 +187,7 @@ class _Extension:
         kept, offset = cache.kept[module], 0
         for p in self.pieces:
             end = offset + p.stop - p.start
-            kept.keys[p.row, :, p.start : p.stop] = key[:, offset:end]
+            kept.keys[p.row, ..., p.start : p.stop] = key[:, offset:end].transpose(1, 2)
             kept.values[p.row, :, p.start : p.stop] = value[:, offset:end]
             offset = end
         if window not in self._blocks:
@@ -195,10 +197,10 @@ class _Extension:
         found = value.new_empty(query.shape[1], query.shape[0], value.shape[-1])
         for block in self._blocks[window]:
             row, stop = block.piece.row, block.piece.stop
-            keys, values = kept.keys[row, :, :stop], kept.values[row, :, :stop]
+            keys, values = kept.keys[row, ..., :stop], kept.values[row, :, :stop]
             part = slice(block.offset, block.offset + len(block.bias))
             grouped = query[:, part].reshape(len(keys), -1, query.shape[-1])
-            scores = capped(grouped @ keys.transpose(1, 2), softcap)
+            scores = capped(grouped @ keys, softcap)
             seen = scores.view(len(keys), -1, len(block.bias), stop)
             seen[..., block.first :] += block.bias
             out = weights_of(scores) @ values
