@@ -26,14 +26,9 @@ from fakes import (
 )
 from stepagent.inspection import agreement, inspect
 from stepagent.model.forward import OutOfMemory
-from stepagent.model.generation import (
-    Decoding,
-    Generated,
-    RunningEpisodes,
-    choose,
-    random_numbers,
-)
+from stepagent.model.generation import Decoding, Generated, RunningEpisodes
 from stepagent.model.policy import Policy
+from stepagent.model.sampling import choose, random_numbers
 from stepagent.rendering.renderer import RenderedTrajectory
 from stepagent.rollout import rollout
 from stepagent.tasks.tries import MAX_TRIES, Lost

@@ -63,9 +63,6 @@ EXEMPT = {"__init__", "__main__"}
 CALLED_BY_OTHERS = {
     "contains": "gymnasium's spaces have it",
     "find_class": "pickle calls it",
-    "get_mask_sizes": "transformers calls it on caches",
-    "get_max_length": "transformers calls it on caches",
-    "get_seq_length": "transformers calls it on caches",
     "model_config": "pydantic reads it",
     "readable": "io calls it on streams",
     "request_id": "clients of OpenEnv send it; other fields are refused",

@@ -20,14 +20,15 @@ from stepagent.model.generation import (
     decode_alone,
     decode_trees,
     decoding_groups,
-    random_numbers,
 )
 from stepagent.model.policy import Policy
 from stepagent.model.prefix_tree import ROOT, PrefixTree, lay_out
+from stepagent.model.sampling import random_numbers
 from stepagent.model.updates import read_paths
 from stepagent.rendering.actions import same_action
 from stepagent.rendering.renderer import RenderedTrajectory
 from stepagent.types import AgentAction, PracticedStep
+
 
 def inspect(
     policy: Policy,

@@ -14,9 +14,10 @@ import torch
 
 from stepagent.model.device import until_it_fits
 from stepagent.model.forward import OutOfMemory
-from stepagent.model.generation import Decoding, Generated, RunningEpisodes, random_numbers
+from stepagent.model.generation import Decoding, Generated, RunningEpisodes
 from stepagent.model.opening import PolicyError
 from stepagent.model.policy import Policy
+from stepagent.model.sampling import random_numbers
 from stepagent.rendering.renderer import RenderedTrajectory
 from stepagent.tasks.base import Task, TextEnv
 from stepagent.tasks.playing import Episode
@@ -179,9 +180,7 @@ class _Batch:
                 if self.waiting:
                     begun = self.running[row] = self._next(running.env)
                     self.moves[begun] = self.threads.submit(begun.begin)
-        keep = [
-            row for row, r in enumerate(self.running) if r in self.moves or not r.is_over
-        ]
+        keep = [row for row, r in enumerate(self.running) if r in self.moves or not r.is_over]
         if len(keep) < len(self.running):
             _close(r for row, r in enumerate(self.running) if row not in keep)
             self.running = [self.running[row] for row in keep]

@@ -48,7 +48,7 @@ class Branches:
     """The branches that are decoded together."""
 
     def __init__(self, cache: TreeCache, rows: Tensor, state: Tensor, length: int) -> None:
-        """Branches of at most `length` tokens that leave `rows` at the slots `state`, (branches,)."""
+        """Branches of at most `length` tokens, (branches,): they leave `rows` at slots `state`."""
         self.cache = cache
         self.length = length
         self.count = 0
@@ -130,7 +130,10 @@ class Branches:
         bias = self._bias_of(window, value.dtype)
         slots = bias.shape[-1]
         first = 0 if window is None else max(0, now - window)
-        keys, values = row.keys[at.low : at.high, ..., :slots], row.values[at.low : at.high, :, :slots]
+        keys, values = (
+            row.keys[at.low : at.high, ..., :slots],
+            row.values[at.low : at.high, :, :slots],
+        )
         to_row = padded.permute(0, 2, 3, 1, 4).reshape(shape[0], num_heads, -1, query.shape[-1])
         to_row = to_row @ keys
         to_own = padded.flatten(0, 1) @ own.keys[..., first:now]

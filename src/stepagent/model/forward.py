@@ -47,8 +47,11 @@ class Attention(Protocol):
         window: int | None,
         softcap: float | None,
     ) -> Tensor:
-        """(tokens, heads, width) from queries (heads, tokens, width), and keys and values of fewer
-        heads, each of which serves a group of neighbouring queries' heads."""
+        """(tokens, heads, width) from queries, keys and values (heads, tokens, width).
+
+        Each head of keys and values serves a group of neighbouring heads of queries. Positions are
+        within `window` of each other; `softcap` limits the size of scores.
+        """
         ...
 
 
@@ -238,9 +241,7 @@ class Layers:
             for layer in self._checkpointed:
                 layer.training = False
 
-    def forward_with(
-        self, attention: Attention, token_ids: Tensor, positions: Tensor
-    ) -> Tensor:
+    def forward_with(self, attention: Attention, token_ids: Tensor, positions: Tensor) -> Tensor:
         """(tokens, width) hidden states of tokens (tokens,) at positions (tokens,).
 
         All layers attend through `attention`, which decides who attends to whom.

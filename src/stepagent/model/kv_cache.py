@@ -58,8 +58,8 @@ def room_for(layers: Layers) -> int:
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or layers.width // config.num_attention_heads
     size = 2 * config.num_hidden_layers * heads * width * layers.dtype.itemsize
-    memory = torch.cuda.mem_get_info()[0] // 4 if device.type == "cuda" else KEPT_BYTES
-    return min(KEPT_BUDGETS * layers.token_budget, memory // size)
+    memory: int = torch.cuda.mem_get_info()[0] // 4 if device.type == "cuda" else KEPT_BYTES
+    return min(KEPT_BUDGETS * layers.token_budget, int(memory // size))
 
 
 @dataclass(frozen=True, kw_only=True)
