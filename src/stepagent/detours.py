@@ -14,6 +14,7 @@ Of the environment's scoring only one thing is used: whether the replay still en
 """
 
 import logging
+import os
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
@@ -131,6 +132,8 @@ def _replay_all(
     own = {d.trajectory.id: (d, m) for d, m in zip(demonstrations, mistakes, strict=True)}
 
     def play(ids: Sequence[str], count: int) -> Generator[RenderedTrajectory | Lost, None, None]:
+        # Replays wait for nothing but their environments, which compete for the cores.
+        count = min(count, os.cpu_count() or 1)
         envs = [task.make_env() for _ in range(min(count, len(ids)))]
         free = SimpleQueue[TextEnv]()
         for env in envs:
