@@ -63,6 +63,7 @@ EXEMPT = {"__init__", "__main__"}
 CALLED_BY_OTHERS = {
     "contains": "gymnasium's spaces have it",
     "find_class": "pickle calls it",
+    "forward": "torch calls it on functions with a gradient of their own",
     "model_config": "pydantic reads it",
     "readable": "io calls it on streams",
     "request_id": "clients of OpenEnv send it; other fields are refused",
