@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from typing import ParamSpec, TypeVar
@@ -56,10 +57,10 @@ def check_close(
     """The largest difference; raises `Unequal` if it exceeds the tolerance."""
     if len(ours) != len(theirs):
         raise Unequal(f"{what}: {len(ours)} values of ours, {len(theirs)} of theirs")
-    worst = max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
-    if not worst <= tolerance:  # a NaN is no equal either
+    differences = [abs(a - b) for a, b in zip(ours, theirs, strict=True)]
+    if not all(difference <= tolerance for difference in differences):  # NaN is not
         raise Unequal(f"{what}: {ours} and {theirs} differ by more than {tolerance:g}")
-    return worst
+    return max(differences)
 
 
 def alone(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -77,10 +78,17 @@ def be_quiet() -> None:
     transformers.logging.disable_progress_bar()
 
 
-def peak_mb() -> float:
-    """Largest resident memory of this process so far.
+def forget_peak() -> float:
+    """Begins a new peak, where the system can; returns the memory that is taken now, in MB."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    return peak_mb()
 
-    Not `getrusage` where there is `/proc`: its figure includes the process that was forked.
+
+def peak_mb() -> float:
+    """Largest resident memory of this process since `forget_peak`.
+
+    Not by `getrusage` where there is `/proc`: its figure includes the process that was forked.
     """
     try:
         status = Path("/proc/self/status").read_text()
@@ -122,9 +130,9 @@ def best_of(choices: Sequence[int], seconds_with: Callable[[int], float]) -> int
     return min(choices, key=seconds_with)
 
 
-def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """How many times as much theirs is, in medians."""
-    return round(median(theirs) / median(ours), 2)
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float | None:
+    """How many times as much theirs is, in medians; None if ours is nothing."""
+    return round(median(theirs) / median(ours), 2) if median(ours) else None
 
 
 def exponent(sizes: Sequence[float], values: Sequence[float]) -> float | None:

@@ -21,7 +21,7 @@ from stepagent.model.updates import Metrics, OptimizerConfig
 from stepagent.types import Trajectory
 
 from .material import SEED, open_policy, practised_tree, rows_of
-from .measuring import LOSS_TOLERANCE, Row, alone, best_of, check_close, peak_mb, ratio
+from .measuring import LOSS_TOLERANCE, Row, alone, best_of, check_close, forget_peak, peak_mb, ratio
 
 Loss = Literal["dpo", "sft"]
 BATCH_SIZES = (1, 2, 4, 8)
@@ -53,16 +53,17 @@ class Trained:
     first_seconds: float
     """Until the first update is done, with the reference's log-probabilities."""
     peak_mb: float
-    """Of the whole process, libraries included."""
+    """Of the process while it trains, libraries and model included."""
     rise_mb: float
-    """How much of it came after the model had been opened."""
+    """How much of it came on top of libraries and model."""
 
 
 class Ticks:
     """Notes the time of each update."""
 
     def __init__(self) -> None:
-        self.before, self.start, self.ends = peak_mb(), time.perf_counter(), list[float]()
+        self.before = forget_peak()
+        self.start, self.ends = time.perf_counter(), list[float]()
 
     def tick(self) -> None:
         """An update is done."""
