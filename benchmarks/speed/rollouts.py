@@ -31,22 +31,22 @@ class Script(gym.Env[str, str]):
 
     def __init__(self, trajectory: Trajectory) -> None:
         self.trajectory = trajectory
-        self.turn = 0
+        self.number = 0
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[str, dict[str, Any]]:
         """The first observation; each episode has an instruction of its own."""
-        self.turn = 0
-        number = options["item"] if options else ""
-        info = {"instruction": f"{self.trajectory.instruction} ({number})", "score": 0.0}
+        self.number = 0
+        item = options["item"] if options else ""
+        info = {"instruction": f"{self.trajectory.instruction} ({item})", "score": 0.0}
         return self.trajectory.steps[0].observation, info | {"success": False}
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """The next observation, whatever the action is."""
-        self.turn += 1
-        is_over = self.turn == len(self.trajectory.steps)
-        seen = "" if is_over else self.trajectory.steps[self.turn].observation
+        self.number += 1
+        is_over = self.number == len(self.trajectory.steps)
+        seen = "" if is_over else self.trajectory.steps[self.number].observation
         return seen or "The end.", 0.0, is_over, False, {"score": 0.0, "success": False}
 
 
@@ -108,21 +108,21 @@ def compare(source: Path, trajectory: Trajectory, precision: str, repeats: int) 
         return [episode for episode in found if not isinstance(episode, Lost)]
 
     episodes = ours()
-    turns = list(zip(*(e.states for e in episodes), strict=True))
+    histories = list(zip(*(e.states for e in episodes), strict=True))
     played = list(zip(*(e.actions for e in episodes), strict=True))
 
     def theirs() -> list[list[Action]]:
-        return [generate(model, states, len(states), end_id) for states in turns]
+        return [generate(model, states, len(states), end_id) for states in histories]
 
     ties = sum(
         check_actions(policy, states, mine, other, TIE_TOLERANCE[precision])
-        for states, mine, other in zip(turns, played, theirs(), strict=True)
+        for states, mine, other in zip(histories, played, theirs(), strict=True)
     )
     found = in_turn({"ours": lambda: seconds(ours), "again": lambda: seconds(theirs)}, repeats)
     return {
         "precision": precision,
-        "steps": len(turns),
-        "longest": max(map(len, turns[-1])),
+        "steps": len(histories),
+        "longest": max(map(len, histories[-1])),
         "seconds": round(median(found["ours"]), 3),
         "again": round(median(found["again"]), 3),
         "times": ratio(found["ours"], found["again"]),
