@@ -28,6 +28,9 @@ Row = dict[str, object]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
+UNITS = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16", "bf16": "Arm's bf16"}
+"""Units for products in bfloat16 by PyTorch's names, the fastest first."""
+
 LOSS_TOLERANCE = {"float32": 2e-3, "bfloat16": 5e-2}
 """Largest difference of two losses: sums in another order diverge after an update."""
 TIE_TOLERANCE = {"float32": 2e-3, "bfloat16": 0.25}
@@ -153,18 +156,14 @@ def bfloat16_units() -> str:
     """The processor's fastest units for products in bfloat16."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    if torch.cpu._is_amx_tile_supported():
-        return "AMX"
-    return "AVX512-BF16" if torch.cpu._is_avx512_bf16_supported() else "neither"
+    has = torch.cpu.get_capabilities()
+    return next((name for flag, name in UNITS.items() if has.get(flag)), "neither")
 
 
 def machine() -> Row:
     """What the figures depend on beside the code."""
-    name, cpus = platform.machine(), Path("/proc/cpuinfo")
-    if cpus.exists():
-        name = cpus.read_text().partition("model name")[2].partition(":")[2].partition("\n")[0]
     return {
-        "processor": name.strip(),
+        "processor": torch.cpu.get_capabilities().get("cpu_name", platform.machine()),
         "bfloat16_units": bfloat16_units(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,

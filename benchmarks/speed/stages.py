@@ -21,7 +21,7 @@ from torch.optim import optimizer as hooks
 
 from stepagent.algorithms.discriminator import DiscriminatorConfig, train_discriminator
 from stepagent.algorithms.dpo import DPOConfig, dpo
-from stepagent.algorithms.ppo import PPOConfig, ppo
+from stepagent.algorithms.ppo import PPOConfig, ppo, read_before
 from stepagent.algorithms.sft import SFTConfig, sft
 from stepagent.algorithms.value_head import ValueHead
 from stepagent.inspection import inspect, path_logprobs, step_tree
@@ -129,7 +129,8 @@ def stages(policy: Policy, trajectory: Trajectory) -> dict[str, Stage]:
 
     def reward(log: Callable[[Metrics], None]) -> None:
         head = ValueHead(policy.layers)
-        ppo(policy, head, [tree], agent, PPOConfig(**plan), seed=SEED, log=log)
+        before = read_before(policy, head, [tree])
+        ppo(policy, head, [tree], agent, before, PPOConfig(**plan), seed=SEED, log=log)
 
     def trained(of: PrefixTree, train: Callable[[Callable[[Metrics], None]], None]) -> Stage:
         return Stage(
