@@ -1,17 +1,17 @@
 """bfloat16 against float32, where the processor has units for it: training and practice."""
 
-import time
 from collections.abc import Callable, Iterator
-from itertools import pairwise
+from functools import partial
 from pathlib import Path
 from statistics import median
 
-from stepagent.inspection import inspect
+from stepagent.inspection import inspect, path_logprobs
 from stepagent.model.policy import Policy
 
 from .generate import GREEDY, check_actions
-from .material import SEED, Setup, open_policy
-from .measuring import LOSS_TOLERANCE, TIE_TOLERANCE, Row, check_close, in_turn, ratio, seconds
+from .material import SEED, Setup, open_policy, practised_tree
+from .measuring import TIE_TOLERANCE, Row, check_close, in_turn, ratio, seconds
+from .stages import READING_TOLERANCE, updates_of
 from .training import Training, train
 
 TITLE = "bfloat16 beside float32, the same run"
@@ -22,9 +22,14 @@ def answer(setup: Setup) -> Iterator[Row]:
     if "bfloat16" not in setup.precisions:
         return
     for kind, adapter in (("LoRA", setup.adapters[setup.real]), ("whole model", None)):
-        full, half = (_training(setup, adapter, p) for p in ("float32", "bfloat16"))
-        check_close(kind, full()[0], half()[0], LOSS_TOLERANCE["bfloat16"])
-        yield _row(f"DPO, {kind}", setup, lambda: full()[1], lambda: half()[1])  # noqa: B023
+        policies = [open_policy(adapter or setup.real, p) for p in ("float32", "bfloat16")]
+        trees = [practised_tree(policy, setup.short) for policy in policies]
+        read = [
+            path_logprobs(p, [tree])[0].tolist() for p, tree in zip(policies, trees, strict=True)
+        ]
+        check_close(kind, read[0], read[1], READING_TOLERANCE["bfloat16"])
+        full, half = (partial(_update, setup, adapter, policy) for policy in policies)
+        yield _row(f"DPO, {kind}", setup, full, half)
     yield _practice(setup)
 
 
@@ -43,27 +48,16 @@ def _practice(setup: Setup) -> Row:
     )
 
 
-def _training(
-    setup: Setup, adapter: Path | None, precision: str
-) -> Callable[[], tuple[list[float], float]]:
-    """A run gives the losses and the seconds of an update after the first."""
+def _update(setup: Setup, adapter: Path | None, policy: Policy) -> float:
+    """Seconds of an update after the first."""
     training = Training(
-        model=setup.real, adapter=adapter, trajectory=setup.short, loss="dpo", precision=precision
+        model=setup.real,
+        adapter=adapter,
+        trajectory=setup.short,
+        loss="dpo",
+        precision="bfloat16" if policy.layers.is_half else "float32",
     )
-    policy = open_policy(adapter or setup.real, precision)
-
-    def run() -> tuple[list[float], float]:
-        losses: list[float] = []
-        ends: list[float] = []
-
-        def log(metrics: dict[str, float]) -> None:
-            losses.append(metrics["loss"])
-            ends.append(time.perf_counter())
-
-        train(policy, training, log)
-        return losses, median(b - a for a, b in pairwise(ends))
-
-    return run
+    return median(updates_of(partial(train, policy, training))[1])
 
 
 def _row(what: str, setup: Setup, full: Callable[[], float], half: Callable[[], float]) -> Row:
