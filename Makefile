@@ -12,7 +12,7 @@ SMOLLM2 := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/stepagent/models/SmolLM2-135M-
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-smollm2 smollm2 test check docs clean
+.PHONY: help setup demo demo-smollm2 smollm2 test check bench docs clean
 
 help:
 	@echo "make demo            train a small agent from novice to expert in ScienceWorld, into runs/demo"
@@ -21,6 +21,7 @@ help:
 	@echo "make setup   install everything into .venv (the other targets do it when needed)"
 	@echo "make test    run the tests, on all cores"
 	@echo "make check   lint, format, types and house rules"
+	@echo "make bench   how fast it is beside TRL and transformers, into build/bench.jsonl (20 minutes)"
 	@echo "make docs    build the documentation into site/; open site/index.html"
 	@echo "make clean   remove caches and build output; .venv and runs stay"
 
@@ -83,6 +84,10 @@ check: $(TOOLS)
 	@$(BIN)/ruff format --check --quiet
 	@$(BIN)/mypy
 	@$(BIN)/pytest tests/test_house_rules.py tests/test_contributing.py
+
+# Questions that the file answers for this commit are not asked again.
+bench: $(TOOLS) smollm2
+	@$(BIN)/python -m benchmarks.speed --model "$(SMOLLM2)" --out build/bench.jsonl
 
 docs: $(TOOLS)
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -37,7 +37,7 @@ def names() -> set[str]:
     paths = [*PACKAGE.rglob("*.py"), *(path for path in PACKAGE.rglob("*") if path.is_dir())]
     parts = [path.relative_to(PACKAGE).with_suffix("").parts for path in paths]
     ends = {"_".join(p[start:]).removesuffix("_") for p in parts for start in range(len(p))}
-    return ends | {program.stem for program in ROOT.glob("benchmarks/*.py")}
+    return ends | {program.stem for program in ROOT.glob("benchmarks/*")}
 
 
 def section(title: str, text: str = TEXT) -> str:

@@ -251,7 +251,7 @@ def _attributes(tree: ast.AST) -> Iterator[str]:
 
 def programs() -> dict[str, str]:
     """What uses the package beside tests: benchmarks, examples, and Python in the documentation."""
-    files = [*ROOT.glob("benchmarks/*.py"), *ROOT.glob("examples/*.py")]
+    files = [*ROOT.glob("benchmarks/**/*.py"), *ROOT.glob("examples/*.py")]
     found = {f"{file.parent.name}/{file.stem}": file.read_text() for file in files}
     for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]:
         text = page.read_text()

@@ -1,0 +1,136 @@
+"""Inspection against `generate` of transformers: an action in every state of an expert trajectory.
+
+`generate` gets all states as left-padded batches, those of similar length together, at its fastest
+batch size. Both decode greedily, so the actions must be equal.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from stepagent.inspection import inspect
+from stepagent.model.generation import Decoding
+from stepagent.model.policy import Policy
+from stepagent.model.prefix_tree import ROOT, PrefixTree
+from stepagent.model.updates import read_paths
+from stepagent.types import Trajectory
+
+from .material import SEED, Plain, Setup, open_plain, open_policy
+from .measuring import TIE_TOLERANCE, Row, Unequal, best_of, in_turn, ratio, seconds
+
+TITLE = "Practice beside generate: an action in every state of one trajectory"
+BATCH_SIZES = (1, 2, 4, 8)
+GREEDY = Decoding(max_new_tokens=24, temperature=0)
+
+Action = tuple[int, ...]
+
+
+@torch.inference_mode()
+def generate(
+    model: Plain, states: Sequence[Sequence[int]], batch_size: int, end_id: int
+) -> list[Action]:
+    """The greedy action after each state, with its end token."""
+    order = sorted(range(len(states)), key=lambda i: len(states[i]))
+    actions: dict[int, Action] = {}
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        width = max(len(states[i]) for i in batch)
+        padded = [[end_id] * (width - len(states[i])) + list(states[i]) for i in batch]
+        seen = [[0] * (width - len(states[i])) + [1] * len(states[i]) for i in batch]
+        written: list[list[int]] = model.generate(  # type: ignore[operator]
+            torch.tensor(padded, device=model.device),
+            attention_mask=torch.tensor(seen, device=model.device),
+            max_new_tokens=GREEDY.max_new_tokens,
+            do_sample=False,
+            repetition_penalty=1.0,
+            eos_token_id=end_id,
+            pad_token_id=end_id,
+        )[:, width:].tolist()
+        for i, ids in zip(batch, written, strict=True):
+            length = ids.index(end_id) + 1 if end_id in ids else len(ids)
+            actions[i] = tuple(ids[:length])
+    return [actions[i] for i in range(len(states))]
+
+
+def check_actions(
+    policy: Policy,
+    states: Sequence[Sequence[int]],
+    ours: Sequence[Action],
+    theirs: Sequence[Action],
+    tolerance: float,
+) -> int:
+    """How many actions differ, by rounding alone; raises `Unequal` for any other difference.
+
+    Where two actions part, the policy must give their tokens log-probabilities within the
+    tolerance.
+    """
+    ties = 0
+    for state, mine, other in zip(states, ours, theirs, strict=True):
+        if mine == other:
+            continue
+        ties += 1
+        together = zip(mine, other, strict=False)
+        place = next((i for i, (a, b) in enumerate(together) if a != b), None)
+        if place is None:
+            raise Unequal(f"one action is the beginning of the other: {mine}, {other}")
+        tree = PrefixTree()
+        last = tree.add(ROOT, [*state, *mine[:place]])[-1]
+        for action in (mine, other):
+            tree.add_path(last, action[place : place + 1])
+        (logprobs,) = read_paths(policy.layers, [tree], policy.path_logprobs)
+        if not abs(float(logprobs[0] - logprobs[1])) <= tolerance:
+            raise Unequal(f"actions part at {mine[place]} and {other[place]}: {logprobs.tolist()}")
+    return ties
+
+
+def answer(setup: Setup) -> Iterator[Row]:
+    """A row for each model, length and precision; the real model's long one in the last only."""
+    for name, source in setup.models.items():
+        for trajectory in (setup.short, setup.long):
+            batch_size = None
+            for precision in reversed(setup.precisions):
+                row = compare(source, trajectory, precision, setup.repeats, batch_size)
+                batch_size = row["batch"]
+                yield {"model": name, "states": len(trajectory.steps)} | row
+                if source == setup.real and trajectory == setup.long:
+                    break
+
+
+def compare(
+    source: Path, trajectory: Trajectory, precision: str, repeats: int, batch_size: int | None
+) -> dict[str, Any]:
+    """Both sides in turn; without a batch size the fastest one on some states is taken."""
+    policy = open_policy(source, precision)
+    model = open_plain(source, None, precision)
+    rendered = policy.render(trajectory)
+    states, end_id = list(rendered.states), policy.renderer.end_id
+
+    def ours() -> list[Action]:
+        found = inspect(policy, [rendered], GREEDY, seed=SEED)
+        return [step.agent_actions[0].token_ids for step in found]
+
+    def theirs(size: int) -> list[Action]:
+        return generate(model, states, size, end_id)
+
+    some = states[:: -(-len(states) // max(BATCH_SIZES))]
+    best = batch_size or best_of(
+        BATCH_SIZES, lambda size: seconds(lambda: generate(model, some, size, end_id))
+    )
+    actions = ours()
+    ties = check_actions(policy, states, actions, theirs(best), TIE_TOLERANCE[precision])
+    found = in_turn(
+        {"ours": lambda: seconds(ours), "generate": lambda: seconds(lambda: theirs(best))}, repeats
+    )
+    return {
+        "precision": precision,
+        "sampled": sum(map(len, actions)),
+        "seconds": round(median(found["ours"]), 3),
+        "generate": round(median(found["generate"]), 3),
+        "times": ratio(found["ours"], found["generate"]),
+        "batch": best,
+        "ties": ties,
+        "all": found,
+    }
