@@ -23,7 +23,7 @@ from stepagent.experiment.pipeline import PANEL_SEED, train
 from stepagent.experiment.run import Run, to_json
 from stepagent.experiment.run_json import RunError
 from stepagent.learners.base import LearnerStopped
-from stepagent.learners.inverse import Inverse, InverseConfig
+from stepagent.learners.inverse import InverseConfig
 from stepagent.learners.sft import MoreSFTConfig
 from stepagent.model.generation import Decoding
 from stepagent.model.policy import Policy
@@ -127,8 +127,8 @@ def test_what_the_novice_does_is_found_out_once_for_all_methods(
     )
     finish(tmp_path / "run", config)
     # Of two groups, 3 demonstrations and 2 of dev: before the first round, and what inverse
-    # reflection made of them in the end; then dev for the novice and the round, to compare them.
-    assert practised == [6, 4, 6, 4, 4, 4]
+    # reflection made of them in the end; then dev for the novice, to compare the two.
+    assert practised == [6, 4, 6, 4, 4]
 
 
 def test_trajectories_that_do_not_fit_are_counted(
@@ -271,7 +271,7 @@ def test_a_discriminator_at_chance_stops_its_method_and_nothing_else(
     def at_chance(*_: object, **__: object) -> None:
         raise LearnerStopped("no better than chance")
 
-    monkeypatch.setattr(Inverse, "measure", at_chance)
+    monkeypatch.setattr(inverse, "train_discriminator", at_chance)
     folder = finish(tmp_path / "run", replace(CONFIG, rounds=1))
     results = json.loads((folder / "results.json").read_text())
     means = {(r["method"], r["metric"]): r["mean"] for r in results}

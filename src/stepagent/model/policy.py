@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from stepagent.console.printable import printable
 from stepagent.model.adapter_files import base_of, is_adapter
 from stepagent.model.attention_masks import layer_kinds
-from stepagent.model.device import CPU_TOKEN_BUDGET, ComputeConfig
+from stepagent.model.device import CPU_TOKEN_BUDGET, MIN_HALF_WIDTH, ComputeConfig
 from stepagent.model.forward import Layers
 from stepagent.model.lora import Adapter, LoRAConfig
 from stepagent.model.opening import (
@@ -109,7 +109,7 @@ class Policy:
                     "expected at most %g", source, change, MOST_CHANGE,
                 )  # fmt: skip
                 return cls.load(name, replace(compute, precision="float32"), lora, seed=seed)
-        if compute.precision == "auto":
+        if compute.precision == "auto" and layers.width >= MIN_HALF_WIDTH:
             logger.info("%s: %s", source, precision)
         policy = cls(layers, Renderer(tokenizer))
         if not layers.shares_prefixes:
