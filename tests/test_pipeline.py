@@ -22,6 +22,7 @@ from stepagent.experiment.novice import check_novice, take_novice
 from stepagent.experiment.pipeline import PANEL_SEED, train
 from stepagent.experiment.run import Run, to_json
 from stepagent.experiment.run_json import RunError
+from stepagent.learners import inverse
 from stepagent.learners.base import LearnerStopped
 from stepagent.learners.inverse import InverseConfig
 from stepagent.learners.sft import MoreSFTConfig
