@@ -12,7 +12,7 @@ from functools import partial
 
 import torch
 
-from stepagent.model.device import until_it_fits
+from stepagent.model.device import beside_environments, until_it_fits
 from stepagent.model.forward import OutOfMemory
 from stepagent.model.generation import Decoding, Generated, RunningEpisodes
 from stepagent.model.opening import PolicyError
@@ -125,7 +125,8 @@ def _rollout(
     items: Sequence[str],
     num_parallel: int,
 ) -> Generator[RenderedTrajectory | Lost, None, None]:
-    with ThreadPoolExecutor(max_workers=8) as threads:
+    width = policy.layers.width
+    with ThreadPoolExecutor(max_workers=8) as threads, beside_environments(width):
         batch = _Batch(policy, task, decoding, seed, items, num_parallel, threads)
         try:
             while batch.running:

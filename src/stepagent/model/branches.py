@@ -120,11 +120,11 @@ class Branches:
         if module not in self._kept:
             self._kept[module] = empty_like(key, value, at.count, self.length)
         own, row = self._kept[module], self.cache.kept[module]
-        own.keys[at.place, ..., self.count] = key.transpose(0, 1).to(value.dtype)
+        own.keys[at.place, ..., self.count] = key.transpose(0, 1)
         own.values[at.place, :, self.count] = value.transpose(0, 1)
         shape = (at.high - at.low, at.per_row, num_heads, len(query) // num_heads)
         padded = value.new_zeros(at.count, len(query), query.shape[-1])
-        padded[at.place] = query.transpose(0, 1).to(value.dtype) * scaling
+        padded[at.place] = query.transpose(0, 1) * scaling
         # Here (rows, places, heads, group, ...); the trunk takes (rows, heads, group, places, ...).
         padded = padded.view(*shape, -1)
         bias = self._bias_of(window, value.dtype)

@@ -4,8 +4,8 @@ import math
 import os
 import random
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal, TypeVar
@@ -20,7 +20,7 @@ MAX_TOKEN_BUDGET = 16384
 HEADROOM = 0.8
 """Share of the free memory that is used; the allocator loses some to fragmentation."""
 MIN_HALF_WIDTH = 384
-"""In narrower models most of the time is spent outside of matrix products."""
+"""Matrix products of narrower models are too small to gain from bfloat16 or from more threads."""
 MIN_GAIN = 1.5
 """bfloat16 is chosen if its matrix products are at least this many times as fast."""
 BFLOAT16_UNITS = ("amx_bf16", "avx512_bf16", "bf16")
@@ -107,6 +107,22 @@ def bfloat16_gain() -> float:
             a @ b
             fastest[dtype] = min(fastest[dtype], time.perf_counter() - start)
     return fastest[torch.float32] / fastest[torch.bfloat16]
+
+
+@contextmanager
+def beside_environments(width: int) -> Iterator[None]:
+    """Within the block PyTorch uses one thread if the model is small.
+
+    Its threads wait for each other actively, which takes a core from environments that run beside
+    them, and narrow products gain little from a second thread.
+    """
+    threads = torch.get_num_threads()
+    if width < MIN_HALF_WIDTH:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def deterministic(seed: int = 0) -> None:

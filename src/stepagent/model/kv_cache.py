@@ -192,8 +192,7 @@ class _Extension:
             offset = end
         if window not in self._blocks:
             self._blocks[window] = list(self._blocks_of(window, value.dtype))
-        # Under autocast values are in half precision before queries and keys are.
-        query = query.to(value.dtype) * scaling
+        query = query * scaling
         found = value.new_empty(query.shape[1], query.shape[0], value.shape[-1])
         for block in self._blocks[window]:
             row, stop = block.piece.row, block.piece.stop
