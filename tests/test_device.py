@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.attention.flex_attention import flex_attention
 
-from fakes import demonstrations, practised_trees, random_policy, rendered, with_budget
+from fakes import BoxWorld, demonstrations, practised_trees, random_policy, rendered, with_budget
 from stepagent.algorithms.sft import SFTConfig, sft
 from stepagent.inspection import path_logprobs
 from stepagent.model import device
@@ -14,14 +14,18 @@ from stepagent.model.attention_masks import BUCKET, filled_up, tree_masks
 from stepagent.model.device import (
     HEADROOM,
     MAX_TOKEN_BUDGET,
+    MIN_HALF_WIDTH,
     ComputeConfig,
+    beside_environments,
     bfloat16_gain,
     fitting_tokens,
 )
 from stepagent.model.forward import MIN_TOKEN_BUDGET, Layers, OutOfMemory
+from stepagent.model.generation import Decoding
 from stepagent.model.policy import Policy
 from stepagent.model.prefix_tree import Pack, Row
 from stepagent.model.updates import Metrics, OptimizerConfig
+from stepagent.rollout import _Batch, rollout
 
 
 def test_the_token_budget_is_what_fits_into_free_memory() -> None:
@@ -58,6 +62,34 @@ def test_a_stated_precision_is_taken(precision: Literal["float32", "bfloat16"]) 
 
 def test_the_gain_of_bfloat16_is_measured() -> None:
     assert 0.01 < bfloat16_gain() < 100
+
+
+def test_a_small_model_leaves_the_cores_to_the_environments(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with beside_environments(MIN_HALF_WIDTH - 1):
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 2
+        with beside_environments(MIN_HALF_WIDTH):
+            assert torch.get_num_threads() == 2
+        used = []
+        play = _Batch.play
+
+        def counted(batch: _Batch) -> None:
+            used.append(torch.get_num_threads())
+            play(batch)
+
+        monkeypatch.setattr(_Batch, "play", counted)
+        decoding = Decoding(max_new_tokens=4)
+        episodes = list(rollout(random_policy(), BoxWorld(), ["near/11"], decoding, seed=0))
+        assert len(episodes) == 1
+        assert set(used) == {1}
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def small_memory(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
