@@ -141,7 +141,7 @@ def test_both_sides_are_compared_in_turn(
 
 
 def test_practice_beside_generate(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
-    row = generate.compare(setup.small, setup.short, "float32", 1, None)
+    row = generate.compare(setup.small, [setup.short], "float32", 1, None)
     assert row["sampled"] > 4 and row["batch"] in generate.BATCH_SIZES
     write = generate.generate
 
@@ -150,7 +150,7 @@ def test_practice_beside_generate(setup: Setup, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(generate, "generate", wrong)
     with pytest.raises(Unequal, match="actions part"):
-        generate.compare(setup.small, setup.short, "float32", 1, 2)
+        generate.compare(setup.small, [setup.short], "float32", 1, 2)
 
 
 def least_likely(setup: Setup) -> int:

@@ -1,4 +1,4 @@
-"""Inspection against `generate` of transformers: an action in every state of an expert trajectory.
+"""Inspection against `generate` of transformers: an action in every state of expert trajectories.
 
 `generate` gets all states as left-padded batches, those of similar length together, at its fastest
 batch size. Both decode greedily, so the actions must be equal.
@@ -21,8 +21,10 @@ from stepagent.types import Trajectory
 from .material import SEED, Plain, Setup, open_plain, open_policy
 from .measuring import TIE_TOLERANCE, Row, Unequal, best_of, in_turn, ratio, seconds
 
-TITLE = "Practice beside generate: an action in every state of one trajectory"
+TITLE = "Practice beside generate: an action in every state of one trajectory or of several"
 BATCH_SIZES = (1, 2, 4, 8)
+TOGETHER = 8
+"""Trajectories that are inspected together."""
 GREEDY = Decoding(max_new_tokens=24, temperature=0)
 
 Action = tuple[int, ...]
@@ -87,29 +89,43 @@ def check_actions(
 
 
 def answer(setup: Setup) -> Iterator[Row]:
-    """A row for each model, length and precision; the real model's long one in the last only."""
+    """A row for each model, data and precision; the real model's last two in bfloat16 only."""
     for name, source in setup.models.items():
-        for trajectory in (setup.short, setup.long):
+        for trajectories in ([setup.short], several(setup.short), [setup.long]):
             batch_size = None
             for precision in reversed(setup.precisions):
-                row = compare(source, trajectory, precision, setup.repeats, batch_size)
+                row = compare(source, trajectories, precision, setup.repeats, batch_size)
                 batch_size = row["batch"]
-                yield {"model": name, "states": len(trajectory.steps)} | row
-                if source == setup.real and trajectory == setup.long:
+                yield {"model": name, "trajectories": len(trajectories)} | row
+                if source == setup.real and trajectories != [setup.short]:
                     break
 
 
+def several(trajectory: Trajectory) -> list[Trajectory]:
+    """Trajectories of one length that share no more than the words before the instruction."""
+    return [
+        trajectory.model_copy(
+            update={"id": f"{trajectory.id}-{n}", "instruction": f"{n}. {trajectory.instruction}"}
+        )
+        for n in range(TOGETHER)
+    ]
+
+
 def compare(
-    source: Path, trajectory: Trajectory, precision: str, repeats: int, batch_size: int | None
+    source: Path,
+    trajectories: Sequence[Trajectory],
+    precision: str,
+    repeats: int,
+    batch_size: int | None,
 ) -> dict[str, Any]:
     """Both sides in turn; without a batch size the fastest one on some states is taken."""
     policy = open_policy(source, precision)
     model = open_plain(source, None, precision)
-    rendered = policy.render(trajectory)
-    states, end_id = list(rendered.states), policy.renderer.end_id
+    rendered = [policy.render(trajectory) for trajectory in trajectories]
+    states, end_id = [state for r in rendered for state in r.states], policy.renderer.end_id
 
     def ours() -> list[Action]:
-        found = inspect(policy, [rendered], GREEDY, seed=SEED)
+        found = inspect(policy, rendered, GREEDY, seed=SEED)
         return [step.agent_actions[0].token_ids for step in found]
 
     def theirs(size: int) -> list[Action]:
@@ -125,6 +141,7 @@ def compare(
         {"ours": lambda: seconds(ours), "generate": lambda: seconds(lambda: theirs(best))}, repeats
     )
     return {
+        "states": len(states),
         "precision": precision,
         "sampled": sum(map(len, actions)),
         "seconds": round(median(found["ours"]), 3),
