@@ -32,8 +32,8 @@ def test_small_updates_add_up_where_bfloat16_alone_would_lose_them() -> None:
             masters.weights[0] += 2**-10  # bfloat16 has steps of 2**-7 after 1
         masters.publish()
     assert layer.weight.dtype == torch.bfloat16
-    assert float(layer.weight) == 1 + 2**-7
-    assert float(masters.weights[0]) == 1 + 2**-7
+    assert layer.weight.item() == 1 + 2**-7
+    assert masters.weights[0].item() == 1 + 2**-7
 
 
 def test_gradients_of_several_parts_are_summed_in_float32() -> None:
@@ -43,7 +43,7 @@ def test_gradients_of_several_parts_are_summed_in_float32() -> None:
         (weight * torch.tensor([part], dtype=torch.bfloat16)).sum().backward()
     assert weight.grad is None
     assert masters.weights[0].grad is not None
-    assert float(masters.weights[0].grad) == 258
+    assert masters.weights[0].grad.item() == 258
 
 
 @pytest.mark.parametrize("rank", [0, 4])
