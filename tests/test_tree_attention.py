@@ -79,7 +79,9 @@ def test_bfloat16_is_as_exact_as_pytorchs_own_attention() -> None:
     truth = plain(*exact[:3], dense, exact[3])
 
     def errors(found: tuple[Tensor, ...]) -> list[float]:
-        return [((a - b.float()).norm() / a.norm()).item() for a, b in zip(truth, found, strict=True)]
+        return [
+            ((a - b.float()).norm() / a.norm()).item() for a, b in zip(truth, found, strict=True)
+        ]
 
     own = errors(attend(*half[:3], mask, half[3]))
     pytorch = errors(plain(*half[:3], dense, half[3]))
