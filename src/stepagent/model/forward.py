@@ -178,11 +178,7 @@ class Layers:
             else:
                 adapter = self.adapter.copy(name)
                 model = adapter.model
-        copied = type(self)(
-            model,
-            token_budget=self.token_budget,
-            adapter=adapter,
-        )
+        copied = type(self)(model, token_budget=self.token_budget, adapter=adapter)
         copied.shares_prefixes = self.shares_prefixes
         if self.is_half and not copied.is_half:
             copied.halve_precision()

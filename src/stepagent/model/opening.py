@@ -63,7 +63,7 @@ def check_reading(layers: Layers) -> None:
 
 
 @torch.no_grad()
-def halve_precision(layers: Layers, tokenizer: PreTrainedTokenizerBase) -> float:
+def halve_and_compare(layers: Layers, tokenizer: PreTrainedTokenizerBase) -> float:
     """Changes the model to bfloat16; returns by how much log-probabilities change.
 
     That is the mean absolute change over the tokens of `SAMPLE`, in nats per token.

@@ -20,7 +20,7 @@ from stepagent.model.opening import (
     MOST_CHANGE,
     PolicyError,
     check_reading,
-    halve_precision,
+    halve_and_compare,
     trained_tokens,
 )
 from stepagent.model.prefix_tree import Pack
@@ -102,7 +102,7 @@ class Policy:
         check_reading(layers)
         precision = compute.chosen(layers.width)
         if precision.is_half and not layers.is_half:
-            change = halve_precision(layers, tokenizer)
+            change = halve_and_compare(layers, tokenizer)
             if compute.precision == "auto" and change > MOST_CHANGE:
                 logger.info(
                     "%s: float32, since bfloat16 changes log-probabilities by %.2f nats per token; "
