@@ -93,8 +93,8 @@ def test_a_mistake_stays_where_the_demonstration_goes_on_behind_it(
         (seen[4], EAST), (seen[5], TAKE),
     ]  # fmt: skip
     assert (found.taken, found.refused) == (2, 1)
-    # East and west, and then it is not in the first room; is it without them? Eight in the end.
-    assert found.env_steps == 2 + 6 + 8
+    # East and west, and then it is not in the first room. Eight in the end.
+    assert found.env_steps == 2 + 8
     assert walked.trajectory.id == expert.id
 
 
@@ -156,8 +156,8 @@ def test_a_refused_mistake_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -
     wrong_at_first = [EAST, WEST, EAST, EAST, EAST, TAKE]
     says(monkeypatch, wrong_at_first, wrong_at_first)
     found = detour(policy, corridor_task(), [expert], in_a_row=2)
-    # East and west, then the six actions alone: to see whether they are repeated, and in each turn.
-    assert (found.taken, found.refused, found.env_steps) == (0, 1, 2 + 6 + 6 + 6)
+    # East and west; without this mistake there is nothing to replay in either turn.
+    assert (found.taken, found.refused, found.env_steps) == (0, 1, 2)
 
 
 def test_an_action_that_does_what_the_experts_does_is_no_mistake(
@@ -195,7 +195,34 @@ def test_a_demonstration_that_is_not_repeated_stays_as_it_is(
     assert found.demonstrations == rendered(policy, [other])
     # Once with five mistakes, once without.
     assert (found.taken, found.refused, found.not_repeated) == (0, 0, 1)
-    assert found.env_steps == 11 + 6
+    assert found.env_steps == 11
+
+
+def test_a_plain_replay_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    resets = list[str]()
+
+    class Counted(CorridorEnv):
+        def reset(self, **options: Any) -> tuple[str, dict[str, Any]]:
+            resets.append("")
+            return super().reset(**options)
+
+    policy, expert = random_policy(), to_the_treasure()
+    own, known = rendered(policy, [expert]), dict[str, bool]()
+    says(monkeypatch, *[[EAST, WEST, WEST, TAKE, EAST, TAKE]] * 3)
+
+    def replayed(known: dict[str, bool]) -> tuple[Detours, int]:
+        resets.clear()
+        found = take_detours(
+            policy, corridor_task(Counted), own, SHORT, in_a_row=1, seed=0, repeated=known
+        )
+        return found, len(resets)
+
+    # With three mistakes, without any, with two; then it is known that it is repeated without any.
+    first, count = replayed(known)
+    assert (count, known) == (3, {expert.id: True})
+    assert replayed(known) == (first, 2)
+    never, count = replayed({expert.id: False})
+    assert (never.taken, never.not_repeated, count) == (0, 1, 0)
 
 
 def test_a_longer_history_than_the_context_is_not_made(monkeypatch: pytest.MonkeyPatch) -> None:

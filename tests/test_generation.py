@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
+from torch import Tensor
 
 from fakes import (
     BoxWorld,
@@ -25,6 +26,7 @@ from fakes import (
     with_budget,
 )
 from stepagent.inspection import agreement, inspect
+from stepagent.model.branches import Branches
 from stepagent.model.forward import OutOfMemory
 from stepagent.model.generation import Decoding, Generated, RunningEpisodes
 from stepagent.model.policy import Policy
@@ -122,6 +124,28 @@ def test_the_seed_alone_decides_what_is_sampled() -> None:
     assert sample(8) != first
     by_state = [set(first[i : i + 3]) for i in range(0, len(first), 3)]
     assert any(len(own_actions) == 3 for own_actions in by_state)
+
+
+def test_an_action_is_decoded_only_where_it_leaves_its_tree(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    policy = actor()
+    episodes = rolled_out(policy, BoxWorld(), ITEMS, GREEDY, seed=0)
+    decoded = list[int]()
+    step = Branches.step
+
+    def counted(self: Branches, token_ids: Tensor) -> Tensor:
+        decoded.extend(token_ids.tolist())
+        return step(self, token_ids)
+
+    monkeypatch.setattr(Branches, "step", counted)
+    found = inspect(policy, episodes, GREEDY, seed=0)
+    # The same agent acts as in its own episodes. Only their last actions are not in the trees.
+    assert agreement(found) == 1
+    assert sorted(decoded) == sorted(t for e in episodes for t in e.actions[-1][:-1])
+    decoded.clear()
+    inspect(in_float64(random_policy(scale=6.0)), episodes, GREEDY, seed=0)
+    assert len(decoded) > sum(len(e.actions[-1]) for e in episodes)
 
 
 def test_practice_does_not_change_the_policy_or_its_later_gradients() -> None:

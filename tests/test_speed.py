@@ -33,6 +33,7 @@ def setup(tmp_path_factory: pytest.TempPathFactory) -> Setup:
         small=small,
         real=real,
         adapters={model: folder / f"{model.name}-lora" for model in (small, real)},
+        agents={model: model for model in (small, real)},
         short=walk(4, 12),
         long=walk(8, 12),
         precisions=("float32",),
@@ -111,16 +112,18 @@ def test_a_process_of_its_own_returns_what_the_function_returns() -> None:
 def test_training_beside_trl(setup: Setup, here: None, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def compare(wanted: training.Training, batch_size: int, repeats: int) -> Row:
-        asked.append((wanted.model, len(wanted.trajectory.steps), batch_size))
+    def compare(wanted: training.Training, batch_size: int, updates: int) -> Row:
+        asked.append((wanted.model, len(wanted.trajectory.steps), batch_size, updates))
         return {"seconds": 1.0}
 
     monkeypatch.setattr(trl, "best_batch_size", lambda wanted: 2)
     monkeypatch.setattr(trl, "side_by_side", compare)
     rows = list(trl.answer(setup))
-    # Two losses and two kinds of training of two trajectories, but only LoRA of the real long one.
-    assert len(rows) == len(asked) == 14
-    assert asked.count((setup.real, 8, 2)) == 2
+    # Two losses and two kinds of training of two trajectories, but only LoRA of the long one.
+    assert len(rows) == len(asked) == 12
+    assert asked.count((setup.small, 4, 2, 3)) == 4 and asked.count((setup.small, 8, 2, 3)) == 2
+    assert asked.count((setup.real, 4, 2, 2)) == asked.count((setup.real, 4, 2, 1)) == 2
+    assert asked.count((setup.real, 8, 2, 1)) == 2
     assert {(row["loss"], row["trained"]) for row in rows} == {
         (loss, kind) for loss in ("dpo", "sft") for kind in ("LoRA", "whole")
     }
@@ -133,7 +136,7 @@ def test_both_sides_are_compared_in_turn(
     assert training.best_batch_size(wanted) in (1, 2, 4)
     row: Any = training.side_by_side(wanted, 2, 1)
     assert row["loss differs"] < 1e-4 and row["batch"] == 2
-    assert len(row["all"]["ours"]) == len(row["all"]["trl"]) == 1
+    assert len(row["all"]["ours"]["losses"]) == 2 and len(row["all"]["trl"]["losses"]) == 1
     other = training.ours(replace(wanted, trajectory=setup.long))
     monkeypatch.setattr(training, "trl", lambda *_: other)
     with pytest.raises(Unequal, match="dpo of small"):
@@ -176,9 +179,7 @@ def test_rollouts_beside_encoding_again(setup: Setup, monkeypatch: pytest.Monkey
 
 def trained(loss: float) -> training.Trained:
     """What a side says that did nothing."""
-    return training.Trained(
-        losses=[loss], seconds=[2.0], first_seconds=3.0, peak_mb=400.0, rise_mb=100.0
-    )
+    return training.Trained(losses=[loss], seconds=[2.0], peak_mb=400.0, rise_mb=100.0)
 
 
 def test_growth(setup: Setup, here: None, monkeypatch: pytest.MonkeyPatch) -> None:

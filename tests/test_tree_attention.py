@@ -1,5 +1,7 @@
 """Blocked attention over prefix trees equals attention with the dense mask, and needs less."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -7,11 +9,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from fakes import random_policy, rendered, with_budget
+from stepagent.inspection import inspect, step_tree
 from stepagent.model import tree_attention
+from stepagent.model.generation import Decoding
+from stepagent.model.policy import Policy
 from stepagent.model.prefix_tree import ROOT, PrefixTree, Row, lay_out
 from stepagent.model.tree_attention import BLOCK, TREE_ATTENTION, TreeMask, _tree_attention
+from stepagent.rendering.renderer import RenderedTrajectory
+from stepagent.types import Step, Trajectory
 
 
 def random_tree(source: np.random.Generator, size: int) -> PrefixTree:
@@ -107,6 +117,62 @@ def test_masks_grow_with_the_number_of_tokens() -> None:
         assert counts[-1] <= 20 * BLOCK * sizes[-1]
     slopes = np.polyfit(np.log(sizes), np.log(counts), 1)
     assert slopes[0] < 1.3
+
+
+def walk(steps: int, words: int) -> Trajectory:
+    """A trajectory of equal steps, whose observations have this many words."""
+    seen = " ".join(["the red box is open"] * (words // 5))
+    return Trajectory(
+        id="walk/0",
+        task="walk",
+        instruction="Go on.",
+        steps=tuple(Step(observation=f"{n} {seen}", action="go on") for n in range(steps)),
+    )
+
+
+class Largest(TorchDispatchMode):
+    """Notes how many elements the largest tensor has that an operation returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        found = func(*args, **(kwargs or {}))
+        self.elements = max(
+            self.elements,
+            *(value.numel() for value in tree_leaves(found) if isinstance(value, Tensor)),
+            0,
+        )
+        return found
+
+
+def largest(policy: Policy, trajectory: RenderedTrajectory, what: str) -> int:
+    """The largest tensor of a training step on the trajectory, or of practice in its states."""
+    with Largest() as noted:
+        if what == "training":
+            tree = step_tree(trajectory).tree
+            (pack,) = policy.layers.packs([tree])
+            policy.path_logprobs(pack)[0].sum().backward()
+        else:
+            inspect(policy, [trajectory], Decoding(max_new_tokens=2), seed=0)
+    return noted.elements
+
+
+@pytest.mark.parametrize("what", ["training", "practice"])
+def test_the_largest_tensor_grows_with_the_number_of_tokens_and_not_with_its_square(
+    what: str,
+) -> None:
+    policy = with_budget(random_policy(hidden_size=32), 512)
+    # A trunk of equal steps, far longer than the token budget.
+    few, many = (rendered(policy, [walk(4, words)])[0] for words in (300, 2400))
+    growth = many.num_tokens / few.num_tokens
+    assert growth > 7
+    found = [largest(policy, trajectory, what) for trajectory in (few, many)]
+    assert found[1] / found[0] < 1.3 * growth
+    assert found[1] < many.num_tokens**2 / 4
 
 
 def test_a_trunk_attends_to_nothing_behind_it_and_a_branch_to_its_own_prefix_only() -> None:

@@ -1,5 +1,6 @@
 """Inspection against `generate` of transformers: an action in every state of expert trajectories.
 
+The model has cloned other trajectories before, as it has when reflection begins.
 `generate` gets all states as left-padded batches, those of similar length together, at its fastest
 batch size. Both decode greedily, so the actions must be equal.
 """
@@ -89,15 +90,17 @@ def check_actions(
 
 
 def answer(setup: Setup) -> Iterator[Row]:
-    """A row for each model, data and precision; the real model's last two in bfloat16 only."""
-    for name, source in setup.models.items():
+    """A row for each model and data: small in float32; real in the last precision, once in all."""
+    for name, model in setup.models.items():
         for trajectories in ([setup.short], several(setup.short), [setup.long]):
             batch_size = None
-            for precision in reversed(setup.precisions):
+            own = setup.precisions[:1] if model == setup.small else setup.precisions[::-1]
+            for precision in own:
+                source = setup.agents[model]
                 row = compare(source, trajectories, precision, setup.repeats, batch_size)
                 batch_size = row["batch"]
                 yield {"model": name, "trajectories": len(trajectories)} | row
-                if source == setup.real and trajectories != [setup.short]:
+                if trajectories != [setup.short]:
                     break
 
 

@@ -1,4 +1,4 @@
-"""What the questions are asked about: two models, two expert trajectories, walks of any length."""
+"""What the questions are asked about: two models, expert trajectories, walks of any length."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,10 +9,12 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from stepagent.algorithms.sft import SFTConfig, sft
 from stepagent.inspection import StepTree, step_tree
 from stepagent.model.device import ComputeConfig
 from stepagent.model.lora import LoRAConfig
 from stepagent.model.policy import Policy
+from stepagent.model.updates import OptimizerConfig
 from stepagent.rendering.actions import same_action
 from stepagent.scratch.small_model import TinyConfig, build_tiny_model
 from stepagent.tasks.scienceworld.task import ScienceWorld
@@ -23,9 +25,12 @@ from .measuring import DTYPES
 
 SEED = 0
 RANK = 16
-SHORT = ("find-animal", "find-animal/1")
-LONG = ("melt", "melt/0")
-"""Task type and item in ScienceWorld of 12 and of 32 steps: batch sizes 1, 2, 4 divide both."""
+SHORT, LONG = "find-animal/1", "melt/0"
+"""Items of ScienceWorld of 12 and of 32 steps: batch sizes 1, 2, 4 divide both."""
+CLONED = tuple(f"find-animal/{number}" for number in range(2, 12))
+"""Items whose trajectories are cloned before practice and rollouts are timed."""
+CLONING = {"small": (20, 1e-3), "real": (2, 5e-5)}
+"""Passes over them and learning rate."""
 CONTEXT = 2**15
 Plain = PreTrainedModel | PeftModel
 WORDS = (
@@ -54,6 +59,9 @@ class Setup:
     """Folder of a language model."""
     adapters: dict[Path, Path]
     """For each model folder that of a new LoRA adapter, with which both sides begin."""
+    agents: dict[Path, Path]
+    """For each model folder that of the model after SFT on other trajectories: it acts in as few
+    words as the expert, often in the same."""
     short: Trajectory
     long: Trajectory
     precisions: tuple[str, ...]
@@ -67,12 +75,12 @@ class Setup:
 
 
 def prepare(folder: Path, real: Path, precisions: tuple[str, ...], repeats: int) -> Setup:
-    """Makes the small model, the adapters and the trajectories, unless they are there."""
+    """Makes the models, the adapters and the trajectories, unless they are there."""
     folder.mkdir(parents=True, exist_ok=True)
     file, small = folder / "trajectories.jsonl", folder / "small"
     if not file.exists():
-        write_jsonl(file, [_played(*item) for item in (SHORT, LONG)])
-    short, long = read_jsonl(file, Trajectory)
+        write_jsonl(file, _played([SHORT, LONG, *CLONED]))
+    short, long, *cloned = read_jsonl(file, Trajectory)
     if not (small / "tokenizer.json").exists():
         known = [short, long, walk(8, 32)]
         build_tiny_model(known, TinyConfig(context=CONTEXT), seed=SEED, folder=small)
@@ -80,18 +88,33 @@ def prepare(folder: Path, real: Path, precisions: tuple[str, ...], repeats: int)
     for model, adapter in adapters.items():
         if not (adapter / "tokenizer.json").exists():
             add_adapter(model, adapter)
+    agents = {model: folder / f"{model.name}-agent" for model in (small, real)}
+    for model, agent in agents.items():
+        if not (agent / "tokenizer.json").exists():
+            clone(model, cloned, agent, *CLONING["small" if model == small else "real"])
     return Setup(
-        small=small, real=real, adapters=adapters, short=short, long=long,
+        small=small, real=real, adapters=adapters, agents=agents, short=short, long=long,
         precisions=precisions, repeats=repeats,
     )  # fmt: skip
 
 
-def _played(task_type: str, item: str) -> Trajectory:
-    task = ScienceWorld((task_type,))
+def _played(items: Sequence[str]) -> list[Trajectory]:
+    task = ScienceWorld(sorted({item.partition("/")[0] for item in items}))
     try:
-        return task.expert(item)
+        return [task.expert(item) for item in items]
     finally:
         task.close()
+
+
+def clone(
+    model: Path, trajectories: Sequence[Trajectory], agent: Path, epochs: int, learning_rate: float
+) -> None:
+    """Writes the model after SFT on the trajectories."""
+    policy = Policy.load(model)
+    optimizer = OptimizerConfig(learning_rate=learning_rate)
+    config = SFTConfig(epochs=epochs, batch_size=1, optimizer=optimizer)
+    sft(policy, [policy.render(trajectory) for trajectory in trajectories], config, seed=SEED)
+    policy.save(agent)
 
 
 def add_adapter(model: Path, adapter: Path) -> None:

@@ -87,13 +87,12 @@ class Scripted:
 
 
 def answer(setup: Setup) -> Iterator[Row]:
-    """A row for each model and precision; the real one in the last only, once, for it is slow."""
-    for name, source in setup.models.items():
-        for precision in reversed(setup.precisions):
-            repeats = 1 if source == setup.real else setup.repeats
-            yield {"model": name} | compare(source, setup.short, precision, repeats)
-            if source == setup.real:
-                break
+    """A row for each model and trajectory: small in float32, real in the last precision, once."""
+    for name, model in setup.models.items():
+        is_real = model == setup.real
+        precision, repeats = setup.precisions[-1 if is_real else 0], 1 if is_real else setup.repeats
+        for trajectory in (setup.short, setup.long):
+            yield {"model": name} | compare(setup.agents[model], trajectory, precision, repeats)
 
 
 def compare(source: Path, trajectory: Trajectory, precision: str, repeats: int) -> Row:

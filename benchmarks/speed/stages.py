@@ -191,7 +191,10 @@ def operations(model: Plain, stage: Stage, *, frozen: bool) -> float:
 
 
 def answer(setup: Setup, only: Sequence[str] = ()) -> Iterator[Row]:
-    """A row for each precision, kind of training and stage of the real model."""
+    """A row for each kind of training and stage of the real model.
+
+    In the slower precision only the stages of the first rounds are timed.
+    """
     for precision in reversed(setup.precisions):
         for kind, adapter in (("LoRA", setup.adapters[setup.real]), ("whole", None)):
             policy = open_policy(adapter or setup.real, precision)
@@ -202,6 +205,8 @@ def answer(setup: Setup, only: Sequence[str] = ()) -> Iterator[Row]:
                 if kind == "whole" and not stage.trains:
                     continue  # the same model as with an adapter, almost
                 if only and name not in only:
+                    continue
+                if precision != setup.precisions[-1] and name not in ("reading", "SFT", "DPO"):
                     continue
                 yield {"precision": precision, "trained": kind, "stage": name} | measured(
                     stage, plain, setup.repeats, peak, frozen=adapter is not None

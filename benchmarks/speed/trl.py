@@ -17,13 +17,13 @@ TITLE = "Training beside TRL: one update after the first, on all steps of one tr
 def answer(setup: Setup) -> Iterator[Row]:
     """A row for each model, loss, length, kind of training and precision.
 
-    TRL takes up to a minute for an update, so those of the real model and of the long trajectory
-    are timed once, and both together only with LoRA in the last precision.
+    The long trajectory is trained with LoRA in the last precision only. TRL takes up to minutes for
+    an update of the real model, so it makes only one, but two where all steps of the short
+    trajectory are compared with LoRA in the last precision.
     """
     losses: tuple[Loss, ...] = ("dpo", "sft")
     kinds = ("LoRA", "whole")
     for name, model in setup.models.items():
-        is_real = model == setup.real
         for loss, trajectory in product(losses, (setup.short, setup.long)):
             batch_size = None
             for kind, precision in product(kinds, reversed(setup.precisions)):
@@ -33,12 +33,13 @@ def answer(setup: Setup) -> Iterator[Row]:
                     trajectory=trajectory,
                     loss=loss,
                     precision=precision,
-                    updates=2,
                 )
+                is_first = batch_size is None
                 batch_size = batch_size or best_batch_size(training)
-                is_slow = is_real or trajectory == setup.long
-                compared = side_by_side(training, batch_size, 1 if is_slow else setup.repeats)
+                is_slow = model == setup.real and (trajectory == setup.long or not is_first)
+                updates = 1 if is_slow else 2 if model == setup.real else training.updates
+                compared = side_by_side(training, batch_size, updates)
                 first = {"model": name, "loss": loss, "steps": len(trajectory.steps)}
                 yield first | {"trained": kind, "precision": precision} | compared
-                if is_real and trajectory == setup.long:
+                if trajectory == setup.long:
                     break

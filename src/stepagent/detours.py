@@ -45,11 +45,11 @@ class Detours:
     refused: int
     """Mistakes dropped because the replay diverged after them."""
     not_repeated: int
-    """Demonstrations whose plain replay differs from the recording."""
+    """Demonstrations with mistakes whose plain replay differs from the recording."""
     lost: int
     """Demonstrations without mistakes because their environment was lost in every attempt."""
     env_steps: int
-    """Actions played in all replays, the expert's included."""
+    """Actions played in all replays with mistakes, the expert's included."""
 
 
 def take_detours(
@@ -61,18 +61,26 @@ def take_detours(
     in_a_row: int,
     seed: int,
     num_parallel: int = 8,
+    repeated: dict[str, bool] | None = None,
 ) -> Detours:
     """Inspects every state and replays the demonstrations with the agent's mistakes inserted.
 
     At most `in_a_row` mistakes follow each other. A demonstration whose plain replay differs from
-    the recording is returned unchanged. Raises `EnvironmentLost` if all environments are lost.
+    the recording is returned unchanged; what is found out about that is noted in `repeated`, by the
+    demonstration's id, and not tried again. Raises `EnvironmentLost` if all environments are lost.
     """
     found = list(demonstrations)
-    mistakes = [_Mistakes([[] for _ in d.actions]) for d in demonstrations]
+    repeated = {} if repeated is None else repeated
+    mistakes = [
+        _Mistakes([[] for _ in d.actions], repeated.get(d.trajectory.id)) for d in demonstrations
+    ]
     for turn in range(in_a_row):
         _add(policy, found, mistakes, decoding, seed=derive(seed, "detours", turn))
         room = policy.context - decoding.max_new_tokens
         found = _replay_all(policy, task, demonstrations, mistakes, room, num_parallel)
+    for demonstration, own in zip(demonstrations, mistakes, strict=True):
+        if own.is_repeated is not None:
+            repeated[demonstration.trajectory.id] = own.is_repeated
     return Detours(
         found,
         taken=sum(len(row) for own in mistakes for row in own.before),
@@ -89,10 +97,10 @@ class _Mistakes:
 
     before: list[list[AgentAction]]
     """For each of the expert's actions the agent's actions played before it."""
+    is_repeated: bool | None
+    """Whether a plain replay matches the recording; unknown until a replay has diverged."""
     refused: set[tuple[int, str]] = field(default_factory=set)
     """Step and text of the mistakes that were dropped."""
-    is_repeated: bool | None = None
-    """Whether a plain replay matches the recording; unknown until a replay has diverged."""
     is_lost: bool = False
     """Whether the environment was lost in every attempt."""
     env_steps: int = 0
@@ -176,9 +184,10 @@ def _replay(
 ) -> RenderedTrajectory | Lost:
     """Replays the demonstration until it no longer diverges.
 
-    After each replay that does, the last mistake before the divergence is dropped.
+    After each replay that does, the last mistake before the divergence is dropped. Once none is
+    left there is nothing to replay.
     """
-    while True:
+    while any(mistakes.before):
         replay = _played(policy, env, demonstration, mistakes.before)
         if isinstance(replay, Lost):
             return replay
@@ -186,18 +195,18 @@ def _replay(
         if replay.is_repeated and replay.rendered.num_tokens <= room:
             return replay.rendered
         if replay.last_mistake is None:
-            mistakes.is_repeated = replay.is_repeated  # it was a plain replay
+            mistakes.is_repeated = False
         elif mistakes.is_repeated is None:
             alone = _played(policy, env, demonstration, [() for _ in mistakes.before])
             if isinstance(alone, Lost):
                 return alone
-            mistakes.env_steps += len(alone.numbers)
             mistakes.is_repeated = alone.is_repeated
         if replay.last_mistake is None or not mistakes.is_repeated:
             mistakes.before = [[] for _ in mistakes.before]
-            return demonstration
-        wrong = mistakes.before[replay.last_mistake].pop()
-        mistakes.refused.add((replay.last_mistake, wrong.text))
+        else:
+            wrong = mistakes.before[replay.last_mistake].pop()
+            mistakes.refused.add((replay.last_mistake, wrong.text))
+    return demonstration
 
 
 def _played(

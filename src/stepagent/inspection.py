@@ -98,7 +98,7 @@ def _actions(
             row, (places,) = lay_out([tree], [states])
             rows.append(row)
             branches += [
-                Branch(number, int(places[states[index // num_actions]]), uniform)
+                Branch(number, int(places[states[index // num_actions]]), uniform.tolist())
                 for index, uniform in enumerate(uniforms[i])
             ]
         actions = iter(decode_trees(layers, rows, branches, decoding, end_id))

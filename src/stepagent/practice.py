@@ -142,6 +142,7 @@ class Practice:
         self.seed = seed
         self.playground = playground
         self._first: Lesson | None = None
+        self._repeated: dict[str, bool] = {}
 
     def lesson(
         self,
@@ -238,6 +239,7 @@ class Practice:
             in_a_row=self.playground.detours,
             seed=seed,
             num_parallel=self.playground.num_parallel,
+            repeated=self._repeated,
         )
         every = list(trajectories)
         for n, detoured in zip(playable, found.demonstrations, strict=True):

@@ -5,8 +5,8 @@ and are decoded together, so that each weight is read once for a token of all of
 attention cannot be replaced generate for one state after another.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import accumulate
 
 import torch
@@ -47,66 +47,75 @@ class Decoding:
         check_bounds(self, {"max_new_tokens": COUNT, "temperature": AMOUNT})
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Branch:
-    """A state to generate an action in, and its random numbers."""
+    """An action that is being sampled in a state."""
 
     row: int
     """Row of the cache."""
-    state: int
-    """Slot of the state's last token in the row."""
-    uniform: Tensor
-    """(max_new_tokens,) in [0, 1), one for each token."""
+    slot: int
+    """Slot of the last token of the row that the action follows; at first the state's last."""
+    uniform: Sequence[float]
+    """A random number in [0, 1) for each token of the longest action."""
+    token_ids: list[int] = field(default_factory=list)
+    logprob: float = 0.0
+
+    @property
+    def generated(self) -> Generated:
+        """The action, once it is complete."""
+        return Generated(tuple(self.token_ids), min(0.0, self.logprob))
+
+
+def sample(
+    layers: Layers, branches: Sequence[Branch], hidden: Tensor, decoding: Decoding, end_id: int
+) -> list[bool]:
+    """Appends a token to each branch, given the hidden states before it (branches, width).
+
+    Returns which of them go on.
+    """
+    uniform = torch.tensor([b.uniform[len(b.token_ids)] for b in branches], dtype=torch.float64)
+    ids, logprobs = choose(layers.logits(hidden), decoding.temperature, uniform.to(hidden.device))
+    for branch, token, logprob in zip(branches, ids.tolist(), logprobs.tolist(), strict=True):
+        branch.token_ids.append(token)
+        branch.logprob += logprob
+    longest = decoding.max_new_tokens
+    return [b.token_ids[-1] != end_id and len(b.token_ids) < longest for b in branches]
 
 
 def decode(
     cache: TreeCache,
     branches: Sequence[Branch],
-    latest: Tensor,
     decoding: Decoding,
     end_id: int,
-    ended: Callable[[int, Generated], None],
     *,
     joins: bool = False,
-) -> None:
-    """Samples one action for each branch, all together, and passes each to `ended` once complete.
+) -> Iterator[Branch]:
+    """Goes on with actions whose last token left their rows; yields each once it is complete.
 
-    `latest` (branches, width) are the hidden states of the states' last tokens. With `joins` the
-    cache keeps the actions' tokens, except for the last, at the ends of their rows.
+    All are decoded together. With `joins` the cache keeps the actions' tokens, except for the last,
+    at the ends of their rows.
     """
-    device, layers = latest.device, cache.layers
+    if not branches:
+        return
+    device = cache.layers.model.device
     together = Branches(
         cache,
         torch.tensor([b.row for b in branches], device=device),
-        torch.tensor([b.state for b in branches], device=device),
-        decoding.max_new_tokens - 1,
+        torch.tensor([b.slot for b in branches], device=device),
+        decoding.max_new_tokens - min(len(b.token_ids) for b in branches),
     )
-    uniform = torch.stack([b.uniform for b in branches]).to(device)
-    tokens: list[list[int]] = [[] for _ in branches]
-    logprobs = [0.0] * len(branches)
-    active = list(range(len(branches)))
-    for count in range(decoding.max_new_tokens):
-        ids, logprob = choose(layers.logits(latest), decoding.temperature, uniform[:, count])
-        sampled = ids.tolist()
-        for branch, token, value in zip(active, sampled, logprob.tolist(), strict=True):
-            tokens[branch].append(token)
-            logprobs[branch] += value
-        is_last = count + 1 == decoding.max_new_tokens
-        going = [token != end_id and not is_last for token in sampled]
-        if not all(going):
+    while branches:
+        latest = torch.tensor([b.token_ids[-1] for b in branches], device=device)
+        going = sample(cache.layers, branches, together.step(latest), decoding, end_id)
+        complete = [branch for branch, goes in zip(branches, going, strict=True) if not goes]
+        if complete:
             mask = torch.tensor(going, device=device)
             if joins:
                 together.join(~mask)
-            for branch, goes in zip(active, going, strict=True):
-                if not goes:
-                    found = Generated(tuple(tokens[branch]), min(0.0, logprobs[branch]))
-                    ended(branch, found)
-            active = [branch for branch, goes in zip(active, going, strict=True) if goes]
-            if not active:
-                return
-            together.keep(mask)
-            ids, uniform = ids[mask], uniform[mask]
-        latest = together.step(ids)
+            branches = [branch for branch, goes in zip(branches, going, strict=True) if goes]
+            if branches:
+                together.keep(mask)
+            yield from complete
 
 
 def decoding_groups(
@@ -135,7 +144,11 @@ def decoding_groups(
 def decode_trees(
     layers: Layers, rows: Sequence[Row], branches: Sequence[Branch], decoding: Decoding, end_id: int
 ) -> list[Generated]:
-    """One action for each branch of the rows: each row is forwarded once."""
+    """The actions of the branches, which begin in the rows: each row is forwarded once.
+
+    Where an action goes on as its tree does, it needs no forward pass of its own. An agent that
+    acts like the expert is so decoded where it differs.
+    """
     cache = TreeCache(layers, len(rows))
     hidden = cache.extend(
         [
@@ -148,18 +161,56 @@ def decode_trees(
             for number, row in enumerate(rows)
         ]
     )
-    starts = [0, *accumulate(len(row.token_ids) for row in rows)]
-    found: dict[int, Generated] = {}
     size = DECODED_TOGETHER * layers.token_budget
     for first in range(0, len(branches), size):
         own = branches[first : first + size]
-        places = torch.tensor([starts[b.row] + b.state for b in own], device=hidden.device)
+        left = _follow(layers, rows, own, hidden, decoding, end_id)
+        for _ in decode(cache, left, decoding, end_id):
+            pass
+    return [branch.generated for branch in branches]
 
-        def ended(branch: int, action: Generated, first: int = first) -> None:
-            found[first + branch] = action
 
-        decode(cache, own, hidden[places], decoding, end_id, ended)
-    return [found[branch] for branch in range(len(branches))]
+def _follow(
+    layers: Layers,
+    rows: Sequence[Row],
+    branches: Sequence[Branch],
+    hidden: Tensor,
+    decoding: Decoding,
+    end_id: int,
+) -> list[Branch]:
+    """Samples while the tokens are those of the rows; returns the branches that then go on.
+
+    `hidden` are the states of all rows' tokens.
+    """
+    tokens = [row.token_ids.tolist() for row in rows]
+    ends = [row.subtree_end.tolist() for row in rows]
+    starts = list(accumulate((len(own) for own in tokens), initial=0))
+    left = []
+    while branches:
+        places = torch.tensor([starts[b.row] + b.slot for b in branches], device=hidden.device)
+        going = sample(layers, branches, hidden[places], decoding, end_id)
+        followed = []
+        for branch, goes in zip(branches, going, strict=True):
+            if not goes:
+                continue
+            child = _child(tokens[branch.row], ends[branch.row], branch)
+            if child is None:
+                left.append(branch)
+            else:
+                branch.slot = child
+                followed.append(branch)
+        branches = followed
+    return left
+
+
+def _child(tokens: Sequence[int], ends: Sequence[int], branch: Branch) -> int | None:
+    """The slot of the branch's last token, if the row's tree goes on with it."""
+    child = branch.slot + 1
+    while child < ends[branch.slot]:
+        if tokens[child] == branch.token_ids[-1]:
+            return child
+        child = ends[child]
+    return None
 
 
 @torch.inference_mode()
@@ -236,22 +287,25 @@ class RunningEpisodes:
 
         `states` are theirs, and `uniform` is (rows, max_new_tokens). Actions end in their own time.
         """
-        if not self.layers.takes_attention:
+        layers = self.layers
+        if not layers.takes_attention:
             for row, state, own in zip(rows, states, uniform, strict=True):
-                ended(row, decode_alone(self.layers, state, own, decoding, end_id))
+                ended(row, decode_alone(layers, state, own, decoding, end_id))
             return
-        latest = self._read(rows, states)
+        hidden = self._read(rows, states)
         branches = [
             Branch(row, len(state) - 1, own)
-            for row, state, own in zip(rows, states, uniform, strict=True)
+            for row, state, own in zip(rows, states, uniform.tolist(), strict=True)
         ]
-
-        def joined(branch: int, action: Generated) -> None:
+        going = sample(layers, branches, hidden, decoding, end_id)
+        for branch, goes in zip(branches, going, strict=True):
+            if not goes:
+                ended(branch.row, branch.generated)
+        branches = [branch for branch, goes in zip(branches, going, strict=True) if goes]
+        for branch in decode(self.cache, branches, decoding, end_id, joins=True):
             # The last token was sampled, but nothing has attended to it.
-            self.seen[rows[branch]] += action.token_ids[:-1]
-            ended(rows[branch], action)
-
-        decode(self.cache, branches, latest, decoding, end_id, joined, joins=True)
+            self.seen[branch.row] += branch.token_ids[:-1]
+            ended(branch.row, branch.generated)
 
 
 def _num_shared(first: Sequence[int], second: Sequence[int]) -> int:

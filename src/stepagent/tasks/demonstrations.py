@@ -1,5 +1,6 @@
 """Demonstrations: collects what a task's expert solves and counts what it does not."""
 
+import os
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -46,7 +47,8 @@ def _demonstrate(
         except ExpertFailed as error:
             return Unsolved(item, str(error))
 
-    return in_threads(attempt, items, num_parallel)
+    # Experts wait for nothing but their environments, which compete for the cores.
+    return in_threads(attempt, items, min(num_parallel, os.cpu_count() or 1))
 
 
 def sorted_out(found: Sequence[Trajectory | Missing]) -> Collection:

@@ -23,6 +23,7 @@ JAVA_OPTIONS = (
     "-XX:+UnlockExperimentalVMOptions",
     "-XX:hashCode=2",
     "-XX:+UseSerialGC",  # no garbage collection threads that compete with the simulators for cores
+    "-Xmn512m",  # worlds are short-lived; the default is an eighth of this and always full
     "-XX:+ExitOnOutOfMemoryError",  # a dead JVM is noticed, a half-dead one is not
     "-Xshare:auto",
     "-Duser.language=en",  # the engine formats numbers with the default locale
