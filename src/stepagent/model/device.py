@@ -1,9 +1,7 @@
 """Device, precision, deterministic numbers, and how many tokens fit into memory at once."""
 
-import math
 import os
 import random
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -12,6 +10,8 @@ from typing import Literal, TypeVar
 
 import numpy as np
 import torch
+
+from stepagent.model.products import fastest, onednn_gain
 
 CPU_TOKEN_BUDGET = 512
 """Longer rows spend more on attention between trees than they save by sharing a forward pass."""
@@ -95,18 +95,14 @@ class Precision:
 
 @cache
 def bfloat16_gain() -> float:
-    """How many times as fast a matrix product is in bfloat16 as in float32, on this processor.
+    """How many times as fast as in float32 a matrix product is in bfloat16, on this processor.
 
-    Takes a fraction of a second; the fastest of several products counts, in turns.
+    Takes a fraction of a second.
     """
-    fastest = {torch.float32: math.inf, torch.bfloat16: math.inf}
-    for _ in range(10):
-        for dtype in fastest:
-            a, b = torch.ones(256, 1024, dtype=dtype), torch.ones(1024, 1024, dtype=dtype)
-            start = time.perf_counter()
-            a @ b
-            fastest[dtype] = min(fastest[dtype], time.perf_counter() - start)
-    return fastest[torch.float32] / fastest[torch.bfloat16]
+    a, b = torch.ones(256, 1024), torch.ones(1024, 1024)
+    halves = a.bfloat16(), b.bfloat16()
+    taken = fastest({"float32": lambda: a @ b, "bfloat16": lambda: halves[0] @ halves[1]})
+    return taken["float32"] / taken["bfloat16"] / max(1.0, onednn_gain())
 
 
 @contextmanager

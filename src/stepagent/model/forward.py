@@ -26,6 +26,7 @@ from stepagent.model.device import CPU_TOKEN_BUDGET
 from stepagent.model.lora import Adapter
 from stepagent.model.masters import Masters, cast_frozen
 from stepagent.model.prefix_tree import Pack, PrefixTree, Row, pack
+from stepagent.model.products import use_faster_products
 
 logger = logging.getLogger(__name__)
 
@@ -106,6 +107,7 @@ class Layers:
 
         In a bfloat16 model, trained weights get float32 masters.
         """
+        use_faster_products(model)
         self.model = model
         self.token_budget = token_budget
         self.adapter = adapter
