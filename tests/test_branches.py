@@ -15,6 +15,7 @@ from stepagent.model.forward import Layers
 from stepagent.model.generation import Decoding, Generated, RunningEpisodes, decoding_groups
 from stepagent.model.kv_cache import NewTokens, TreeCache
 from stepagent.model.policy import Policy
+from stepagent.model.row_ends import RowEnds
 from stepagent.model.sampling import choose, random_numbers
 
 SIZE = {
@@ -94,6 +95,31 @@ def test_branches_of_several_rows_equal_plain_calls_token_by_token(
         histories = [torch.cat([h, t[None]]) for h, t in zip(histories, token_ids, strict=True)]
         latest = branches.step(token_ids)
     assert 0 < len(histories) < len(at) / 2
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("name", MODELS)
+@torch.inference_mode()
+def test_the_ends_of_rows_equal_plain_calls_token_by_token(name: str, dtype: torch.dtype) -> None:
+    layers = layers_of(name, dtype)
+    histories, cache = [ids(length) for length in (*LENGTHS, 5)], TreeCache(layers, 4)
+    cache.extend([sequence(n, row) for n, row in enumerate(histories)])
+    rows = torch.tensor([0, 2, 3])  # the other one has ended before
+    ends = RowEnds(cache, rows)
+    for step in range(12):
+        if step in (4, 8):
+            # The middle one ends, so that a row between the others has; then all but one.
+            going = torch.arange(len(rows)) != 5 - len(rows) - step // 4
+            ends.keep(going)
+            rows = rows[going]
+        token_ids = ids(len(rows), step + 1)[:, -1]
+        for row, token in zip(rows.tolist(), token_ids, strict=True):
+            histories[row] = torch.cat([histories[row], token[None]])
+        expected = torch.stack([plain_logits(layers, histories[row]) for row in rows.tolist()])
+        found = layers.logits(ends.step(token_ids)).float()
+        torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCE[dtype])
+    assert len(rows) == 1
+    assert cache.lengths == [len(history) for history in histories]
 
 
 @pytest.mark.parametrize("token_budget", [7, 64, 512])

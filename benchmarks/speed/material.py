@@ -113,7 +113,8 @@ def clone(
     policy = Policy.load(model)
     optimizer = OptimizerConfig(learning_rate=learning_rate)
     config = SFTConfig(epochs=epochs, batch_size=1, optimizer=optimizer)
-    sft(policy, [policy.render(trajectory) for trajectory in trajectories], config, seed=SEED)
+    rendered = [policy.render(trajectory) for trajectory in trajectories]
+    sft(policy, rendered, config, seed=SEED, log=lambda _: None)
     policy.save(agent)
 
 

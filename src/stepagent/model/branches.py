@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from stepagent.model.kv_cache import NEVER, Kept, TreeCache, capped, empty_like, weights_of
+from stepagent.model.kv_cache import Kept, TreeCache, capped, empty_like
 
 
 @dataclass(frozen=True)
@@ -84,27 +84,6 @@ class Branches:
         self.count += 1
         return hidden
 
-    def join(self, ended: Tensor) -> None:
-        """Appends the branches of the mask `ended` (branches,) to their rows, whose ends they left.
-
-        Each row may have one branch.
-        """
-        rows, place = self._at.rows[ended], self._at.place[ended]
-        if not self.count or not len(rows):
-            return
-        cache, number = self.cache, torch.arange(self.count, device=rows.device)
-        state = self._at.state[ended][:, None]
-        for row in rows.tolist():
-            cache.lengths[row] += self.count
-            cache.reserve(cache.lengths[row])
-        slots, rows = state + 1 + number, rows[:, None]
-        cache.positions[rows, slots] = cache.positions[rows, state] + 1 + number
-        cache.ends[rows, slots] = NEVER
-        for module, own in self._kept.items():
-            row = cache.kept[module]
-            row.keys[rows, ..., slots] = own.keys[place, ..., : self.count].permute(0, 3, 1, 2)
-            row.values[rows, :, slots] = own.values[place, :, : self.count].transpose(1, 2)
-
     def _attend(
         self,
         module: nn.Module,
@@ -146,7 +125,7 @@ class Branches:
         )
         scores = capped(scores, softcap)
         scores[..., :slots] += bias
-        weights = weights_of(scores)
+        weights = torch.softmax(scores, -1)
         from_row = weights[..., :slots].flatten(2, 3) @ values
         from_own = (
             weights[..., slots:].permute(0, 3, 1, 2, 4).flatten(0, 1) @ own.values[:, :, first:now]

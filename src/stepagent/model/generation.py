@@ -17,6 +17,7 @@ from stepagent.model.branches import Branches
 from stepagent.model.forward import Layers
 from stepagent.model.kv_cache import NEVER, NewTokens, TreeCache, room_for
 from stepagent.model.prefix_tree import Row
+from stepagent.model.row_ends import RowEnds
 from stepagent.model.sampling import choose
 
 DECODED_TOGETHER = 2
@@ -83,39 +84,21 @@ def sample(
 
 
 def decode(
-    cache: TreeCache,
+    layers: Layers,
+    together: Branches | RowEnds,
     branches: Sequence[Branch],
     decoding: Decoding,
     end_id: int,
-    *,
-    joins: bool = False,
 ) -> Iterator[Branch]:
-    """Goes on with actions whose last token left their rows; yields each once it is complete.
-
-    All are decoded together. With `joins` the cache keeps the actions' tokens, except for the last,
-    at the ends of their rows.
-    """
-    if not branches:
-        return
-    device = cache.layers.model.device
-    together = Branches(
-        cache,
-        torch.tensor([b.row for b in branches], device=device),
-        torch.tensor([b.slot for b in branches], device=device),
-        decoding.max_new_tokens - min(len(b.token_ids) for b in branches),
-    )
+    """Goes on with all branches, which `together` forwards; yields each once it is complete."""
     while branches:
-        latest = torch.tensor([b.token_ids[-1] for b in branches], device=device)
-        going = sample(cache.layers, branches, together.step(latest), decoding, end_id)
+        latest = torch.tensor([b.token_ids[-1] for b in branches], device=layers.model.device)
+        going = sample(layers, branches, together.step(latest), decoding, end_id)
         complete = [branch for branch, goes in zip(branches, going, strict=True) if not goes]
-        if complete:
-            mask = torch.tensor(going, device=device)
-            if joins:
-                together.join(~mask)
-            branches = [branch for branch, goes in zip(branches, going, strict=True) if goes]
-            if branches:
-                together.keep(mask)
-            yield from complete
+        branches = [branch for branch, goes in zip(branches, going, strict=True) if goes]
+        if complete and branches:
+            together.keep(torch.tensor(going, device=latest.device))
+        yield from complete
 
 
 def decoding_groups(
@@ -164,9 +147,15 @@ def decode_trees(
     size = DECODED_TOGETHER * layers.token_budget
     for first in range(0, len(branches), size):
         own = branches[first : first + size]
-        left = _follow(layers, rows, own, hidden, decoding, end_id)
-        for _ in decode(cache, left, decoding, end_id):
-            pass
+        if left := _follow(layers, rows, own, hidden, decoding, end_id):
+            together = Branches(
+                cache,
+                torch.tensor([b.row for b in left], device=hidden.device),
+                torch.tensor([b.slot for b in left], device=hidden.device),
+                decoding.max_new_tokens - min(len(b.token_ids) for b in left),
+            )
+            for _ in decode(layers, together, left, decoding, end_id):
+                pass
     return [branch.generated for branch in branches]
 
 
@@ -285,7 +274,8 @@ class RunningEpisodes:
     ) -> None:
         """Samples an action for each episode of `rows`, and passes it to `ended` with its row.
 
-        `states` are theirs, and `uniform` is (rows, max_new_tokens). Actions end in their own time.
+        `rows` are in ascending order, `states` are theirs, and `uniform` is (rows, max_new_tokens).
+        Actions end in their own time.
         """
         layers = self.layers
         if not layers.takes_attention:
@@ -302,7 +292,8 @@ class RunningEpisodes:
             if not goes:
                 ended(branch.row, branch.generated)
         branches = [branch for branch, goes in zip(branches, going, strict=True) if goes]
-        for branch in decode(self.cache, branches, decoding, end_id, joins=True):
+        ends = RowEnds(self.cache, torch.tensor([b.row for b in branches], device=hidden.device))
+        for branch in decode(layers, ends, branches, decoding, end_id):
             # The last token was sampled, but nothing has attended to it.
             self.seen[branch.row] += branch.token_ids[:-1]
             ended(branch.row, branch.generated)

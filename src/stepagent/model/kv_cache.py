@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from stepagent.model.forward import Layers
 
-QUERY_BLOCK = 256
+QUERY_BLOCK = 128
 """New tokens of a row that attend together: fewer make small products, more see masked keys."""
 
 KEPT_BUDGETS = 32
@@ -202,7 +202,7 @@ class _Extension:
             scores = capped(grouped @ keys, softcap)
             seen = scores.view(len(keys), -1, len(block.bias), stop)
             seen[..., block.first :] += block.bias
-            out = weights_of(scores) @ values
+            out = torch.softmax(scores, -1) @ values
             found[part] = out.view(query.shape[0], len(block.bias), -1).transpose(0, 1)
         return found
 
@@ -233,9 +233,3 @@ class _Extension:
 def capped(scores: Tensor, softcap: float | None) -> Tensor:
     """Scores with their size limited, in models that do so."""
     return scores if softcap is None else torch.tanh(scores / softcap) * softcap
-
-
-def weights_of(scores: Tensor) -> Tensor:
-    """Softmax over the last dimension, in at least float32."""
-    exact = torch.promote_types(scores.dtype, torch.float32)
-    return torch.softmax(scores, -1, dtype=exact).to(scores.dtype)
