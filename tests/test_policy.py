@@ -183,6 +183,27 @@ def test_logits_made_in_parts_change_nothing(monkeypatch: pytest.MonkeyPatch) ->
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_the_last_mlp_computes_what_is_read_and_no_more() -> None:
+    policy = random_policy(scale=3.0)
+    (packed,) = policy.layers.packs([p.tree for p in practised_trees(policy, 1)])
+    (row,) = packed.rows
+    computed = list[int]()
+    for layer in policy.model.model.layers:
+        layer.mlp.register_forward_pre_hook(lambda _, args: computed.append(args[0].shape[1]))
+        layer.mlp.gate_proj.register_forward_pre_hook(
+            lambda _, args: computed.append(args[0].shape[1])
+        )
+    policy.path_logprobs(packed)
+    every, some = len(row.token_ids), len(row.predictors)
+    assert some < every / 2
+    # The hook of the MLP itself sees all tokens, that of the product in it those it computes for.
+    count = len(policy.model.model.layers)
+    assert computed == [every, every] * (count - 1) + [every, some]
+    computed.clear()
+    policy.model(input_ids=row.token_ids[None])
+    assert computed == [every, every] * count
+
+
 def test_a_model_that_is_more_than_decoder_and_head_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from copy import deepcopy
-from typing import Protocol, Self, cast
+from typing import Any, Protocol, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -207,15 +207,15 @@ class Layers:
             yield packed.to(self.model.device)
 
     def row_hidden(self, row: Row) -> Tensor:
-        """(length, width) last hidden states of a row."""
-        length = len(row.token_ids)
+        """(length, width) last hidden states of a row; right for its predictors only."""
+        length, places = len(row.token_ids), row.predictors
         masks = None
         if self.shares_prefixes:
             if self.config._attn_implementation == "flex_attention":
                 row = filled_up(row)
             masks = tree_masks(self.config, row)
         self.activate()
-        with self._checkpointing():
+        with self._checkpointing(), self._last_layer_at(places):
             output = self.model.get_decoder()(
                 input_ids=row.token_ids[None],
                 position_ids=row.positions[None],
@@ -238,6 +238,30 @@ class Layers:
         finally:
             for layer in self._checkpointed:
                 layer.training = False
+
+    @contextmanager
+    def _last_layer_at(self, places: Tensor) -> Iterator[None]:
+        """Context in which a plain MLP of the last layer computes for these tokens only.
+
+        Nothing reads its results for other tokens. Attention reads all tokens, in every layer.
+        """
+        layers = getattr(self.model.get_decoder(), "layers", None)
+        mlp: Any = getattr(layers[-1], "mlp", None) if layers else None
+        # Those that route tokens have other names. Checkpoints are computed again outside.
+        if self._checkpointed or not type(mlp).__name__.endswith("MLP"):
+            yield
+            return
+        forward = mlp.forward
+
+        def at_places(hidden: Tensor) -> Tensor:
+            found = forward(hidden[:, places])
+            return torch.zeros_like(hidden).index_copy(1, places, found)
+
+        mlp.forward = at_places
+        try:
+            yield
+        finally:
+            del mlp.forward
 
     def forward_with(self, attention: Attention, token_ids: Tensor, positions: Tensor) -> Tensor:
         """(tokens, width) hidden states of tokens (tokens,) at positions (tokens,).
