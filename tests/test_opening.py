@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fakes import random_policy
-from stepagent.model import device, policy
+from stepagent.model import device, policy, products
 from stepagent.model.policy import Policy
 
 
@@ -43,3 +43,21 @@ def test_a_model_that_bfloat16_changes_stays_in_float32(
     assert "float32, since bfloat16 changes log-probabilities by" in caplog.text
     for weight, saved in zip(opened.model.parameters(), exact, strict=True):
         assert torch.equal(weight, saved)
+
+
+@pytest.mark.parametrize(("gain", "says"), [(2.26, True), (1.4, False)])
+def test_the_log_says_which_library_multiplies(
+    gain: float,
+    says: bool,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(device, "bfloat16_gain", lambda: 1.0)
+    for module in (products, policy):
+        monkeypatch.setattr(module, "onednn_gain", lambda: gain)
+    with caplog.at_level(logging.INFO, logger="stepagent"):
+        opened = Policy.load(folder)
+    assert ("products by oneDNN, 2.3 times as fast as MKL's here" in caplog.text) == says
+    kinds = {type(m) for m in opened.model.modules() if isinstance(m, torch.nn.Linear)}
+    assert kinds == {products.Linear if says else torch.nn.Linear}

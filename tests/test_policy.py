@@ -204,6 +204,20 @@ def test_the_last_mlp_computes_what_is_read_and_no_more() -> None:
     assert computed == [every, every] * count
 
 
+def test_an_mlp_that_an_earlier_layer_shares_computes_for_all_tokens() -> None:
+    policy = random_policy(scale=3.0)
+    layers = policy.model.model.layers
+    layers[0].mlp = layers[-1].mlp
+    (tree,) = [p.tree for p in practised_trees(policy, 1)]
+    (packed,) = policy.layers.packs([tree])
+    expected = []
+    for path in tree.paths:
+        state = [tree.tokens[n] for n in tree.ancestors(tree.parents[path[0]])]
+        expected.append(plain_logprobs(policy.model, state, [tree.tokens[n] for n in path]))
+    found = policy.read(packed).logprobs
+    torch.testing.assert_close(found, torch.cat(expected), rtol=1e-3, atol=1e-3)
+
+
 def test_a_model_that_is_more_than_decoder_and_head_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

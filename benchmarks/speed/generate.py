@@ -96,11 +96,12 @@ def answer(setup: Setup) -> Iterator[Row]:
             batch_size = None
             own = setup.precisions[:1] if model == setup.small else setup.precisions[::-1]
             for precision in own:
-                source = setup.agents[model]
-                row = compare(source, trajectories, precision, setup.repeats, batch_size)
+                source, is_short = setup.agents[model], trajectories == [setup.short]
+                repeats = setup.repeats if is_short or model == setup.small else 1
+                row = compare(source, trajectories, precision, repeats, batch_size)
                 batch_size = row["batch"]
                 yield {"model": name, "trajectories": len(trajectories)} | row
-                if trajectories != [setup.short]:
+                if not is_short:
                     break
 
 

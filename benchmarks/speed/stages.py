@@ -193,7 +193,7 @@ def operations(model: Plain, stage: Stage, *, frozen: bool) -> float:
 def answer(setup: Setup, only: Sequence[str] = ()) -> Iterator[Row]:
     """A row for each kind of training and stage of the real model.
 
-    In the slower precision only the stages of the first rounds are timed.
+    In the slower precision only whole-model SFT and DPO are timed.
     """
     for precision in reversed(setup.precisions):
         for kind, adapter in (("LoRA", setup.adapters[setup.real]), ("whole", None)):
@@ -206,7 +206,8 @@ def answer(setup: Setup, only: Sequence[str] = ()) -> Iterator[Row]:
                     continue  # the same model as with an adapter, almost
                 if only and name not in only:
                     continue
-                if precision != setup.precisions[-1] and name not in ("reading", "SFT", "DPO"):
+                is_slow = precision != setup.precisions[-1]
+                if is_slow and (kind == "LoRA" or name not in ("SFT", "DPO")):
                     continue
                 yield {"precision": precision, "trained": kind, "stage": name} | measured(
                     stage, plain, setup.repeats, peak, frozen=adapter is not None

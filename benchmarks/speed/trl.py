@@ -1,45 +1,68 @@
 """Reflection (step-wise DPO) against TRL's `DPOTrainer`, SFT against its `SFTTrainer`.
 
 Each update takes all steps of one trajectory: on our side one prefix tree, on TRL's a row (or two)
-with the whole history for each step, at its fastest batch size.
+with the whole history for each step, at the batch size that is fastest on the short trajectory.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
+from pathlib import Path
+
+from stepagent.types import Trajectory
 
 from .material import Setup
 from .measuring import Row
 from .training import Loss, Training, best_batch_size, side_by_side
 
+Kinds = tuple[tuple[str, str], ...]
+"""What is trained, and in which precision."""
+
 TITLE = "Training beside TRL: one update after the first, on all steps of one trajectory"
 
 
 def answer(setup: Setup) -> Iterator[Row]:
-    """A row for each model, loss, length, kind of training and precision.
+    """Rows of the real model, then of the small one in float32.
 
-    The long trajectory is trained with LoRA in the last precision only. TRL takes up to minutes for
-    an update of the real model, so it makes only one, but two where all steps of the short
-    trajectory are compared with LoRA in the last precision.
+    What TRL takes minutes for is left out: of the real model the long trajectory but for DPO with
+    LoRA in the last precision, whole-model DPO and all SFT in the other one. There TRL makes only
+    one update, but two in the first row.
     """
-    losses: tuple[Loss, ...] = ("dpo", "sft")
-    kinds = ("LoRA", "whole")
-    for name, model in setup.models.items():
-        for loss, trajectory in product(losses, (setup.short, setup.long)):
-            batch_size = None
-            for kind, precision in product(kinds, reversed(setup.precisions)):
-                training = Training(
-                    model=model,
-                    adapter=setup.adapters[model] if kind == "LoRA" else None,
-                    trajectory=trajectory,
-                    loss=loss,
-                    precision=precision,
-                )
-                is_first = batch_size is None
-                batch_size = batch_size or best_batch_size(training)
-                is_slow = model == setup.real and (trajectory == setup.long or not is_first)
-                updates = 1 if is_slow else 2 if model == setup.real else training.updates
-                compared = side_by_side(training, batch_size, updates)
-                first = {"model": name, "loss": loss, "steps": len(trajectory.steps)}
-                yield first | {"trained": kind, "precision": precision} | compared
-                if trajectory == setup.long:
-                    break
+    last = setup.precisions[-1]
+    every = tuple(product(("LoRA", "whole"), reversed(setup.precisions)))
+    real_kinds: dict[Loss, Kinds] = {
+        "dpo": tuple(kind for kind in every if kind[0] == "LoRA" or kind[1] == last),
+        "sft": tuple(kind for kind in every if kind[1] == last),
+    }
+    small_kinds = (("LoRA", "float32"), ("whole", "float32"))
+    for loss, kinds in real_kinds.items():
+        plan = ((setup.short, kinds), (setup.long, kinds[:1] if loss == "dpo" else ()))
+        yield from _compared(setup, setup.real, loss, plan, (2 if loss == "dpo" else 1, 1))
+    for loss in real_kinds:
+        plan = ((setup.short, small_kinds), (setup.long, small_kinds[:1]))
+        yield from _compared(setup, setup.small, loss, plan, (3, 3))
+
+
+def _compared(
+    setup: Setup,
+    model: Path,
+    loss: Loss,
+    plan: Sequence[tuple[Trajectory, Kinds]],
+    updates: tuple[int, int],
+) -> Iterator[Row]:
+    """A row for each trajectory and kind of training; TRL's updates in the first row and others."""
+    batch_size = None
+    for trajectory, kinds in plan:
+        for kind, precision in kinds:
+            training = Training(
+                model=model,
+                adapter=setup.adapters[model] if kind == "LoRA" else None,
+                trajectory=trajectory,
+                loss=loss,
+                precision=precision,
+            )
+            count = updates[batch_size is not None]
+            batch_size = batch_size or best_batch_size(training)
+            name = "small" if model == setup.small else model.name
+            first = {"model": name, "loss": loss, "steps": len(trajectory.steps)}
+            compared = side_by_side(training, batch_size, count)
+            yield first | {"trained": kind, "precision": precision} | compared

@@ -245,15 +245,19 @@ class Layers:
 
         Nothing reads its results for other tokens. Attention reads all tokens, in every layer.
         """
-        layers = getattr(self.model.get_decoder(), "layers", None)
-        mlp: Any = getattr(layers[-1], "mlp", None) if layers else None
+        layers = list(getattr(self.model.get_decoder(), "layers", ()))
+        mlps: list[Any] = [getattr(layer, "mlp", None) for layer in layers]
+        mlp = mlps.pop() if mlps else None
         # Those that route tokens have other names. Checkpoints are computed again outside.
-        if self._checkpointed or not type(mlp).__name__.endswith("MLP"):
+        is_plain = type(mlp).__name__.endswith("MLP") and mlp not in mlps
+        if self._checkpointed or not is_plain:
             yield
             return
         forward = mlp.forward
 
         def at_places(hidden: Tensor) -> Tensor:
+            if hidden.dim() != 3:
+                return cast(Tensor, forward(hidden))
             found = forward(hidden[:, places])
             return torch.zeros_like(hidden).index_copy(1, places, found)
 

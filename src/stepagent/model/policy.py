@@ -24,6 +24,7 @@ from stepagent.model.opening import (
     trained_tokens,
 )
 from stepagent.model.prefix_tree import Pack
+from stepagent.model.products import onednn_gain, uses_onednn
 from stepagent.model.reading import Reading, read, read_with_entropies
 from stepagent.model.tree_attention import TREE_ATTENTION
 from stepagent.model.weights import (
@@ -111,6 +112,11 @@ class Policy:
                 return cls.load(name, replace(compute, precision="float32"), lora, seed=seed)
         if compute.precision == "auto" and layers.width >= MIN_HALF_WIDTH:
             logger.info("%s: %s", source, precision)
+            if device.type == "cpu" and not precision.is_half and uses_onednn():
+                gain = onednn_gain()
+                logger.info(
+                    "%s: products by oneDNN, %.1f times as fast as MKL's here", source, gain
+                )
         policy = cls(layers, Renderer(tokenizer))
         if not layers.shares_prefixes:
             kinds = ", ".join(sorted(layer_kinds(layers.config)))

@@ -38,10 +38,15 @@ class Linear(nn.Linear):
 
 def use_faster_products(model: nn.Module) -> None:
     """Makes the linear layers of a model use oneDNN, if it is the faster one on this machine."""
-    if onednn_gain() >= MIN_GAIN:
+    if uses_onednn():
         for module in model.modules():
             if type(module) is nn.Linear:
                 module.__class__ = Linear
+
+
+def uses_onednn() -> bool:
+    """Whether oneDNN is the faster one on this machine."""
+    return onednn_gain() >= MIN_GAIN
 
 
 @cache
