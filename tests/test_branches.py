@@ -12,10 +12,11 @@ from stepagent.inspection import inspect
 from stepagent.model import generation, kv_cache
 from stepagent.model.branches import Branches
 from stepagent.model.forward import Layers
-from stepagent.model.generation import Decoding, Generated, RunningEpisodes, decoding_groups
+from stepagent.model.generation import Decoding, Generated, decoding_groups
 from stepagent.model.kv_cache import NewTokens, TreeCache
 from stepagent.model.policy import Policy
 from stepagent.model.row_ends import RowEnds
+from stepagent.model.running_episodes import RunningEpisodes
 from stepagent.model.sampling import choose, random_numbers
 
 SIZE = {

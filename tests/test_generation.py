@@ -28,8 +28,9 @@ from fakes import (
 from stepagent.inspection import agreement, inspect
 from stepagent.model.branches import Branches
 from stepagent.model.forward import OutOfMemory
-from stepagent.model.generation import Decoding, Generated, RunningEpisodes
+from stepagent.model.generation import Decoding, Generated
 from stepagent.model.policy import Policy
+from stepagent.model.running_episodes import RunningEpisodes
 from stepagent.model.sampling import choose, random_numbers
 from stepagent.rendering.renderer import RenderedTrajectory
 from stepagent.rollout import rollout

@@ -45,7 +45,7 @@ INSIDE = {
         ("adapters",),
     ),
     "model": (
-        ("prefix_tree", "weights"),
+        ("prefix_tree", "weights", "products", "last_mlp"),
         ("adapter_files", "tree_attention"),
         ("lora", "device", "attention_masks", "masters"),
         ("forward",),

@@ -188,11 +188,9 @@ class Practice:
     @property
     def _unpractised(self) -> Lesson:
         return Lesson(
-            demonstrations=self.demonstrations,
-            practised=(),
-            held_out=self.held_out,
-            held_out_practised=(),
-        )
+            demonstrations=self.demonstrations, practised=(),
+            held_out=self.held_out, held_out_practised=(),
+        )  # fmt: skip
 
     def _practised(self, policy: Policy, number: int) -> Lesson:
         if number == 1 and self._first is not None:

@@ -14,9 +14,10 @@ import torch
 
 from stepagent.model.device import beside_environments, until_it_fits
 from stepagent.model.forward import OutOfMemory
-from stepagent.model.generation import Decoding, Generated, RunningEpisodes
+from stepagent.model.generation import Decoding, Generated
 from stepagent.model.opening import PolicyError
 from stepagent.model.policy import Policy
+from stepagent.model.running_episodes import RunningEpisodes
 from stepagent.model.sampling import random_numbers
 from stepagent.rendering.renderer import RenderedTrajectory
 from stepagent.tasks.base import Task, TextEnv

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from copy import deepcopy
-from typing import Any, Protocol, Self, cast
+from typing import Protocol, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from stepagent.model.attention_masks import (
     tree_masks,
 )
 from stepagent.model.device import CPU_TOKEN_BUDGET
+from stepagent.model.last_mlp import last_mlp_at
 from stepagent.model.lora import Adapter
 from stepagent.model.masters import Masters, cast_frozen
 from stepagent.model.prefix_tree import Pack, PrefixTree, Row, pack
@@ -215,7 +216,9 @@ class Layers:
                 row = filled_up(row)
             masks = tree_masks(self.config, row)
         self.activate()
-        with self._checkpointing(), self._last_layer_at(places):
+        # What is checkpointed is computed again outside of this block.
+        restricted = nullcontext() if self._checkpointed else last_mlp_at(self.model, places)
+        with self._checkpointing(), restricted:
             output = self.model.get_decoder()(
                 input_ids=row.token_ids[None],
                 position_ids=row.positions[None],
@@ -238,34 +241,6 @@ class Layers:
         finally:
             for layer in self._checkpointed:
                 layer.training = False
-
-    @contextmanager
-    def _last_layer_at(self, places: Tensor) -> Iterator[None]:
-        """Context in which a plain MLP of the last layer computes for these tokens only.
-
-        Nothing reads its results for other tokens. Attention reads all tokens, in every layer.
-        """
-        layers = list(getattr(self.model.get_decoder(), "layers", ()))
-        mlps: list[Any] = [getattr(layer, "mlp", None) for layer in layers]
-        mlp: Any = mlps.pop() if mlps else None
-        # Those that route tokens have other names. Checkpoints are computed again outside.
-        is_plain = type(mlp).__name__.endswith("MLP") and mlp not in mlps
-        if self._checkpointed or not is_plain:
-            yield
-            return
-        forward = mlp.forward
-
-        def at_places(hidden: Tensor) -> Tensor:
-            if hidden.dim() != 3:
-                return cast(Tensor, forward(hidden))
-            found = forward(hidden[:, places])
-            return torch.zeros_like(hidden).index_copy(1, places, found)
-
-        mlp.forward = at_places
-        try:
-            yield
-        finally:
-            del mlp.forward
 
     def forward_with(self, attention: Attention, token_ids: Tensor, positions: Tensor) -> Tensor:
         """(tokens, width) hidden states of tokens (tokens,) at positions (tokens,).
