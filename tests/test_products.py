@@ -114,6 +114,15 @@ def test_a_frozen_weight_keeps_no_input(every_size: None) -> None:
     assert [tuple(tensor.shape) for tensor in kept] == [(8, 8)]
 
 
+def test_a_gradient_of_the_gradient_is_refused(every_size: None) -> None:
+    layer = nn.Linear(8, 8)
+    use_faster_products(layer)
+    input = torch.ones(4, 8, requires_grad=True)
+    (grad,) = torch.autograd.grad(layer(input).square().sum(), input, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
 @pytest.mark.parametrize(("gain", "kind"), [(1.4, nn.Linear), (1.6, Linear)])
 def test_the_faster_library_is_used(
     gain: float, kind: type, monkeypatch: pytest.MonkeyPatch

@@ -11,7 +11,7 @@ from typing import Literal, TypeVar
 import numpy as np
 import torch
 
-from stepagent.model.products import fastest, onednn_gain
+from stepagent.model.products import fastest, onednn_gain, uses_onednn
 
 CPU_TOKEN_BUDGET = 512
 """Longer rows spend more on attention between trees than they save by sharing a forward pass."""
@@ -102,7 +102,8 @@ def bfloat16_gain() -> float:
     a, b = torch.ones(256, 1024), torch.ones(1024, 1024)
     halves = a.bfloat16(), b.bfloat16()
     taken = fastest({"float32": lambda: a @ b, "bfloat16": lambda: halves[0] @ halves[1]})
-    return taken["float32"] / taken["bfloat16"] / max(1.0, onednn_gain())
+    gain = taken["float32"] / taken["bfloat16"]
+    return gain / onednn_gain() if uses_onednn() else gain
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 MIN_GAIN = 1.5
@@ -98,6 +99,7 @@ class _Product(torch.autograd.Function):
         return _product(input, weight)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Only for what needs a gradient."""
         input, weight = ctx.saved_tensors
