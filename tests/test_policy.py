@@ -208,7 +208,7 @@ def test_an_mlp_that_an_earlier_layer_shares_computes_for_all_tokens() -> None:
     policy = random_policy(scale=3.0)
     layers = policy.model.model.layers
     layers[0].mlp = layers[-1].mlp
-    (tree,) = [p.tree for p in practised_trees(policy, 1)]
+    tree = practised_trees(policy, 1)[0].tree
     (packed,) = policy.layers.packs([tree])
     expected = []
     for path in tree.paths:
