@@ -21,7 +21,7 @@ help:
 	@echo "make setup   install everything into .venv (the other targets do it when needed)"
 	@echo "make test    run the tests, on all cores"
 	@echo "make check   lint, format, types and house rules"
-	@echo "make bench   how fast it is beside TRL and transformers, into build/bench.jsonl (20 minutes)"
+	@echo "make bench   how fast it is beside TRL and transformers, into build/bench.jsonl (25 minutes)"
 	@echo "make docs    build the documentation into site/; open site/index.html"
 	@echo "make clean   remove caches and build output; .venv and runs stay"
 
