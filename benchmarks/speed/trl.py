@@ -36,10 +36,10 @@ def answer(setup: Setup) -> Iterator[Row]:
     small_kinds = (("LoRA", "float32"), ("whole", "float32"))
     for loss, kinds in real_kinds.items():
         plan = ((setup.short, kinds), (setup.long, kinds[:1] if loss == "dpo" else ()))
-        yield from _compared(setup, setup.real, loss, plan, (2 if loss == "dpo" else 1, 1))
+        yield from _compared(setup, setup.real, loss, plan, 1, 2 if loss == "dpo" else 1)
     for loss in real_kinds:
         plan = ((setup.short, small_kinds), (setup.long, small_kinds[:1]))
-        yield from _compared(setup, setup.small, loss, plan, (3, 3))
+        yield from _compared(setup, setup.small, loss, plan, 3, 3)
 
 
 def _compared(
@@ -47,9 +47,10 @@ def _compared(
     model: Path,
     loss: Loss,
     plan: Sequence[tuple[Trajectory, Kinds]],
-    updates: tuple[int, int],
+    updates: int,
+    first_updates: int,
 ) -> Iterator[Row]:
-    """A row for each trajectory and kind of training; TRL's updates in the first row and others."""
+    """A row for each trajectory and kind of training; `updates` are TRL's, the first row's apart."""
     batch_size = None
     for trajectory, kinds in plan:
         for kind, precision in kinds:
@@ -60,7 +61,7 @@ def _compared(
                 loss=loss,
                 precision=precision,
             )
-            count = updates[batch_size is not None]
+            count = first_updates if batch_size is None else updates
             batch_size = batch_size or best_batch_size(training)
             name = "small" if model == setup.small else model.name
             first = {"model": name, "loss": loss, "steps": len(trajectory.steps)}
