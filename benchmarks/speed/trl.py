@@ -50,7 +50,7 @@ def _compared(
     updates: int,
     first_updates: int,
 ) -> Iterator[Row]:
-    """A row for each trajectory and kind of training; `updates` are TRL's, the first row's apart."""
+    """A row for each trajectory and kind of training; TRL makes so many updates."""
     batch_size = None
     for trajectory, kinds in plan:
         for kind, precision in kinds:
