@@ -20,7 +20,6 @@ import pytest
 import torch
 from gymnasium import spaces
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from stepagent.algorithms.sft import SFTConfig, sft
 from stepagent.inspection import StepTree, step_trees
@@ -229,15 +228,7 @@ def novice(epochs: int = 8) -> Policy:
 
 def in_float64(policy: Policy) -> Policy:
     """The same policy computing in float64 throughout, for tests of equality."""
-    model = deepcopy(policy.model).double()
-    # Llama's own norm computes in float32 whatever the model's type.
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, LlamaRMSNorm):
-                norm = torch.nn.RMSNorm(child.weight.shape, eps=1e-6, dtype=torch.float64)
-                norm.load_state_dict(child.state_dict())
-                setattr(module, name, norm)
-    return Policy(Layers(model), policy.renderer)
+    return Policy(Layers(deepcopy(policy.model).double()), policy.renderer)
 
 
 def with_budget(policy: Policy, token_budget: int) -> Policy:

@@ -46,7 +46,7 @@ INSIDE = {
     ),
     "model": (
         ("prefix_tree", "weights", "products", "last_mlp"),
-        ("adapter_files", "tree_attention"),
+        ("adapter_files", "lean_layers", "tree_attention"),
         ("lora", "device", "attention_masks", "masters"),
         ("forward",),
         ("kv_cache",),

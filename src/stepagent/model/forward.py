@@ -24,6 +24,7 @@ from stepagent.model.attention_masks import (
 )
 from stepagent.model.device import CPU_TOKEN_BUDGET
 from stepagent.model.last_mlp import last_mlp_at
+from stepagent.model.lean_layers import use_lean_layers
 from stepagent.model.lora import Adapter
 from stepagent.model.masters import Masters, cast_frozen
 from stepagent.model.prefix_tree import Pack, PrefixTree, Row, pack
@@ -109,6 +110,7 @@ class Layers:
         In a bfloat16 model, trained weights get float32 masters.
         """
         use_faster_products(model)
+        use_lean_layers(model)
         self.model = model
         self.token_budget = token_budget
         self.adapter = adapter
