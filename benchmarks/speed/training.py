@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from stepagent.algorithms.dpo import DPOConfig, dpo
 from stepagent.algorithms.sft import SFTConfig, sft
+from stepagent.inspection import path_logprobs
 from stepagent.model.policy import Policy, open_tokenizer
 from stepagent.model.updates import Metrics, OptimizerConfig
 from stepagent.types import Trajectory
@@ -105,12 +106,19 @@ def ours(training: Training) -> Trained:
     return ticks.trained(losses)
 
 
-def rows(training: Training) -> list[dict[str, list[int]]]:
+def rows(training: Training) -> list[dict[str, Any]]:
     """The same steps in TRL's formats, each with its whole history."""
-    policy = open_policy(training.model, "float32")
-    pairs = rows_of(practised_tree(policy, training.trajectory))
+    policy = open_policy(training.adapter or training.model, training.precision)
+    tree = practised_tree(policy, training.trajectory)
+    pairs = rows_of(tree)
     if training.loss == "dpo":
-        return pairs
+        (reference,) = path_logprobs(policy, [tree])
+        both = zip(reference[::2].tolist(), reference[1::2].tolist(), strict=True)
+        names = ("ref_chosen_logps", "ref_rejected_logps")
+        return [
+            pair | dict(zip(names, found, strict=True))
+            for pair, found in zip(pairs, both, strict=True)
+        ]
     return [
         {
             "input_ids": [*p["prompt_ids"], *p["chosen_ids"]],
@@ -120,12 +128,12 @@ def rows(training: Training) -> list[dict[str, list[int]]]:
     ]
 
 
-def trl(training: Training, rows: list[dict[str, list[int]]], batch_size: int) -> Trained:
+def trl(training: Training, rows: list[dict[str, Any]], batch_size: int) -> Trained:
     """TRL's trainer on these rows, gradients accumulated over batches of them.
 
-    It is given its best: reference log-probabilities once, before training, as ours are; no
-    gradient checkpointing; with LoRA in bfloat16 the frozen weights in bfloat16, so that autocast
-    does not cast them again.
+    It is given its best: reference log-probabilities, so its first loss is ours only if it reads
+    the same; no gradient checkpointing; with LoRA in bfloat16 the frozen weights in bfloat16, so
+    that autocast does not cast them again.
     """
     from datasets import Dataset
     from peft import PeftModel
@@ -136,9 +144,12 @@ def trl(training: Training, rows: list[dict[str, list[int]]], batch_size: int) -
     from trl.trainer.sft_trainer import SFTTrainer
 
     class FromIds(DPOTrainer):
-        """Takes token ids, as `SFTTrainer` does."""
+        """Takes token ids, as `SFTTrainer` does, and reference log-probabilities."""
 
         def _prepare_dataset(self, dataset: Dataset, *_: object, **__: object) -> Dataset:
+            return dataset
+
+        def _precompute_ref_logps(self, dataset: Dataset, *_: object, **__: object) -> Dataset:
             return dataset
 
     class Clock(TrainerCallback):

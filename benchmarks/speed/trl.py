@@ -21,24 +21,20 @@ TITLE = "Training beside TRL: one update after the first, on all steps of one tr
 
 
 def answer(setup: Setup) -> Iterator[Row]:
-    """Rows of the real model, then of the small one in float32.
+    """Rows of both models, whole and with LoRA, in each precision.
 
-    What TRL takes minutes for is left out: of the real model the long trajectory but for DPO with
-    LoRA in the last precision, whole-model DPO and all SFT in the other one. There TRL makes only
-    one update, but two in the first row.
+    The long trajectory is trained once for each loss; for the real model only with DPO, since TRL
+    takes minutes for it. TRL makes one update with the real model, but two in the first row, and
+    three with the small one.
     """
-    last = setup.precisions[-1]
-    every = tuple(product(("LoRA", "whole"), reversed(setup.precisions)))
-    real_kinds: dict[Loss, Kinds] = {
-        "dpo": tuple(kind for kind in every if kind[0] == "LoRA" or kind[1] == last),
-        "sft": tuple(kind for kind in every if kind[1] == last),
-    }
-    small_kinds = (("LoRA", "float32"), ("whole", "float32"))
-    for loss, kinds in real_kinds.items():
-        plan = ((setup.short, kinds), (setup.long, kinds[:1] if loss == "dpo" else ()))
-        yield from _compared(setup, setup.real, loss, plan, 1, 2 if loss == "dpo" else 1)
-    for loss in real_kinds:
-        plan = ((setup.short, small_kinds), (setup.long, small_kinds[:1]))
+    kinds = tuple(product(("LoRA", "whole"), reversed(setup.precisions)))
+    losses: tuple[Loss, ...] = ("dpo", "sft")
+    for loss in losses:
+        is_dpo = loss == "dpo"
+        plan = ((setup.short, kinds), (setup.long, kinds[:1] if is_dpo else ()))
+        yield from _compared(setup, setup.real, loss, plan, 1, 2 if is_dpo else 1)
+    for loss in losses:
+        plan = ((setup.short, kinds), (setup.long, kinds[:1]))
         yield from _compared(setup, setup.small, loss, plan, 3, 3)
 
 
