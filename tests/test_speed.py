@@ -112,8 +112,8 @@ def test_a_process_of_its_own_returns_what_the_function_returns() -> None:
 def test_training_beside_trl(setup: Setup, here: None, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def compare(wanted: training.Training, batch_size: int, updates: int) -> Row:
-        asked.append((wanted.model, len(wanted.trajectory.steps), batch_size, updates))
+    def compare(wanted: training.Training, batch_size: int, updates: int, every: int) -> Row:
+        asked.append((wanted.model, len(wanted.trajectory.steps), batch_size, updates, every))
         return {"seconds": 1.0}
 
     monkeypatch.setattr(trl, "best_batch_size", lambda wanted: 2)
@@ -121,9 +121,11 @@ def test_training_beside_trl(setup: Setup, here: None, monkeypatch: pytest.Monke
     rows = list(trl.answer(setup))
     # Both kinds of training of the short trajectory, LoRA of the long one, but no SFT of the real.
     assert len(rows) == len(asked) == 11
-    assert asked.count((setup.small, 4, 2, 3)) == 4 and asked.count((setup.small, 8, 2, 3)) == 2
-    assert asked[0] == (setup.real, 4, 2, 2)
-    assert asked.count((setup.real, 4, 2, 1)) == 3 and asked.count((setup.real, 8, 2, 1)) == 1
+    assert asked.count((setup.small, 4, 2, 3, 1)) == 4
+    assert asked.count((setup.small, 8, 2, 3, 1)) == 2
+    assert asked[0] == (setup.real, 4, 2, 2, 1)
+    assert asked.count((setup.real, 4, 2, 1, 1)) == 3
+    assert asked.count((setup.real, 8, 2, 1, 4)) == 1
     assert {(row["loss"], row["trained"]) for row in rows} == {
         (loss, kind) for loss in ("dpo", "sft") for kind in ("LoRA", "whole")
     }
@@ -134,13 +136,15 @@ def test_both_sides_are_compared_in_turn(
 ) -> None:
     wanted = plan(setup, "dpo")
     assert training.best_batch_size(wanted) in (1, 2, 4)
-    row: Any = training.side_by_side(wanted, 2, 1)
+    row: Any = training.side_by_side(wanted, 2, 1, 1)
     assert row["loss differs"] < 1e-4 and row["batch"] == 2
     assert len(row["all"]["ours"]["losses"]) == 2 and len(row["all"]["trl"]["losses"]) == 1
+    half: Any = training.side_by_side(wanted, 2, 1, 2)
+    assert half["TRL's"] == "1 in 2" and half["TRL"] > 0
     other = training.ours(replace(wanted, trajectory=setup.long))
     monkeypatch.setattr(training, "trl", lambda *_: other)
     with pytest.raises(Unequal, match="dpo of small"):
-        training.side_by_side(wanted, 2, 1)
+        training.side_by_side(wanted, 2, 1, 1)
 
 
 def test_practice_beside_generate(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:

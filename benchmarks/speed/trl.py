@@ -23,19 +23,19 @@ TITLE = "Training beside TRL: one update after the first, on all steps of one tr
 def answer(setup: Setup) -> Iterator[Row]:
     """Rows of both models, whole and with LoRA, in each precision.
 
-    The long trajectory is trained once for each loss; for the real model only with DPO, since TRL
-    takes minutes for it. TRL makes one update with the real model, but two in the first row, and
-    three with the small one.
+    The long trajectory is trained once for each loss; for the real model only with DPO, where TRL
+    has every fourth step, since it takes minutes for all of them. TRL makes one update with the
+    real model, but two in the first row, and three with the small one.
     """
     kinds = tuple(product(("LoRA", "whole"), reversed(setup.precisions)))
     losses: tuple[Loss, ...] = ("dpo", "sft")
     for loss in losses:
         is_dpo = loss == "dpo"
         plan = ((setup.short, kinds), (setup.long, kinds[:1] if is_dpo else ()))
-        yield from _compared(setup, setup.real, loss, plan, 1, 2 if is_dpo else 1)
+        yield from _compared(setup, setup.real, loss, plan, 1, 2 if is_dpo else 1, 4)
     for loss in losses:
         plan = ((setup.short, kinds), (setup.long, kinds[:1]))
-        yield from _compared(setup, setup.small, loss, plan, 3, 3)
+        yield from _compared(setup, setup.small, loss, plan, 3, 3, 1)
 
 
 def _compared(
@@ -45,6 +45,7 @@ def _compared(
     plan: Sequence[tuple[Trajectory, Kinds]],
     updates: int,
     first_updates: int,
+    every_of_long: int,
 ) -> Iterator[Row]:
     """A row for each trajectory and kind of training; TRL makes so many updates."""
     batch_size = None
@@ -61,5 +62,6 @@ def _compared(
             batch_size = batch_size or best_batch_size(training)
             name = "small" if model == setup.small else model.name
             first = {"model": name, "loss": loss, "steps": len(trajectory.steps)}
-            compared = side_by_side(training, batch_size, count)
+            every = every_of_long if trajectory is setup.long else 1
+            compared = side_by_side(training, batch_size, count, every)
             yield first | {"trained": kind, "precision": precision} | compared
