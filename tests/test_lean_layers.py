@@ -70,26 +70,35 @@ def kept(layer: nn.Module) -> Iterator[Callable[[], list[tuple[tuple[int, ...], 
         yield lambda: sorted((tuple(t.shape), t.dtype) for t in seen.values())
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "granite"])
-def test_values_are_equal_and_gradients_too_up_to_rounding(family: str, dtype: torch.dtype) -> None:
+def test_values_and_gradients_of_a_model_are_equal_to_the_last_bit(
+    family: str, dtype: torch.dtype
+) -> None:
     own = model_of(family)
     lean = deepcopy(own)
     use_lean_layers(lean)
-    for name, kind in (("Norm", RMSNorm), ("MLP", GatedMLP)):
-        theirs, ours = first(own, name).to(dtype), first(lean, name).to(dtype)
-        assert type(ours) is kind
-        torch.manual_seed(1)
-        width = next(ours.parameters()).shape[-1]
-        input = 3 * torch.randn(2, 5, width, dtype=dtype)
-        found, expected = with_gradients(ours, input), with_gradients(theirs, input)
-        if dtype != torch.float64:  # in which theirs compute in float32
-            assert torch.equal(found[0], expected[0])
-        # bfloat16 has 8 significant bits.
-        tolerance = 3e-2 if dtype == torch.bfloat16 else 1e-5
-        for mine, other in zip(found, expected, strict=True):
-            assert mine.dtype == other.dtype
-            torch.testing.assert_close(mine, other, rtol=tolerance, atol=tolerance * 30)
+    assert {RMSNorm, GatedMLP} <= {type(module) for module in lean.modules()}
+    ids = torch.randint(SIZES["vocab_size"], (2, 30), generator=torch.Generator().manual_seed(1))
+    found = []
+    for model in (own.to(dtype), lean.to(dtype)):
+        loss = model(input_ids=ids, labels=ids).loss
+        found.append([loss, *torch.autograd.grad(loss, list(model.parameters()))])
+    assert len(found[0]) > 10 and all(gradient.abs().max() > 0 for gradient in found[0])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["Norm", "MLP"])
+def test_the_same_holds_for_each_layer_with_frozen_weights(name: str, dtype: torch.dtype) -> None:
+    own = model_of("llama").to(dtype).requires_grad_(False)
+    lean = deepcopy(own)
+    use_lean_layers(lean)
+    torch.manual_seed(1)
+    input = 3 * torch.randn(2, 5, 32, dtype=dtype)
+    found, expected = (with_gradients(first(model, name), input) for model in (lean, own))
+    assert len(found) == 2
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def test_gradients_in_float64_are_those_of_differences() -> None:
@@ -98,21 +107,6 @@ def test_gradients_in_float64_are_those_of_differences() -> None:
     input = torch.randn(3, 32, dtype=torch.float64, requires_grad=True)
     for name in ("RMSNorm", "GatedMLP"):
         assert torch.autograd.gradcheck(first(lean, name), input)
-
-
-def test_gradients_in_bfloat16_are_as_exact_as_those_of_transformers() -> None:
-    own = model_of("llama")
-    lean = deepcopy(own)
-    use_lean_layers(lean)
-    torch.manual_seed(2)
-    input = torch.randn(40, 32).bfloat16()
-    for name in ("Norm", "MLP"):
-        exact = with_gradients(first(lean, name).bfloat16().double(), input.double())
-        theirs = with_gradients(first(own, name).bfloat16(), input)
-        ours = with_gradients(first(lean, name).bfloat16(), input)
-        for mine, other, wanted in zip(ours, theirs, exact, strict=True):
-            error, allowed = (mine - wanted).norm(), (other - wanted).norm()
-            assert error <= 1.2 * allowed + 1e-6
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,10 @@
 """Norms, gated MLPs and LoRA that keep less for the backward pass and copy less.
 
-They compute what the layers of transformers and PEFT compute. Those keep a float32 copy of each
-norm's input and the activations of each gate, which the backward pass here computes again; and they
-need three passes over the output of a layer to add its adapter's, which is one product here. What
-is not held matters twice: on a CPU, tensors freed between others that are kept leave gaps.
+Norms and MLPs compute what those of transformers compute, values and gradients, to the last bit;
+LoRA what PEFT's does, up to rounding. Theirs keep a float32 copy of each norm's input and the
+activations of each gate, which the backward pass here computes again; and they need three passes
+over the output of a layer to add its adapter's, which is one product here. What is not held matters
+twice: on a CPU, tensors freed between others that are kept leave gaps.
 """
 
 from collections.abc import Sequence
@@ -27,7 +28,9 @@ class RMSNorm(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(..., width) from (..., width), each divided by its root mean square."""
-        return cast(Tensor, _Norm.apply(hidden, self.weight, self.variance_epsilon))  # type: ignore[no-untyped-call]
+        # Twice, for its two gradients are added one by one to others, as autograd would.
+        found = _Norm.apply(hidden, hidden, self.weight, self.variance_epsilon)  # type: ignore[no-untyped-call]
+        return cast(Tensor, found)
 
 
 class GatedMLP(nn.Module):
@@ -121,10 +124,10 @@ def _replace_if_equal(module: nn.Module, kind: type[nn.Module], samples: Sequenc
 
 
 class _Norm(torch.autograd.Function):
-    """`weight * x / rms(x)` and its gradients."""
+    """`weight * x / rms(x)` and its gradients, with the roundings of the single operations."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, _: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         """(..., width) in the precision of x; computes in at least float32."""
         full = x.to(torch.promote_types(x.dtype, torch.float32))
         scale = torch.rsqrt(full.pow(2).mean(-1, keepdim=True) + epsilon)
@@ -133,18 +136,22 @@ class _Norm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
-        """For n = x / rms and g = weight * grad: (g - n mean(g n)) / rms, and the sum of grad n."""
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
+        """The gradient through the product with the scale, and the one through the scale."""
         x, scale, weight = ctx.saved_tensors
         (grad,) = grads
-        normed = x * scale
+        full = x.to(scale.dtype)
         for_weight = None
-        if ctx.needs_input_grad[1]:
-            for_weight = (grad * normed).flatten(0, -2).sum(0).to(weight.dtype)
-        grad = (grad * weight).to(normed.dtype)
-        along = (grad * normed).mean(-1, keepdim=True)
-        for_x = torch.addcmul(grad, normed, along, value=-1).mul_(scale)
-        return for_x.to(x.dtype), for_weight, None
+        if ctx.needs_input_grad[2]:
+            normed = (full * scale).to(x.dtype)
+            for_weight = (grad * normed).sum(tuple(range(x.dim() - 1))).to(weight.dtype)
+        grad = (grad * weight).to(x.dtype).to(scale.dtype)
+        for_square = (grad * full).sum(-1, keepdim=True).mul_(-0.5).mul_(scale.pow(3))
+        through_scale = (for_square / x.shape[-1]) * (full * 2)
+        through_product = grad * scale
+        if x.dtype == scale.dtype:
+            return through_product, through_scale, for_weight, None
+        return through_product.add_(through_scale).to(x.dtype), None, for_weight, None
 
 
 class _Gated(torch.autograd.Function):
