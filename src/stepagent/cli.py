@@ -12,8 +12,14 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import (
+    AbstractContextManager,
+    ExitStack,
+    contextmanager,
+    redirect_stdout,
+    suppress,
+)
 from typing import NoReturn
 
 from stepagent.processes.signals import (
@@ -41,6 +47,9 @@ COMMANDS = {
 
 NO_MEMORY = "can't allocate memory"
 """Torch's message when a CPU allocation fails."""
+
+SHARED = ("train", "collect", "sft", "inspect", "reflect", "evaluate")
+"""Commands that several processes share, if torchrun starts them."""
 
 RESUMABLE = {
     "train": "--resume",
@@ -87,7 +96,7 @@ def main(args: Sequence[str] | None = None) -> None:
         # Two threads may come here. The second waits, or the process would end amid the line; but
         # not for ever: standard error may be a full pipe.
         if telling.acquire(timeout=1):
-            if not is_told:
+            if not is_told and os.environ.get("RANK", "0") == "0":
                 _say(f"stopped{_reason(number)}{_how_to_resume(args)}")
             is_told = True
             telling.release()
@@ -136,8 +145,31 @@ def _call(args: Sequence[str]) -> None:
 
         _fail(unknown("command", command, COMMANDS))
     _quiet()
-    # Imported only when needed: most commands import torch, which takes seconds.
-    importlib.import_module(f"stepagent.commands.{COMMANDS[command][0]}").main(args[1:])
+    if "--launcher" in args and command in SHARED:
+        from stepagent.commands.launching import launch
+
+        launch(args, RESUMABLE.get(command, ""))
+        return
+    with _together(command):
+        # Imported only when needed: most commands import torch, which takes seconds.
+        importlib.import_module(f"stepagent.commands.{COMMANDS[command][0]}").main(args[1:])
+
+
+@contextmanager
+def _together(command: str) -> Iterator[None]:
+    """Within the block the processes that torchrun started work together; the first one talks."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    if command not in SHARED:
+        _fail(f"{command}: works in one process; torchrun can start {', '.join(SHARED)}")
+    from stepagent.processes import ranks
+
+    with ranks.joined(), ExitStack() as quiet:
+        if not ranks.is_first():
+            quiet.enter_context(redirect_stdout(quiet.enter_context(open(os.devnull, "w"))))
+            logging.getLogger("stepagent").setLevel(logging.ERROR)
+        yield
 
 
 def _reason(number: int) -> str:

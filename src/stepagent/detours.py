@@ -23,6 +23,7 @@ from stepagent.console.progress import track
 from stepagent.inspection import inspect
 from stepagent.model.generation import Decoding
 from stepagent.model.policy import Policy
+from stepagent.processes import ranks
 from stepagent.rendering.actions import same_action
 from stepagent.rendering.renderer import RenderedTrajectory
 from stepagent.seeds import derive
@@ -86,7 +87,7 @@ def take_detours(
         taken=sum(len(row) for own in mistakes for row in own.before),
         refused=sum(len(own.refused) for own in mistakes),
         not_repeated=sum(own.is_repeated is False for own in mistakes),
-        lost=sum(own.is_lost for own in mistakes),
+        lost=sum(own.lost is not None for own in mistakes),
         env_steps=sum(own.env_steps for own in mistakes),
     )
 
@@ -101,8 +102,8 @@ class _Mistakes:
     """Whether a plain replay matches the recording; unknown until a replay has diverged."""
     refused: set[tuple[int, str]] = field(default_factory=set)
     """Step and text of the mistakes that were dropped."""
-    is_lost: bool = False
-    """Whether the environment was lost in every attempt."""
+    lost: Lost | None = None
+    """Set if the environment was lost in every attempt."""
     env_steps: int = 0
 
 
@@ -124,7 +125,7 @@ def _add(
             (action,) = step.agent_actions
             is_right = same_action(action.text, step.expert_action)
             is_refused = own.is_repeated is False or (number, action.text) in own.refused
-            if not is_right and not is_refused and not own.is_lost:
+            if not is_right and not is_refused and own.lost is None:
                 row.append(action)
 
 
@@ -132,12 +133,13 @@ def _replay_all(
     policy: Policy,
     task: Task,
     demonstrations: Sequence[RenderedTrajectory],
-    mistakes: Sequence[_Mistakes],
+    mistakes: list[_Mistakes],
     room: int,
     num_parallel: int,
 ) -> list[RenderedTrajectory]:
     """Replays all demonstrations and drops the mistakes after which they diverge."""
-    own = {d.trajectory.id: (d, m) for d, m in zip(demonstrations, mistakes, strict=True)}
+    every = {d.trajectory.id: (d, m) for d, m in zip(demonstrations, mistakes, strict=True)}
+    own = {name: every[name] for name in ranks.every_other(list(every))}
 
     def play(ids: Sequence[str], count: int) -> Generator[RenderedTrajectory | Lost, None, None]:
         # Replays wait for nothing but their environments, which compete for the cores.
@@ -160,19 +162,22 @@ def _replay_all(
             for env in envs:
                 env.close()
 
-    found, lost = dict[str, RenderedTrajectory](), list[Lost]()
+    found = dict[str, tuple[RenderedTrajectory, _Mistakes]]()
     for outcome in track(play_all(play, list(own), num_parallel), "Detours", total=len(own)):
         if isinstance(outcome, Lost):
             logger.warning("lost: %s; the demonstration is used without mistakes", outcome)
-            lost.append(outcome)
             demonstration, without = own[outcome.item]
-            without.before, without.is_lost = [[] for _ in without.before], True
-            found[outcome.item] = demonstration
+            without.before, without.lost = [[] for _ in without.before], outcome
+            found[outcome.item] = demonstration, without
         else:
-            found[outcome.trajectory.id] = outcome
-    if lost and len(lost) == len(found):
+            name = outcome.trajectory.id
+            found[name] = outcome, own[name][1]
+    known = ranks.gathered(found)
+    mistakes[:] = [known[name][1] for name in every]
+    lost = [m.lost for m in mistakes if m.lost]
+    if lost and len(lost) == len(mistakes):
         raise all_lost(lost, len(lost))
-    return [found[name] for name in own]
+    return [known[name][0] for name in every]
 
 
 def _replay(

@@ -12,6 +12,7 @@ from stepagent.console.progress import track
 from stepagent.inspection import agreement, inspect, path_logprobs, step_tree
 from stepagent.model.generation import Decoding
 from stepagent.model.policy import Policy
+from stepagent.processes import ranks
 from stepagent.rendering.renderer import RenderedTrajectory
 from stepagent.rollout import rollout
 from stepagent.statistics import Interval, mean_interval, proportion_interval
@@ -92,12 +93,17 @@ def evaluate(
     Raises `EnvironmentLost` if every environment is lost, and whatever `rollout` raises.
     """
     episodes, lost = dict[str, Trajectory](), list[Lost]()
-    outcomes = episodes_of(policy, task, items, config=config, seed=seed)
-    for outcome in track(outcomes, description, total=len(items)):
+    own = ranks.every_other(items)
+    outcomes = episodes_of(policy, task, own, config=config, seed=seed)
+    found = {
+        outcome.item if isinstance(outcome, Lost) else outcome.id: outcome
+        for outcome in track(outcomes, description, total=len(own))
+    }
+    for item, outcome in ranks.gathered(found).items():
         if isinstance(outcome, Lost):
             lost.append(outcome)
         else:
-            episodes[outcome.id] = outcome
+            episodes[item] = outcome
     return summarize([episodes[item] for item in items if item in episodes], lost)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from stepagent.console.progress import track
-from stepagent.model.device import until_it_fits
+from stepagent.model.device import until_all_fit
 from stepagent.model.generation import (
     Branch,
     Decoding,
@@ -25,6 +25,7 @@ from stepagent.model.policy import Policy
 from stepagent.model.prefix_tree import ROOT, PrefixTree, lay_out
 from stepagent.model.sampling import random_numbers
 from stepagent.model.updates import read_paths
+from stepagent.processes import ranks
 from stepagent.rendering.actions import same_action
 from stepagent.rendering.renderer import RenderedTrajectory
 from stepagent.types import AgentAction, PracticedStep
@@ -43,10 +44,11 @@ def inspect(
     `num_actions` actions are sampled in each state; the same seed gives the same actions. Raises
     `OutOfMemory` if a single demonstration does not fit.
     """
-    actions_of = until_it_fits(
+    found = until_all_fit(
         lambda: _actions(policy, demonstrations, decoding, seed, num_actions),
         policy.layers.halve_budget,
     )
+    actions_of = ranks.gathered(found)
     return [
         PracticedStep(
             trajectory_id=d.trajectory.id,
@@ -54,10 +56,10 @@ def inspect(
             expert_action=d.trajectory.steps[step].action,
             agent_actions=tuple(
                 _agent_action(policy, d, g)
-                for g in own[step * num_actions : (step + 1) * num_actions]
+                for g in actions_of[number][step * num_actions : (step + 1) * num_actions]
             ),
         )
-        for d, own in zip(demonstrations, actions_of, strict=True)
+        for number, d in enumerate(demonstrations)
         for step in range(len(d.actions))
     ]
 
@@ -68,8 +70,8 @@ def _actions(
     decoding: Decoding,
     seed: int,
     num_actions: int,
-) -> list[list[Generated]]:
-    """For each demonstration the sampled actions, `num_actions` for each state."""
+) -> dict[int, list[Generated]]:
+    """For each demonstration of this process's share the actions, `num_actions` for each state."""
     layers, end_id = policy.layers, policy.renderer.end_id
     uniforms = [
         [
@@ -80,18 +82,20 @@ def _actions(
         for d in demonstrations
     ]
     if not layers.takes_attention:
-        return [
-            [
+        share = ranks.own([float(d.num_tokens) for d in demonstrations])
+        return {
+            i: [
                 decode_alone(layers, state, uniform, decoding, end_id)
-                for number, state in enumerate(d.states)
-                for uniform in own[number * num_actions : (number + 1) * num_actions]
+                for number, state in enumerate(demonstrations[i].states)
+                for uniform in uniforms[i][number * num_actions : (number + 1) * num_actions]
             ]
-            for d, own in zip(track(demonstrations, "Inspection"), uniforms, strict=True)
-        ]
+            for i in track(share, "Inspection")
+        }
     trees = [_state_tree(d) for d in demonstrations]
     groups = decoding_groups(layers, [len(tree) for tree, _ in trees], [len(u) for u in uniforms])
-    actions_of: list[list[Generated]] = [[] for _ in demonstrations]
-    for group in track(groups, "Inspection"):
+    costs = [float(sum(len(trees[i][0]) for i in group)) for group in groups]
+    actions_of = dict[int, list[Generated]]()
+    for group in track([groups[n] for n in ranks.own(costs)], "Inspection"):
         rows, branches = [], []
         for number, i in enumerate(group):
             tree, states = trees[i]

@@ -14,6 +14,7 @@ from stepagent.detours import Detours, take_detours
 from stepagent.inspection import StepTree, inspect, rollout_tree, step_trees
 from stepagent.model.generation import Decoding
 from stepagent.model.policy import Policy
+from stepagent.processes import ranks
 from stepagent.rendering.renderer import RenderedTrajectory
 from stepagent.rollout import rollout
 from stepagent.seeds import derive
@@ -259,21 +260,26 @@ class Practice:
         items = every[number % stride :: stride]
         found, lost = list[RenderedTrajectory](), list[Lost]()
         for turn in range(episodes):
+            own = ranks.every_other(items)
             outcomes = rollout(
                 policy,
                 self.playground.task,
-                items,
+                own,
                 self.config.decoding,
                 seed=derive(self.seed_of(number), "exploration", turn),
                 num_parallel=self.playground.num_parallel,
             )
+            ended = {
+                outcome.item if isinstance(outcome, Lost) else outcome.trajectory.id: outcome
+                for outcome in track(outcomes, "Exploration", total=len(own))
+            }
             played = dict[str, RenderedTrajectory]()
-            for outcome in track(outcomes, "Exploration", total=len(items)):
+            for item, outcome in ranks.gathered(ended).items():
                 if isinstance(outcome, Lost):
                     logger.warning("lost: %s", outcome)
                     lost.append(outcome)
                 else:
-                    played[outcome.trajectory.id] = outcome
+                    played[item] = outcome
             found += [played[item] for item in items if item in played]
         if lost and not found:
             raise all_lost(lost, len(lost))

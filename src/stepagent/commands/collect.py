@@ -32,6 +32,7 @@ from stepagent.commands.parsing import (
 from stepagent.console.printable import printable
 from stepagent.evaluation import choose_items
 from stepagent.experiment.pipeline import PANEL_SEED
+from stepagent.processes import ranks
 from stepagent.tasks.base import Split
 from stepagent.tasks.demonstrations import demonstrate, solved, sorted_out
 from stepagent.tasks.tries import Lost
@@ -112,9 +113,10 @@ def collect_demonstrations(
         print_bill(played, prompted)
     if not found.trajectories:
         raise UsageError(f"the expert solved none of {len(items)} items; {out} was not written")
-    write_jsonl(out, found.trajectories, replace=may_replace)
-    if not client and not found.lost:
-        drop_journal(out)
+    if ranks.is_first():
+        write_jsonl(out, found.trajectories, replace=may_replace)
+        if not client and not found.lost:
+            drop_journal(out)
     steps = sum(len(t.steps) for t in found.trajectories)
     print(f"{out}: {len(found.trajectories)} of {len(items)} items, {steps} steps")
 

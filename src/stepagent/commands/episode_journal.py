@@ -5,10 +5,11 @@ run again takes finished episodes from it, provided that its settings are the sa
 that was cut off by the kill is dropped, and its episode is played again.
 """
 
+import glob
 import hashlib
 import logging
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from stepagent.console.printable import printable
 from stepagent.console.progress import track
 from stepagent.files.atomic import disk_errors
 from stepagent.files.locks import Taken, lock
+from stepagent.processes import ranks
 from stepagent.tasks.tries import Missing
 from stepagent.trajectories import TrajectoryError, read_jsonl
 from stepagent.types import Trajectory
@@ -156,27 +158,57 @@ def kept(
 
     Episodes that the journal already has are not played again. Raises `JournalError` if one of them
     was played with other settings than those of the item now.
+
+    Each of several processes plays its share and has a journal of its own, until the first one
+    takes over what is in it: here, or when a stopped command is run again.
     """
-    with Journal(journal_path(out)) as journal:
-        for item in items:
-            if item in journal.episodes:
-                journal.check(item, settings(item))
-        left = [item for item in items if item not in journal.episodes]
+    with ExitStack() as stack:
+        path = journal_path(out)
+        if ranks.is_first():
+            journal = stack.enter_context(Journal(path))
+            for other in sorted(path.parent.glob(f"{glob.escape(path.name)}.[0-9]*")):
+                _take_over(journal, other)
+            for item in items:
+                if item in journal.episodes:
+                    journal.check(item, settings(item))
+        found: dict[str, Trajectory | Missing] = {}
+        found |= ranks.from_first(journal.episodes if ranks.is_first() else {})
+        if not ranks.is_first():
+            journal = stack.enter_context(Journal(path.with_name(f"{path.name}.{ranks.rank()}")))
+        left = [item for item in items if item not in found]
         if len(left) < len(items):
-            logger.info(
-                "%s: has %d of %d episodes", journal.path, len(items) - len(left), len(items)
-            )
-        others: dict[str, Missing] = {}
-        with closing(play(left)) as outcomes:
-            for outcome in track(outcomes, description, total=len(left)):
+            logger.info("%s: has %d of %d episodes", path, len(items) - len(left), len(items))
+        own, mine = ranks.every_other(left), dict[str, Trajectory | Missing]()
+        with closing(play(own)) as outcomes:
+            for outcome in track(outcomes, description, total=len(own)):
                 if isinstance(outcome, Trajectory):
                     how = settings(outcome.id)
                     journal.add(_with_metadata(outcome, {**outcome.metadata, **how}))
+                    mine[outcome.id] = journal.episodes[outcome.id]
                 else:
-                    others[outcome.item] = outcome
-        return [
-            others[item] if item in others else _as_played(journal.episodes[item]) for item in items
-        ]
+                    mine[outcome.item] = outcome
+        found |= ranks.gathered(mine)
+        if ranks.is_first():
+            for item in left:
+                played = found[item]
+                if isinstance(played, Trajectory) and item not in journal.episodes:
+                    journal.add(played)
+        ranks.wait()
+        if not ranks.is_first():
+            journal.path.unlink()
+    return [
+        _as_played(played) if isinstance(played := found[item], Trajectory) else played
+        for item in items
+    ]
+
+
+def _take_over(journal: Journal, path: Path) -> None:
+    """Adds the episodes of another process's journal, and removes it."""
+    with Journal(path) as other:
+        for item, episode in other.episodes.items():
+            if item not in journal.episodes:
+                journal.add(episode)
+        path.unlink()
 
 
 def _as_played(episode: Trajectory) -> Trajectory:

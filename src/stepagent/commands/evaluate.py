@@ -36,6 +36,7 @@ from stepagent.experiment.inputs import model_input
 from stepagent.experiment.pipeline import PANEL_SEED
 from stepagent.experiment.results import interval_text
 from stepagent.model.device import ComputeConfig
+from stepagent.processes import ranks
 from stepagent.tasks.base import Split
 from stepagent.tasks.tries import Lost
 from stepagent.trajectories import write_jsonl
@@ -118,9 +119,10 @@ def evaluate_policy(
         world.close()
     lost = [outcome for outcome in outcomes if isinstance(outcome, Lost)]
     result = summarize([t for t in outcomes if isinstance(t, Trajectory)], lost)
-    write_jsonl(out, result.episodes, replace=may_replace)
-    if not lost:
-        drop_journal(out)
+    if ranks.is_first():
+        write_jsonl(out, result.episodes, replace=may_replace)
+        if not lost:
+            drop_journal(out)
     print_lost(lost, len(panel))
     print(f"score    {interval_text(result.score)}")
     print(f"success  {interval_text(result.success, percent=True)}")

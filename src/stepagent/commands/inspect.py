@@ -13,6 +13,7 @@ from stepagent.commands.parsing import run_command
 from stepagent.inspection import agreement, inspect
 from stepagent.model.device import ComputeConfig
 from stepagent.practice import InspectionConfig
+from stepagent.processes import ranks
 from stepagent.trajectories import write_jsonl
 
 DEFAULT, DEFAULT_COMPUTE = InspectionConfig(), ComputeConfig()
@@ -54,7 +55,8 @@ def inspect_file(
     agent = load_policy(policy, compute)
     rendered = render_demonstrations(agent, trajectories, skip_invalid=skip_invalid)
     practised = inspect(agent, rendered, config.decoding, seed=seed, num_actions=config.num_actions)
-    write_jsonl(out, practised, replace=overwrite)
+    if ranks.is_first():
+        write_jsonl(out, practised, replace=overwrite)
     print(
         f"{out}: {len(practised)} practised steps of {len(rendered)} trajectories, "
         f"{agreement(practised):.1%} of the policy's actions are the expert's"

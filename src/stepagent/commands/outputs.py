@@ -6,13 +6,17 @@ replaced, others its target.
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from stepagent.commands.parsing import UsageError
 from stepagent.experiment.manifest import MANIFEST
 from stepagent.experiment.run_folder import CONFIG, UNITS
 from stepagent.experiment.run_json import check_name, shown
+from stepagent.files.atomic import atomic_folder
+from stepagent.processes import ranks
 
 
 def check_file(file: Path, *, inputs: Iterable[Path] = (), overwrite: bool = False) -> None:
@@ -103,3 +107,11 @@ def _make_parent(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise UsageError(f"{shown(path.parent)}: is not writable; choose another folder")
+
+
+@contextmanager
+def made_folder(folder: Path, *, replace: bool) -> Iterator[Path]:
+    """As `atomic_folder`; what other processes than the first write is deleted."""
+    made = atomic_folder(folder, replace=replace) if ranks.is_first() else TemporaryDirectory()
+    with made as name:
+        yield Path(name)

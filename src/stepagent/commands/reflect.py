@@ -14,6 +14,7 @@ from stepagent.commands.outputs import check_no_input
 from stepagent.commands.parsing import CONFIG, UsageError
 from stepagent.evaluation import likeness
 from stepagent.experiment.config import Reflection
+from stepagent.experiment.follower import open_run
 from stepagent.experiment.inputs import model_input
 from stepagent.experiment.rounds import Rounds
 from stepagent.experiment.run import Run, to_json
@@ -107,7 +108,7 @@ def main(args: Sequence[str]) -> None:
         found.inspection,
         seed=found.seed,
     )
-    with Run(found.out, _settings(found, model), resume=found.resume) as run:
+    with open_run(found.out, _settings(found, model), resume=found.resume) as run:
         _reflect(found, run, policy, practice)
         print(_table(run))
     print(f"Policies: {found.out / unit_path(round_unit(found.method, 1))} to {found.rounds}")

@@ -10,12 +10,12 @@ from stepagent.algorithms.sft import SFTConfig, sft
 from stepagent.bounds import COUNT, check_bounds
 from stepagent.commands.demonstrations import read_demonstrations, render_demonstrations
 from stepagent.commands.models import load_policy, prepare
-from stepagent.commands.outputs import check_folder
+from stepagent.commands.outputs import check_folder, made_folder
 from stepagent.commands.parsing import UsageError, run_command
 from stepagent.experiment.inputs import files_of
-from stepagent.files.atomic import atomic_folder
 from stepagent.model.device import ComputeConfig
 from stepagent.model.lora import LoRAConfig
+from stepagent.processes import ranks
 from stepagent.scratch.pretraining import PretrainConfig, pretrain
 from stepagent.scratch.small_model import TinyConfig, build_tiny_model
 
@@ -67,10 +67,10 @@ def train_novice(
         raise UsageError("--lora.rank: a model made from scratch has nothing to adapt")
     prepare()
     trajectories = read_demonstrations(demonstrations, skip_invalid=skip_invalid)
-    with atomic_folder(out, replace=overwrite) as folder:
-        if model is None:
+    with made_folder(out, replace=overwrite) as folder:
+        if model is None and ranks.is_first():
             build_tiny_model(trajectories, tiny, seed=seed, folder=folder)
-        policy = load_policy(model or str(folder), compute, lora, seed=seed)
+        policy = load_policy(model or str(ranks.from_first(folder)), compute, lora, seed=seed)
         rendered = render_demonstrations(policy, trajectories, skip_invalid=skip_invalid)
         if model is None:
             fitting = [d.trajectory for d in rendered]

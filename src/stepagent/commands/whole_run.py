@@ -10,14 +10,15 @@ from stepagent.commands.parsing import UsageError
 from stepagent.commands.report import check_page
 from stepagent.experiment.config import TrainConfig
 from stepagent.experiment.dev_and_test import best_unit
+from stepagent.experiment.follower import open_run
 from stepagent.experiment.inputs import model_input, run_settings
 from stepagent.experiment.manifest import check_policy
 from stepagent.experiment.novice import check_novice, take_novice
 from stepagent.experiment.own import OwnData
 from stepagent.experiment.pipeline import train
-from stepagent.experiment.run import Run
 from stepagent.experiment.run_folder import HELD_OUT, REPORT, SUMMARY
 from stepagent.files.atomic import file_hash
+from stepagent.processes import ranks
 from stepagent.report.page import write_report
 from stepagent.scratch.small_model import TinyConfig
 from stepagent.tasks.base import Task
@@ -68,11 +69,12 @@ def run_training(
         check_novice(novice, settings)
     if out.is_dir():
         check_page([out], page)
-    with Run(out, settings, resume=resume) as run:
+    with open_run(out, settings, resume=resume) as run:
         if novice is not None:
             take_novice(run, novice)
         train(config, run, task, own=own)
-        write_report([out], page)
+        if ranks.is_first():
+            write_report([out], page)
         policy = run.unit_folder(best_unit(run, config.methods))
     print()
     print((out / SUMMARY).read_text(encoding="utf-8"))

@@ -29,6 +29,7 @@ from stepagent.experiment.run_folder import (
 from stepagent.experiment.run_json import write_json
 from stepagent.methods import METHODS, NOVICE
 from stepagent.model.policy import Policy
+from stepagent.processes import ranks
 from stepagent.rendering.renderer import RenderedTrajectory
 from stepagent.tasks.base import Task
 from stepagent.tasks.tries import Lost
@@ -185,9 +186,10 @@ def score_prompted(config: TrainConfig, run: Run, task: Task, method: str) -> No
         )
         panel = run.read_json(DATA, PANELS_FILE)["test"]
         parallel = config.evaluation.num_parallel
-        found = list(play(prompted, panel, num_parallel=parallel))
-        lost = [outcome for outcome in found if isinstance(outcome, Lost)]
-        played = {e.id: e for e in found if isinstance(e, Trajectory)}
+        outcomes = play(prompted, ranks.every_other(panel), num_parallel=parallel)
+        found = ranks.gathered({o.item if isinstance(o, Lost) else o.id: o for o in outcomes})
+        lost = [outcome for outcome in found.values() if isinstance(outcome, Lost)]
+        played = {item: e for item, e in found.items() if isinstance(e, Trajectory)}
         result = summarize([played[item] for item in panel if item in played], lost)
         episodes = result.episodes
         for episode in episodes:

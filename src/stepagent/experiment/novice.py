@@ -26,6 +26,7 @@ from stepagent.experiment.run_json import RunError, read_config, shown
 from stepagent.methods import METHODS, NOVICE
 from stepagent.model.policy import Policy
 from stepagent.model.updates import Metrics
+from stepagent.processes import ranks
 from stepagent.rendering.renderer import RenderedTrajectory
 from stepagent.scratch.pretraining import pretrain
 from stepagent.scratch.small_model import TinyConfig, build_tiny_model
@@ -80,8 +81,9 @@ def _make_base(
     config: TrainConfig, model: TinyConfig, run: Run, demonstrations: Sequence[Trajectory]
 ) -> None:
     with run.unit(BASE) as folder:
-        build_tiny_model(demonstrations, model, seed=config.seed, folder=folder)
-        policy = Policy.load(folder, config.compute)
+        if ranks.is_first():
+            build_tiny_model(demonstrations, model, seed=config.seed, folder=folder)
+        policy = Policy.load(ranks.from_first(folder), config.compute)
         own = [d.trajectory for d in rendered(run, policy, demonstrations, "pretraining")]
         pretrain(policy, own, config.pretrain, seed=config.seed, log=_log(run, "pretrain"))
         policy.save(folder)

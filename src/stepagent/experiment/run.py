@@ -36,6 +36,7 @@ from stepagent.experiment.run_json import (
 )
 from stepagent.files.atomic import TEMPORARY, atomic_folder, atomic_write, disk_errors, file_hash
 from stepagent.files.locks import Taken, lock
+from stepagent.processes import ranks
 from stepagent.trajectories import read_jsonl
 from stepagent.types import Record
 
@@ -207,6 +208,7 @@ class Run:
             if self._dev_row.get(name) is not None
         )
         logger.info("%s: done in %.0f s%s", unit, time.monotonic() - begun, told)
+        ranks.wait()
 
     @contextmanager
     def write(self, name: str) -> Iterator[IO[bytes]]:

@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, cast
 
 import numpy as np
 import torch
 
 from stepagent.model.products import fastest, onednn_gain, uses_onednn
+from stepagent.processes import ranks
 
 CPU_TOKEN_BUDGET = 512
 """Longer rows spend more on attention between trees than they save by sharing a forward pass."""
@@ -102,7 +103,7 @@ def bfloat16_gain() -> float:
     a, b = torch.ones(256, 1024), torch.ones(1024, 1024)
     halves = a.bfloat16(), b.bfloat16()
     taken = fastest({"float32": lambda: a @ b, "bfloat16": lambda: halves[0] @ halves[1]})
-    gain = taken["float32"] / taken["bfloat16"]
+    gain = ranks.from_first(taken["float32"] / taken["bfloat16"])
     return gain / onednn_gain() if uses_onednn() else gain
 
 
@@ -152,6 +153,21 @@ def fitting_tokens(free: int, reserved: int, bytes_per_token: float) -> int:
     """How many tokens fit into `free` bytes, of which `reserved` are needed otherwise."""
     room = HEADROOM * free - reserved
     return max(128, min(MAX_TOKEN_BUDGET, int(room / bytes_per_token) // 128 * 128))
+
+
+def until_all_fit(attempt: Callable[[], T], halve: Callable[[], None]) -> T:
+    """As `until_it_fits`, for a share of common work: if memory runs out anywhere, all halve."""
+    while True:
+        found: T | None = None
+        fits = False
+        with suppress(torch.OutOfMemoryError):
+            found, fits = attempt(), True
+        if ranks.all_of(fits):
+            return cast(T, found)
+        found = None
+        halve()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 def until_it_fits(attempt: Callable[[], T], halve: Callable[[], None]) -> T:

@@ -29,6 +29,7 @@ from stepagent.model.lora import Adapter
 from stepagent.model.masters import Masters, cast_frozen
 from stepagent.model.prefix_tree import Pack, PrefixTree, Row, pack
 from stepagent.model.products import use_faster_products
+from stepagent.processes import ranks
 
 logger = logging.getLogger(__name__)
 
@@ -207,6 +208,12 @@ class Layers:
     def packs(self, trees: Sequence[PrefixTree]) -> Iterator[Pack]:
         """Packs the trees within the token budget, on the model's device."""
         for packed in pack(trees, self.token_budget, shared=self.shares_prefixes):
+            yield packed.to(self.model.device)
+
+    def own_packs(self, trees: Sequence[PrefixTree]) -> Iterator[Pack]:
+        """This process's share of the packs."""
+        shared = self.shares_prefixes
+        for packed in pack(trees, self.token_budget, shared=shared, choose=ranks.own):
             yield packed.to(self.model.device)
 
     def row_hidden(self, row: Row) -> Tensor:

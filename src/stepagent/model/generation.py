@@ -20,8 +20,9 @@ from stepagent.model.prefix_tree import Row
 from stepagent.model.row_ends import RowEnds
 from stepagent.model.sampling import choose
 
-DECODED_TOGETHER = 2
-"""Actions decoded together, in token budgets: a step forwards one token of each."""
+DECODED_TOGETHER = 256
+"""Most actions decoded together: a step forwards one token of each. More would hardly be faster,
+and several processes would have fewer groups to share."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,8 @@ def decoding_groups(
 
     Trees of a group have similar lengths, because each takes as much memory as the longest.
     """
-    most_branches, most_tokens = DECODED_TOGETHER * layers.token_budget, room_for(layers)
+    most_branches = min(DECODED_TOGETHER, 2 * layers.token_budget)
+    most_tokens = room_for(layers)
     groups: list[list[int]] = []
     for tree in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         group = [*groups[-1], tree] if groups else []
@@ -144,7 +146,7 @@ def decode_trees(
             for number, row in enumerate(rows)
         ]
     )
-    size = DECODED_TOGETHER * layers.token_budget
+    size = min(DECODED_TOGETHER, 2 * layers.token_budget)
     for first in range(0, len(branches), size):
         own = branches[first : first + size]
         if left := _follow(layers, rows, own, hidden, decoding, end_id):

@@ -8,6 +8,7 @@ from stepagent.model.forward import Layers
 from stepagent.model.prefix_tree import ROOT, PrefixTree
 from stepagent.model.reading import read
 from stepagent.model.weights import place
+from stepagent.processes import ranks
 
 SAMPLE = (
     "You are in the kitchen. Here you see: a cupboard (closed), a table with a glass jar on it, "
@@ -53,7 +54,7 @@ def check_reading(layers: Layers) -> None:
     def reads_alike() -> bool:
         (packed,) = layers.packs([tree])
         found = read(layers, packed).logprobs
-        return torch.allclose(found, torch.cat(expected), atol=atol, rtol=rtol)
+        return ranks.all_of(torch.allclose(found, torch.cat(expected), atol=atol, rtol=rtol))
 
     if reads_alike():
         return
@@ -74,7 +75,7 @@ def halve_and_compare(layers: Layers, tokenizer: PreTrainedTokenizerBase) -> flo
     (packed,) = layers.packs([tree])
     before = read(layers, packed).logprobs
     layers.halve_precision()
-    return float((read(layers, packed).logprobs - before).abs().mean())
+    return ranks.from_first(float((read(layers, packed).logprobs - before).abs().mean()))
 
 
 def trained_tokens(layers: Layers) -> int:
@@ -92,4 +93,5 @@ def trained_tokens(layers: Layers) -> int:
         parameter.grad = None
     torch.cuda.empty_cache()
     reserved = 12 * sum(p.numel() for p in parameters)  # gradient and AdamW's two moments
-    return fitting_tokens(torch.cuda.mem_get_info()[0], reserved, (peaks[1] - peaks[0]) / 512)
+    fitting = fitting_tokens(torch.cuda.mem_get_info()[0], reserved, (peaks[1] - peaks[0]) / 512)
+    return min(ranks.from_all(fitting))

@@ -35,6 +35,7 @@ from stepagent.model.weights import (
     place,
     reason,
 )
+from stepagent.processes import ranks
 from stepagent.rendering.chat_template import TemplateError
 from stepagent.rendering.renderer import RenderedTrajectory, Renderer
 from stepagent.types import Trajectory
@@ -137,8 +138,11 @@ class Policy:
     def save(self, folder: str | Path) -> None:
         """Writes a Hugging Face model folder, or an adapter folder if the policy has an adapter.
 
-        Raises `WeightsError` and writes nothing if a weight is not finite.
+        Of several processes only the first writes. Raises `WeightsError` and writes nothing if a
+        weight is not finite.
         """
+        if not ranks.is_first():
+            return
         with self.layers.in_full_precision():
             if self.layers.adapter is not None:
                 self.layers.adapter.save(Path(folder))

@@ -13,7 +13,7 @@ paths one at a time, in value and gradient (called gradient-equivalent in Tree T
 arXiv 2511.00413).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -208,19 +208,29 @@ def fill_rows(sizes: Sequence[int], token_budget: int) -> list[list[int]]:
     return rows
 
 
-def pack(trees: Sequence[PrefixTree], token_budget: int, *, shared: bool = True) -> list[Pack]:
+def pack(
+    trees: Sequence[PrefixTree],
+    token_budget: int,
+    *,
+    shared: bool = True,
+    choose: Callable[[Sequence[float]], Sequence[int]] = lambda sizes: range(len(sizes)),
+) -> Iterator[Pack]:
     """Packs trees into batches of at most `token_budget` tokens; a longer tree is a pack alone.
 
     A tree is never split, so a loss may compare any paths of one tree. With `shared=False` each
     path gets its own row, for models whose layers cannot compute a tree mask. Paths, their order
     and their values stay the same; the budget then counts repeated prefixes too.
+
+    `choose` may leave out packs: given their numbers of tokens, it returns the indices of the
+    others.
     """
-    if shared:
-        groups = fill_rows([len(tree) for tree in trees], token_budget)
-        return [_lay_out([[trees[i] for i in group]], group) for group in groups]
-    forests = [tree.separate() for tree in trees]
-    groups = fill_rows([sum(map(len, forest)) for forest in forests], token_budget)
-    return [_lay_out([[tree] for i in group for tree in forests[i]], group) for group in groups]
+    forests = [[tree] if shared else tree.separate() for tree in trees]
+    sizes = [sum(map(len, forest)) for forest in forests]
+    groups = fill_rows(sizes, token_budget)
+    for number in choose([float(sum(sizes[i] for i in group)) for group in groups]):
+        group = groups[number]
+        every = [tree for i in group for tree in forests[i]]
+        yield _lay_out([every] if shared else [[tree] for tree in every], group)
 
 
 def lay_out(

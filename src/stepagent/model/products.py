@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from stepagent.processes import ranks
+
 MIN_GAIN = 1.5
 """oneDNN is used if it is at least this many times as fast; noise must not decide between them."""
 MIN_MULTIPLICATIONS = 10**6
@@ -60,7 +62,7 @@ def onednn_gain() -> float:
         return 0.0
     a, b = torch.ones(256, 1024), torch.ones(1024, 1024)
     taken = fastest({"mkl": lambda: F.linear(a, b), "onednn": lambda: _product(a, b)})
-    return taken["mkl"] / taken["onednn"]
+    return ranks.from_first(taken["mkl"] / taken["onednn"])
 
 
 def fastest(products: Mapping[str, Callable[[], Any]]) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """Parameter updates for any loss: one optimizer step for each batch of prefix trees."""
 
+import logging
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,10 +15,13 @@ from transformers import get_linear_schedule_with_warmup
 
 from stepagent.bounds import AMOUNT, SHARE, Above, check_bounds
 from stepagent.console.progress import track
-from stepagent.model.device import until_it_fits
+from stepagent.model.device import until_all_fit
 from stepagent.model.forward import Layers
 from stepagent.model.memory import keep_freed_memory
 from stepagent.model.prefix_tree import Pack, PrefixTree
+from stepagent.processes import ranks
+
+logger = logging.getLogger(__name__)
 
 Metrics = dict[str, float]
 
@@ -110,7 +114,9 @@ class Updater:
             self.optimizer.zero_grad(set_to_none=True)
             layers.halve_budget()
 
-        total = until_it_fits(lambda: self._gradient(losses()), halve)
+        total = ranks.summed(until_all_fit(lambda: self._gradient(losses()), halve))
+        for group in self.optimizer.param_groups:
+            ranks.sum_gradients(group["params"])
         loss = total.pop(_LOSS, 0.0)
         norms = [self._clip(group["params"]) for group in self.optimizer.param_groups]
         total |= {"learning_rate": self.schedule.get_last_lr()[0], "grad_norm": norms[0]}
@@ -214,6 +220,11 @@ def fit(
     the seed and the pass. Training stops after a pass if `enough` returns true.
     """
     keep_freed_memory()
+    if config.batch_size < ranks.count():
+        logger.warning(
+            "%s: a batch of %d cannot be shared by %d processes: some have nothing to do; a larger "
+            "batch size would use them", stage, config.batch_size, ranks.count(),
+        )  # fmt: skip
     total = config.epochs * num_batches(count, config.batch_size)
     updater = Updater(layers.parameters(), config.optimizer, total, stage=stage, apart=apart)
 
@@ -232,8 +243,11 @@ def fit(
 def batch_packs(
     layers: Layers, trees: Sequence[PrefixTree], batch: Sequence[int]
 ) -> Iterator[tuple[Pack, list[int]]]:
-    """The packs of a batch of trees, each with the indices of its trees in path order."""
-    for packed in layers.packs([trees[i] for i in batch]):
+    """This process's packs of a batch of trees, each with the indices of its trees in path order.
+
+    So a part of a loss is divided by totals of the whole batch, not of the packs.
+    """
+    for packed in layers.own_packs([trees[i] for i in batch]):
         yield packed, [batch[i] for i in packed.trees]
 
 
@@ -252,15 +266,17 @@ def read_trees(
     by tree. If memory runs out, the token budget is halved; raises `OutOfMemory` if that is not
     enough.
     """
-    return until_it_fits(lambda: _read(layers.packs(trees), trees, read), layers.halve_budget)
+    found = until_all_fit(lambda: _read(layers.own_packs(trees), trees, read), layers.halve_budget)
+    every = ranks.gathered(found)
+    return [every[tree] for tree in range(len(trees))]
 
 
 def _read(
     packs: Iterable[Pack],
     trees: Sequence[PrefixTree],
     read: Callable[[Pack], tuple[Tensor, ...]],
-) -> list[tuple[Tensor, ...]]:
-    found: list[tuple[Tensor, ...]] = [()] * len(trees)
+) -> dict[int, tuple[Tensor, ...]]:
+    found = dict[int, tuple[Tensor, ...]]()
     for packed in packs:
         num_paths = [len(trees[i].paths) for i in packed.trees]
         num_targets = [sum(map(len, trees[i].paths)) for i in packed.trees]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from stepagent.console.progress import track
+from stepagent.processes import ranks
 from stepagent.tasks.base import ExpertFailed, Task
 from stepagent.tasks.tries import Lost, Missing, all_lost, in_threads, play_all, retried
 from stepagent.types import Trajectory
@@ -88,9 +89,11 @@ def collect(task: Task, items: Sequence[str], *, num_parallel: int = 4) -> Colle
         ((), ())
     """
     found = {}
-    outcomes = demonstrate(task, items, num_parallel=num_parallel)
-    for outcome in track(outcomes, "Collecting", total=len(items)):
+    own = ranks.every_other(items)
+    outcomes = demonstrate(task, own, num_parallel=num_parallel)
+    for outcome in track(outcomes, "Collecting", total=len(own)):
         found[outcome.id if isinstance(outcome, Trajectory) else outcome.item] = outcome
+    found = ranks.gathered(found)
     return sorted_out([found[item] for item in items])
 
 

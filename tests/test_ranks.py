@@ -1,0 +1,193 @@
+"""Several processes: exact shares of the work, the same results as one, whatever is killed."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import together
+from stepagent.commands.episode_journal import journal_path, read_journal
+from stepagent.processes import ranks
+from stepagent.types import Trajectory
+from test_pipeline import assert_same, files
+
+TESTS = Path(__file__).parent
+
+
+def torchrun(
+    count: int, *arguments: str, restarts: int = 0, module: Sequence[str] = ()
+) -> subprocess.CompletedProcess[str]:
+    """Runs `together.py`, or a module, in so many processes on this machine."""
+    launcher = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone",
+        f"--nproc-per-node={count}", f"--max-restarts={restarts}",
+    ]  # fmt: skip
+    program = [*module] if module else [str(TESTS / "together.py")]
+    return subprocess.run(
+        [*launcher, *program, *arguments],
+        env=os.environ | {"PYTHONPATH": f"{TESTS}:{TESTS.parent / 'src'}", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def succeed(done: subprocess.CompletedProcess[str]) -> None:
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def as_rank(monkeypatch: pytest.MonkeyPatch, rank: int, count: int) -> None:
+    monkeypatch.setattr(ranks, "count", lambda: count)
+    monkeypatch.setattr(ranks, "rank", lambda: rank)
+
+
+@given(costs=st.lists(st.floats(0, 100), max_size=30), count=st.integers(1, 5))
+def test_each_item_is_done_once_and_none_does_much_more_than_the_others(
+    costs: list[float], count: int
+) -> None:
+    shares = []
+    for rank in range(count):
+        with pytest.MonkeyPatch.context() as patch:
+            as_rank(patch, rank, count)
+            shares.append(ranks.own(costs))
+    assert sorted(item for share in shares for item in share) == list(range(len(costs)))
+    assert all(share == sorted(share) for share in shares)
+    loads = [sum(costs[i] for i in share) for share in shares]
+    # Longest first: no process could be spared its last item without being below the average.
+    assert max(loads) <= sum(costs) / count + max(costs, default=0) + 1e-9
+
+
+def test_shares_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    # 5 | 4, then 3 to the second (7), 3 to the first (8), 2 to the second (9).
+    for rank, share in ((0, [0, 3]), (1, [1, 2, 4])):
+        as_rank(monkeypatch, rank, 2)
+        assert ranks.own([5, 4, 3, 3, 2]) == share
+        assert ranks.every_other("abcde") == ["ace", "bd"][rank]
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("together")
+    for what in ("learners", "practice", "short_of_memory"):
+        succeed(torchrun(2, what, str(folder / what)))
+    return folder
+
+
+def results(both: Path, what: str) -> list[Any]:
+    """What each of the processes found; each had a share of most of the work."""
+    found = []
+    for rank in range(2):
+        result, some, none = torch.load(both / f"{what}-{rank}.pt", weights_only=False)
+        assert some > 4 * none
+        found.append(result)
+    return found
+
+
+def test_learners_find_the_same_in_two_processes_as_in_one(both: Path) -> None:
+    alone = together.learners()
+    for found in results(both, "learners"):
+        assert found.keys() == alone.keys()
+        for name, (logged, weights, facts) in alone.items():
+            mine_logged, mine, mine_facts = found[name]
+            assert len(logged) == len(mine_logged) > 2
+            for row, other in zip(mine_logged, logged, strict=True):
+                assert row == pytest.approx(other, rel=1e-12, abs=1e-12), name
+            torch.testing.assert_close(mine, weights, rtol=1e-12, atol=1e-12)
+            if name == "ppo":
+                assert mine_facts[0] == pytest.approx(facts[0], rel=1e-12)
+                torch.testing.assert_close(mine_facts[1], facts[1], rtol=1e-12, atol=1e-12)
+
+
+def test_both_processes_have_the_same_weights_to_the_last_bit(both: Path) -> None:
+    one, other = results(both, "learners")
+    for name, (logged, weights, _) in one.items():
+        assert logged == other[name][0]
+        assert all(torch.equal(a, b) for a, b in zip(weights, other[name][1], strict=True))
+
+
+def test_practice_and_reading_are_those_of_one_process_to_the_last_bit(both: Path) -> None:
+    alone = together.practice()
+    for found in results(both, "practice"):
+        assert found.keys() == alone.keys()
+        for name in ("inspected", "played", "collected", "detours"):
+            assert found[name] == alone[name], name
+        assert all(torch.equal(a, b) for a, b in zip(found["read"], alone["read"], strict=True))
+
+
+def test_if_one_process_runs_out_of_memory_all_halve_their_rows(both: Path) -> None:
+    one, other = results(both, "short_of_memory")
+    assert one["budget"] == other["budget"] == together.BUDGET // 2
+    assert one["logged"] == other["logged"] and not other["left"]
+    alone = together.short_of_memory()
+    for row, wanted in zip(one["logged"], alone["logged"], strict=True):
+        assert row == pytest.approx(wanted, rel=1e-12, abs=1e-12)
+
+
+def test_a_journal_is_shared_and_takes_over_what_another_process_left(tmp_path: Path) -> None:
+    out = tmp_path / "journal.jsonl"
+    alone = together.journal(str(out))
+    whole = journal_path(out)
+    first, *_, last = whole.read_bytes().splitlines(keepends=True)
+    whole.write_bytes(first)
+    whole.with_name(f"{whole.name}.7").write_bytes(last + b'{"id":"cut')
+    succeed(torchrun(2, "journal", str(tmp_path / "journal")))
+    for rank in range(2):
+        found, *_ = torch.load(tmp_path / f"journal-{rank}.pt", weights_only=False)
+        assert found == alone
+    assert {p.name for p in tmp_path.glob("journal.jsonl*")} == {whole.name}
+    assert {t.id for t in read_journal(whole)} == {t.id for t in alone if isinstance(t, Trajectory)}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run by two processes that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    succeed(torchrun(2, "run", str(folder)))
+    return folder
+
+
+def test_a_run_by_two_processes_is_repeatable(whole: Path, tmp_path: Path) -> None:
+    succeed(torchrun(2, "run", str(tmp_path / "again")))
+    assert_same(tmp_path / "again", whole)
+
+
+@pytest.mark.parametrize(
+    ("unit", "victim"),
+    [("base", "1"), ("sft", "0"), ("implicit-round1", "1"), ("inverse-round2", "0")],
+)
+def test_a_process_that_is_killed_is_started_again_and_the_files_are_the_same(
+    whole: Path, tmp_path: Path, unit: str, victim: str
+) -> None:
+    succeed(torchrun(2, "run", str(tmp_path / "run"), unit, victim, restarts=1))
+    assert (tmp_path / "run.killed").exists()
+    assert_same(tmp_path / "run", whole)
+
+
+def test_a_run_of_two_processes_is_resumed_by_one(whole: Path, tmp_path: Path) -> None:
+    cut = tmp_path / "run"
+    assert torchrun(2, "run", str(cut), "implicit-round1", "0").returncode != 0
+    assert not (cut / "results.json").exists()
+    together.run(str(cut))
+    rows, wanted = (json.loads((f / "results.json").read_text()) for f in (cut, whole))
+    assert [{**row, "mean": 0, "low": 0, "high": 0} for row in rows] == [
+        {**row, "mean": 0, "low": 0, "high": 0} for row in wanted
+    ]
+    done = files(cut).keys()
+    assert done == files(whole).keys()
+    for unit in ("base", "sft"):
+        name = f"units/{unit}/model.safetensors"
+        assert files(cut)[name] == files(whole)[name]
+
+
+def test_a_command_that_cannot_be_shared_says_so() -> None:
+    done = torchrun(2, "tasks", module=["-m", "stepagent"])
+    assert done.returncode != 0
+    assert "stepagent: tasks: works in one process; torchrun can start train" in done.stderr
