@@ -43,7 +43,7 @@ PLACEHOLDERS = {
 """Words that stand for something narrower than a text; all others are parsed as they are."""
 OTHER_PROGRAMS = {"cd", "git", "export", "other/bin/pip", "other/bin/pytest", "."}
 """Programs of others whose arguments are not checked."""
-OTHER_OPTIONS = {"--no-deps"}
+OTHER_OPTIONS = {"--no-deps", "--max-restarts"}
 """Options of other programs."""
 
 
@@ -158,6 +158,8 @@ def check_other(words: list[str]) -> None:
         assert [o for o in args[1:] if o.startswith("--") and o not in source] == []
     elif program == "pytest":
         assert all((ROOT / a).exists() for a in args if a.endswith(".py"))
+    elif program == "torchrun":
+        check_stepagent(args[args.index("stepagent") + 1 :])
     elif program.startswith("STEPAGENT_"):
         check_other(args)
     else:

@@ -33,6 +33,7 @@ from stepagent.experiment.follower import open_run
 from stepagent.experiment.pipeline import train
 from stepagent.experiment.run import to_json
 from stepagent.inspection import inspect, path_logprobs
+from stepagent.model import generation
 from stepagent.model.generation import Decoding
 from stepagent.model.policy import Policy
 from stepagent.model.prefix_tree import Pack
@@ -111,6 +112,7 @@ def learners() -> dict[str, Any]:
 
 def practice() -> dict[str, Any]:
     """What a policy does and reads; equal to the last bit however many processes share it."""
+    generation.DECODED_TOGETHER = 8  # so that there are several groups to share
     policy = small(random_policy(scale=4.0))
     own = rendered(policy, [*demonstrations()[:6], *demonstrations()[40:46]])
     decoding = Decoding(max_new_tokens=8)

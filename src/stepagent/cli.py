@@ -145,11 +145,6 @@ def _call(args: Sequence[str]) -> None:
 
         _fail(unknown("command", command, COMMANDS))
     _quiet()
-    if "--launcher" in args and command in SHARED:
-        from stepagent.commands.launching import launch
-
-        launch(args, RESUMABLE.get(command, ""))
-        return
     with _together(command):
         # Imported only when needed: most commands import torch, which takes seconds.
         importlib.import_module(f"stepagent.commands.{COMMANDS[command][0]}").main(args[1:])

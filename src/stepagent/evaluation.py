@@ -8,13 +8,11 @@ import numpy as np
 import torch
 
 from stepagent.bounds import COUNT, check_bounds
-from stepagent.console.progress import track
 from stepagent.inspection import agreement, inspect, path_logprobs, step_tree
 from stepagent.model.generation import Decoding
 from stepagent.model.policy import Policy
-from stepagent.processes import ranks
 from stepagent.rendering.renderer import RenderedTrajectory
-from stepagent.rollout import rollout
+from stepagent.rollout import outcomes_by_item, rollout
 from stepagent.statistics import Interval, mean_interval, proportion_interval
 from stepagent.tasks.base import Split, Task
 from stepagent.tasks.tries import Lost, all_lost
@@ -92,18 +90,17 @@ def evaluate(
 
     Raises `EnvironmentLost` if every environment is lost, and whatever `rollout` raises.
     """
-    episodes, lost = dict[str, Trajectory](), list[Lost]()
-    own = ranks.every_other(items)
-    outcomes = episodes_of(policy, task, own, config=config, seed=seed)
-    found = {
-        outcome.item if isinstance(outcome, Lost) else outcome.id: outcome
-        for outcome in track(outcomes, description, total=len(own))
-    }
-    for item, outcome in ranks.gathered(found).items():
-        if isinstance(outcome, Lost):
-            lost.append(outcome)
-        else:
-            episodes[item] = outcome
+    outcomes = outcomes_by_item(
+        policy,
+        task,
+        items,
+        config.decoding,
+        seed=seed,
+        num_parallel=config.num_parallel,
+        description=description,
+    )
+    lost = [outcome for outcome in outcomes.values() if isinstance(outcome, Lost)]
+    episodes = {i: o.trajectory for i, o in outcomes.items() if not isinstance(o, Lost)}
     return summarize([episodes[item] for item in items if item in episodes], lost)
 
 

@@ -9,14 +9,12 @@ from typing import get_args
 from torch import Tensor
 
 from stepagent.bounds import AMOUNT, COUNT, check_bounds
-from stepagent.console.progress import track
 from stepagent.detours import Detours, take_detours
 from stepagent.inspection import StepTree, inspect, rollout_tree, step_trees
 from stepagent.model.generation import Decoding
 from stepagent.model.policy import Policy
-from stepagent.processes import ranks
 from stepagent.rendering.renderer import RenderedTrajectory
-from stepagent.rollout import rollout
+from stepagent.rollout import outcomes_by_item
 from stepagent.seeds import derive
 from stepagent.tasks.base import Split, Task
 from stepagent.tasks.tries import Lost, all_lost
@@ -260,21 +258,17 @@ class Practice:
         items = every[number % stride :: stride]
         found, lost = list[RenderedTrajectory](), list[Lost]()
         for turn in range(episodes):
-            own = ranks.every_other(items)
-            outcomes = rollout(
+            outcomes = outcomes_by_item(
                 policy,
                 self.playground.task,
-                own,
+                items,
                 self.config.decoding,
                 seed=derive(self.seed_of(number), "exploration", turn),
                 num_parallel=self.playground.num_parallel,
+                description="Exploration",
             )
-            ended = {
-                outcome.item if isinstance(outcome, Lost) else outcome.trajectory.id: outcome
-                for outcome in track(outcomes, "Exploration", total=len(own))
-            }
             played = dict[str, RenderedTrajectory]()
-            for item, outcome in ranks.gathered(ended).items():
+            for item, outcome in outcomes.items():
                 if isinstance(outcome, Lost):
                     logger.warning("lost: %s", outcome)
                     lost.append(outcome)

@@ -12,6 +12,7 @@ from functools import partial
 
 import torch
 
+from stepagent.console.progress import track
 from stepagent.model.device import beside_environments, until_it_fits
 from stepagent.model.forward import OutOfMemory
 from stepagent.model.generation import Decoding, Generated
@@ -19,6 +20,7 @@ from stepagent.model.opening import PolicyError
 from stepagent.model.policy import Policy
 from stepagent.model.running_episodes import RunningEpisodes
 from stepagent.model.sampling import random_numbers
+from stepagent.processes import ranks
 from stepagent.rendering.renderer import RenderedTrajectory
 from stepagent.tasks.base import Task, TextEnv
 from stepagent.tasks.playing import Episode
@@ -116,6 +118,27 @@ def rollout(
     """
     play = partial(_rollout, policy, task, decoding, seed)
     return play_all(play, items, num_parallel)
+
+
+def outcomes_by_item(
+    policy: Policy,
+    task: Task,
+    items: Sequence[str],
+    decoding: Decoding,
+    *,
+    seed: int,
+    num_parallel: int,
+    description: str,
+) -> dict[str, RenderedTrajectory | Lost]:
+    """As `rollout`, but all at once, with a progress bar; several processes share the items."""
+    own = ranks.every_other(items)
+    outcomes = rollout(policy, task, own, decoding, seed=seed, num_parallel=num_parallel)
+    return ranks.gathered(
+        {
+            outcome.item if isinstance(outcome, Lost) else outcome.trajectory.id: outcome
+            for outcome in track(outcomes, description, total=len(own))
+        }
+    )
 
 
 def _rollout(

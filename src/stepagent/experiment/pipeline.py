@@ -37,7 +37,6 @@ from stepagent.experiment.run_folder import (
     tested_unit,
 )
 from stepagent.experiment.run_json import write_json
-from stepagent.files.atomic import file_hash
 from stepagent.learners.base import LearnerConfig
 from stepagent.methods import NOVICE
 from stepagent.model.policy import Policy
@@ -207,11 +206,11 @@ def choose_panels(
 
 def _collect(run: Run, task: Task, file: str, items: Sequence[str]) -> None:
     found = collect(task, items)
-    run.write_records(file, found.trajectories)
+    digest = run.write_records(file, found.trajectories)
     for lost in found.lost:
         logger.warning("lost: %s", lost)
     facts = {
-        "sha256": file_hash(run.folder / file),
+        "sha256": digest,
         "trajectories": len(found.trajectories),
         "failed": list(found.failed),
         "lost": [str(lost) for lost in found.lost],
@@ -221,8 +220,8 @@ def _collect(run: Run, task: Task, file: str, items: Sequence[str]) -> None:
 
 def _write_own(run: Run, own: OwnData) -> None:
     for file, trajectories in ((DEMONSTRATIONS, own.demonstrations), (HELD_OUT, own.held_out)):
-        run.write_records(file, trajectories)
-        facts = {"sha256": file_hash(run.folder / file), "trajectories": len(trajectories)}
+        digest = run.write_records(file, trajectories)
+        facts = {"sha256": digest, "trajectories": len(trajectories)}
         run.record_data(PurePosixPath(file).name, facts)
     if own.left_out:
         run.record_data(LEFT_OUT, own.left_out)

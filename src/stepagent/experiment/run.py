@@ -219,10 +219,11 @@ class Run:
             yield file
         self._elsewhere[name] = file_hash(self.folder / name)
 
-    def write_records(self, name: str, records: Iterable[Record]) -> None:
-        """Writes such a file, one record per line of JSON."""
+    def write_records(self, name: str, records: Iterable[Record]) -> str:
+        """Writes such a file, one record per line of JSON; returns its SHA-256."""
         with self.write(name) as file:
             file.writelines(record.model_dump_json().encode() + b"\n" for record in records)
+        return self._elsewhere[name]
 
     def read_records(self, name: str, record_type: type[R]) -> tuple[R, ...]:
         """Records that a finished unit wrote; raises `RunError` if the file was changed."""

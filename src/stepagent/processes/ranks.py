@@ -17,6 +17,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
 K = TypeVar("K")
 T = TypeVar("T")
@@ -36,7 +37,13 @@ def joined() -> Iterator[None]:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, timeout=LONGEST_WAIT)
+    store, number, size = next(rendezvous("env://", timeout=LONGEST_WAIT))
+    # When torchrun starts processes again, the store may still name those that have ended.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = dist.PrefixStore(f"stepagent/{attempt}", store)  # type: ignore[attr-defined]
+    dist.init_process_group(
+        backend, store=store, rank=number, world_size=size, timeout=LONGEST_WAIT
+    )
     try:
         yield
     finally:
@@ -122,7 +129,9 @@ def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
     for bucket in _buckets(trained):
         flat = torch.cat([_gradient(p).flatten() for p in bucket])
         dist.all_reduce(flat)
-        for parameter, total in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
+        for parameter, total in zip(
+            bucket, torch.split(flat, [p.numel() for p in bucket]), strict=True
+        ):
             parameter.grad = total.view_as(parameter)
 
 
