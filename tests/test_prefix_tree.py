@@ -1,5 +1,7 @@
 """The prefix tree gives the same values and gradients as its paths one at a time."""
 
+from collections.abc import Sequence
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -8,6 +10,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from stepagent.model.forward import Layers
 from stepagent.model.prefix_tree import ROOT, Pack, PrefixTree, fill_rows, pack
+
+
+def packed_all(
+    trees: Sequence[PrefixTree], token_budget: int, *, shared: bool = True
+) -> list[Pack]:
+    return list(pack(trees, token_budget, shared=shared))
+
 
 VOCAB = 11
 
@@ -51,7 +60,7 @@ def weighted(values: Tensor) -> Tensor:
 
 def assert_equal_to_naive(trees: list[PrefixTree], token_budget: int, *, shared: bool) -> None:
     net = model()
-    packs = pack(trees, token_budget, shared=shared)
+    packs = packed_all(trees, token_budget, shared=shared)
     expected, found = [], []
     for packed in packs:
         naive = [one_path_at_a_time(net, trees[i], p) for i in packed.trees for p in trees[i].paths]
@@ -119,7 +128,7 @@ def test_branches_that_share_their_first_tokens_share_the_nodes_and_keep_their_o
 
 def test_several_trees_in_a_row_do_not_attend_to_each_other() -> None:
     trees = [comb(2), comb(3, 2), comb(4)]
-    packs = pack(trees, 1000)
+    packs = packed_all(trees, 1000)
     assert len(packs) == 1 and len(packs[0].rows) == 1
     assert_equal_to_naive(trees, 1000, shared=True)
 
@@ -127,7 +136,7 @@ def test_several_trees_in_a_row_do_not_attend_to_each_other() -> None:
 def test_rows_under_a_budget_cover_every_path_once() -> None:
     trees = [comb(n) for n in (2, 5, 3, 4, 2)]
     budget = max(map(len, trees)) + 3
-    packs = pack(trees, budget)
+    packs = packed_all(trees, budget)
     assert len(packs) > 1
     assert all(p.num_tokens <= budget for p in packs)
     assert sum(p.num_paths for p in packs) == sum(len(t.paths) for t in trees)
@@ -136,19 +145,19 @@ def test_rows_under_a_budget_cover_every_path_once() -> None:
 
 def test_separate_rows_are_plain_sequences_with_the_same_values_in_the_same_order() -> None:
     trees = [comb(2, 2), comb(3)]
-    packs = pack(trees, 1000, shared=False)
+    packs = packed_all(trees, 1000, shared=False)
     assert all(row.is_sequence for p in packs for row in p.rows)
     assert sum(len(p.rows) for p in packs) == sum(len(t.paths) for t in trees)
     assert_equal_to_naive(trees, 1000, shared=False)
     net = model()
-    shared, separate = pack(trees, 1000)[0], packs[0]
+    shared, separate = packed_all(trees, 1000)[0], packs[0]
     assert shared.trees == separate.trees
     torch.testing.assert_close(read(net, shared), read(net, separate), rtol=1e-10, atol=1e-10)
 
 
 def test_each_path_has_the_same_hidden_state_packed_and_separate() -> None:
     net, trees = model(), [comb(3, 2), comb(2)]
-    shared, separate = pack(trees, 1000)[0], pack(trees, 1000, shared=False)[0]
+    shared, separate = packed_all(trees, 1000)[0], packed_all(trees, 1000, shared=False)[0]
     hidden = Layers(net).hidden(shared)
     alone = Layers(net).hidden(separate)
     torch.testing.assert_close(hidden[shared.path_state], alone[separate.path_state])
@@ -203,3 +212,22 @@ def test_rows_hold_every_item_once_and_only_single_items_exceed_the_budget(
     rows = fill_rows(sizes, budget)
     assert sorted(i for row in rows for i in row) == list(range(len(sizes)))
     assert all(len(row) == 1 or sum(sizes[i] for i in row) <= budget for row in rows)
+
+
+def test_packs_that_are_not_chosen_are_left_out() -> None:
+    trees = [path_tree(range(start, start + 6)) for start in (0, 10, 20)]
+    asked = []
+
+    def choose(sizes: Sequence[float]) -> list[int]:
+        asked.append(list(sizes))
+        return [2, 0]
+
+    found = [packed.trees for packed in pack(trees, 6, choose=choose)]
+    assert asked == [[6.0, 6.0, 6.0]] and found == [(2,), (0,)]
+
+
+def path_tree(tokens: Sequence[int]) -> PrefixTree:
+    """A tree of a single path after its first token."""
+    tree = PrefixTree()
+    tree.add_path(tree.add(ROOT, tokens[:1])[-1], tokens[1:])
+    return tree

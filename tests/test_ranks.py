@@ -161,7 +161,7 @@ def test_a_run_by_two_processes_is_repeatable(whole: Path, tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("unit", "victim"),
-    [("base", "1"), ("sft", "0"), ("implicit-round1", "1"), ("inverse-round2", "0")],
+    [("base", "1"), ("implicit-round1", "1"), ("inverse-round2", "0")],
 )
 def test_a_process_that_is_killed_is_started_again_and_the_files_are_the_same(
     whole: Path, tmp_path: Path, unit: str, victim: str

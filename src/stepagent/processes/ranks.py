@@ -31,8 +31,8 @@ BUCKET = 2**25
 @contextmanager
 def joined() -> Iterator[None]:
     """Within the block this process works together with those that torchrun started, if it did."""
-    if dist.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield  # alone, or joined by whoever started the processes
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
@@ -44,20 +44,28 @@ def joined() -> Iterator[None]:
     dist.init_process_group(
         backend, store=store, rank=number, world_size=size, timeout=LONGEST_WAIT
     )
+    global _is_joined
+    _is_joined = True
     try:
         yield
     finally:
+        _is_joined = False
         dist.destroy_process_group()
+
+
+_is_joined = False
+"""Whether work is shared. A process group alone does not say so: it may be that of a user's own
+program, which calls functions of this package in one of its processes only."""
 
 
 def count() -> int:
     """How many processes there are."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return dist.get_world_size() if _is_joined else 1
 
 
 def rank() -> int:
     """The number of this process, from 0."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    return dist.get_rank() if _is_joined else 0
 
 
 def is_first() -> bool:
