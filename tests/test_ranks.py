@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,26 +16,39 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import together
+from fakes import demonstrations, random_policy
 from stepagent.commands.episode_journal import journal_path, read_journal
 from stepagent.processes import ranks
+from stepagent.trajectories import write_jsonl
 from stepagent.types import Trajectory
 from test_pipeline import assert_same, files
 
 TESTS = Path(__file__).parent
 
 
-def torchrun(
-    count: int, *arguments: str, restarts: int = 0, module: Sequence[str] = ()
-) -> subprocess.CompletedProcess[str]:
-    """Runs `together.py`, or a module, in so many processes on this machine."""
-    launcher = [
+ENVIRONMENT = os.environ | {
+    "PYTHONPATH": f"{TESTS}:{TESTS.parent / 'src'}",
+    "OMP_NUM_THREADS": "1",
+}
+STEPAGENT = ("-m", "stepagent")
+
+
+def launcher(count: int, restarts: int = 0) -> list[str]:
+    """Starts a program in so many processes on this machine."""
+    return [
         sys.executable, "-m", "torch.distributed.run", "--standalone",
         f"--nproc-per-node={count}", f"--max-restarts={restarts}",
     ]  # fmt: skip
+
+
+def torchrun(
+    count: int, *arguments: str, restarts: int = 0, module: Sequence[str] = ()
+) -> subprocess.CompletedProcess[str]:
+    """Runs `together.py`, or a module, to its end."""
     program = [*module] if module else [str(TESTS / "together.py")]
     return subprocess.run(
-        [*launcher, *program, *arguments],
-        env=os.environ | {"PYTHONPATH": f"{TESTS}:{TESTS.parent / 'src'}", "OMP_NUM_THREADS": "1"},
+        [*launcher(count, restarts), *program, *arguments],
+        env=ENVIRONMENT,
         capture_output=True,
         text=True,
         timeout=300,
@@ -188,6 +203,40 @@ def test_a_run_of_two_processes_is_resumed_by_one(whole: Path, tmp_path: Path) -
 
 
 def test_a_command_that_cannot_be_shared_says_so() -> None:
-    done = torchrun(2, "tasks", module=["-m", "stepagent"])
+    done = torchrun(2, "tasks", module=STEPAGENT)
     assert done.returncode != 0
     assert "stepagent: tasks: works in one process; torchrun can start train" in done.stderr
+
+
+@pytest.mark.parametrize("victim", ["torchrun", "the last process"])
+def test_sigterm_ends_all_processes_and_the_run_is_resumed(victim: str, tmp_path: Path) -> None:
+    random_policy().save(tmp_path / "policy")
+    write_jsonl(tmp_path / "train.jsonl", demonstrations()[:12])
+    write_jsonl(tmp_path / "held-out.jsonl", demonstrations("dev")[:4])
+
+    def reflect(out: str) -> list[str]:
+        return [
+            "reflect", "--method", "implicit", "--policy", str(tmp_path / "policy"),
+            "--demonstrations", str(tmp_path / "train.jsonl"), "--rounds", "2", "--resume",
+            "--held-out", str(tmp_path / "held-out.jsonl"), "--out", str(tmp_path / out),
+            "--implicit.epochs", "8",
+        ]  # fmt: skip
+
+    command = [*launcher(2), *STEPAGENT, *reflect("run")]
+    with subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as agent:
+        try:
+            while not (tmp_path / "run" / "units" / "round0").exists():
+                assert agent.poll() is None
+                time.sleep(0.05)
+            children = Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()
+            os.kill(agent.pid if victim == "torchrun" else int(children[-1]), signal.SIGTERM)
+            _, said = agent.communicate(timeout=60)
+        finally:
+            agent.kill()
+    assert agent.returncode != 0
+    assert not any(Path(f"/proc/{child}/cmdline").exists() for child in children)
+    if victim == "torchrun":
+        assert "stopped by SIGTERM; to resume: torchrun (as before) -m stepagent reflect" in said
+    for out in ("run", "undisturbed"):
+        succeed(torchrun(2, *reflect(out), module=STEPAGENT))
+    assert_same(tmp_path / "run", tmp_path / "undisturbed")

@@ -176,7 +176,8 @@ def _how_to_resume(args: Sequence[str]) -> str:
         return ""
     option = RESUMABLE[args[0]]
     again = [*args, option] if option and option not in args else args
-    return f"; to resume: stepagent {shlex.join(again)}"
+    launcher = "torchrun (as before) -m " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
+    return f"; to resume: {launcher}stepagent {shlex.join(again)}"
 
 
 def _fail(message: str) -> NoReturn:
