@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from fakes import (
@@ -112,7 +113,12 @@ def learners() -> dict[str, Any]:
 
 def practice() -> dict[str, Any]:
     """What a policy does and reads; equal to the last bit however many processes share it."""
-    generation.DECODED_TOGETHER = 8  # so that there are several groups to share
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generation, "DECODED_TOGETHER", 8)  # so that there are groups to share
+        return _practice()
+
+
+def _practice() -> dict[str, Any]:
     policy = small(random_policy(scale=4.0))
     own = rendered(policy, [*demonstrations()[:6], *demonstrations()[40:46]])
     decoding = Decoding(max_new_tokens=8)
