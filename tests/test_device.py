@@ -16,11 +16,12 @@ from stepagent.model.device import (
     MAX_TOKEN_BUDGET,
     MIN_HALF_WIDTH,
     ComputeConfig,
+    OutOfMemory,
     beside_environments,
     bfloat16_gain,
     fitting_tokens,
 )
-from stepagent.model.forward import MIN_TOKEN_BUDGET, Layers, OutOfMemory
+from stepagent.model.forward import MIN_TOKEN_BUDGET, Layers
 from stepagent.model.generation import Decoding
 from stepagent.model.policy import Policy
 from stepagent.model.prefix_tree import Pack, Row

@@ -27,7 +27,7 @@ from fakes import (
 )
 from stepagent.inspection import agreement, inspect
 from stepagent.model.branches import Branches
-from stepagent.model.forward import OutOfMemory
+from stepagent.model.device import OutOfMemory
 from stepagent.model.generation import Decoding, Generated
 from stepagent.model.policy import Policy
 from stepagent.model.running_episodes import RunningEpisodes

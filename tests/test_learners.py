@@ -28,8 +28,9 @@ from stepagent.evaluation import EvaluationConfig, evaluate, likeness
 from stepagent.inspection import StepTree, inspect, path_logprobs, step_tree, step_trees
 from stepagent.learners.implicit import Implicit
 from stepagent.model.generation import Decoding
+from stepagent.model.packs import read_paths
 from stepagent.model.policy import Policy
-from stepagent.model.updates import Metrics, OptimizerConfig, read_paths
+from stepagent.model.updates import Metrics, OptimizerConfig
 from stepagent.types import PracticedStep, Trajectory
 
 SAMPLED = Decoding(max_new_tokens=6, temperature=1.0)

@@ -14,9 +14,9 @@ import torch
 
 from stepagent.inspection import inspect
 from stepagent.model.generation import Decoding
+from stepagent.model.packs import read_paths
 from stepagent.model.policy import Policy
 from stepagent.model.prefix_tree import ROOT, PrefixTree
-from stepagent.model.updates import read_paths
 from stepagent.types import Trajectory
 
 from .material import SEED, Plain, Setup, open_plain, open_policy

@@ -21,10 +21,10 @@ from stepagent.model.generation import (
     decode_trees,
     decoding_groups,
 )
+from stepagent.model.packs import read_paths
 from stepagent.model.policy import Policy
 from stepagent.model.prefix_tree import ROOT, PrefixTree, lay_out
 from stepagent.model.sampling import random_numbers
-from stepagent.model.updates import read_paths
 from stepagent.processes import ranks
 from stepagent.rendering.actions import same_action
 from stepagent.rendering.renderer import RenderedTrajectory
@@ -44,10 +44,11 @@ def inspect(
     `num_actions` actions are sampled in each state; the same seed gives the same actions. Raises
     `OutOfMemory` if a single demonstration does not fit.
     """
-    found = until_all_fit(
-        lambda: _actions(policy, demonstrations, decoding, seed, num_actions),
-        policy.layers.halve_budget,
-    )
+    with policy.layers.whole():
+        found = until_all_fit(
+            lambda: _actions(policy, demonstrations, decoding, seed, num_actions),
+            policy.layers.halve_budget,
+        )
     actions_of = ranks.gathered(found)
     return [
         PracticedStep(

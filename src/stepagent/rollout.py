@@ -13,8 +13,7 @@ from functools import partial
 import torch
 
 from stepagent.console.progress import track
-from stepagent.model.device import beside_environments, until_it_fits
-from stepagent.model.forward import OutOfMemory
+from stepagent.model.device import OutOfMemory, beside_environments, until_it_fits
 from stepagent.model.generation import Decoding, Generated
 from stepagent.model.opening import PolicyError
 from stepagent.model.policy import Policy
@@ -133,12 +132,12 @@ def outcomes_by_item(
     """As `rollout`, but all at once, with a progress bar; several processes share the items."""
     own = ranks.every_other(items)
     outcomes = rollout(policy, task, own, decoding, seed=seed, num_parallel=num_parallel)
-    return ranks.gathered(
-        {
+    with policy.layers.whole():
+        found = {
             outcome.item if isinstance(outcome, Lost) else outcome.trajectory.id: outcome
             for outcome in track(outcomes, description, total=len(own))
         }
-    )
+    return ranks.gathered(found)
 
 
 def _rollout(

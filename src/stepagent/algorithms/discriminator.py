@@ -35,15 +35,9 @@ from torch.nn import functional as F
 
 from stepagent.bounds import COUNT, Between, check_bounds
 from stepagent.inspection import StepTree, expert_path_of_step, path_logprobs
+from stepagent.model.packs import batch_packs, gather
 from stepagent.model.policy import Policy
-from stepagent.model.updates import (
-    Measured,
-    Metrics,
-    OptimizerConfig,
-    batch_packs,
-    fit,
-    gather,
-)
+from stepagent.model.updates import Measured, Metrics, OptimizerConfig, fit
 
 RewardForm = Literal["gail", "log-d", "logit"]
 

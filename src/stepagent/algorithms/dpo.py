@@ -22,15 +22,9 @@ from torch.nn import functional as F
 from stepagent.algorithms.sft import sft_loss
 from stepagent.bounds import AMOUNT, COUNT, Above, check_bounds
 from stepagent.inspection import StepTree, expert_path_of_step, num_expert_tokens, path_logprobs
+from stepagent.model.packs import batch_packs, gather
 from stepagent.model.policy import Policy
-from stepagent.model.updates import (
-    Measured,
-    Metrics,
-    OptimizerConfig,
-    batch_packs,
-    fit,
-    gather,
-)
+from stepagent.model.updates import Measured, Metrics, OptimizerConfig, fit
 
 ROUNDING = 1e-4
 """Margins up to this count as 0: at the start of a round policy and reference are equal, and the

@@ -22,16 +22,9 @@ from torch import Tensor
 from stepagent.algorithms.ppo import kl_estimate, ppo_loss
 from stepagent.bounds import AMOUNT, COUNT, Above, check_bounds
 from stepagent.inspection import StepTree
+from stepagent.model.packs import batch_packs, gather, read_trees
 from stepagent.model.policy import Policy
-from stepagent.model.updates import (
-    Measured,
-    Metrics,
-    OptimizerConfig,
-    batch_packs,
-    fit,
-    gather,
-    read_trees,
-)
+from stepagent.model.updates import Measured, Metrics, OptimizerConfig, fit
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,17 +24,10 @@ from stepagent.algorithms.sft import sft_loss
 from stepagent.algorithms.value_head import ValueHead
 from stepagent.bounds import AMOUNT, COUNT, SHARE, Above, check_bounds
 from stepagent.inspection import StepTree, num_expert_tokens
+from stepagent.model.packs import batch_packs, gather, read_trees
 from stepagent.model.policy import Policy
 from stepagent.model.prefix_tree import Pack
-from stepagent.model.updates import (
-    Measured,
-    Metrics,
-    OptimizerConfig,
-    batch_packs,
-    fit,
-    gather,
-    read_trees,
-)
+from stepagent.model.updates import Measured, Metrics, OptimizerConfig, fit
 
 
 @dataclass(frozen=True, kw_only=True)

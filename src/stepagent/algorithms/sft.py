@@ -13,15 +13,10 @@ from torch import Tensor
 
 from stepagent.bounds import AMOUNT, COUNT, check_bounds
 from stepagent.inspection import step_tree
+from stepagent.model.packs import batch_packs
 from stepagent.model.policy import Policy
 from stepagent.model.prefix_tree import PrefixTree
-from stepagent.model.updates import (
-    Measured,
-    Metrics,
-    OptimizerConfig,
-    batch_packs,
-    fit,
-)
+from stepagent.model.updates import Measured, Metrics, OptimizerConfig, fit
 from stepagent.rendering.renderer import RenderedTrajectory
 
 

@@ -19,15 +19,9 @@ from stepagent.algorithms.dpo import ROUNDING, dpo_loss
 from stepagent.algorithms.sft import sft_loss
 from stepagent.bounds import AMOUNT, COUNT, Above, check_bounds
 from stepagent.inspection import StepTree, num_expert_tokens, path_logprobs
+from stepagent.model.packs import batch_packs, gather
 from stepagent.model.policy import Policy
-from stepagent.model.updates import (
-    Measured,
-    Metrics,
-    OptimizerConfig,
-    batch_packs,
-    fit,
-    gather,
-)
+from stepagent.model.updates import Measured, Metrics, OptimizerConfig, fit
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -114,7 +114,8 @@ def evaluate_policy(
                 "protocol": protocol_of(world),
             }
             play = partial(episodes_of, agent, world, config=config, seed=seed)
-            outcomes = kept(out, panel, lambda _: {PLAYED: how}, play, "Evaluation")
+            with agent.layers.whole():
+                outcomes = kept(out, panel, lambda _: {PLAYED: how}, play, "Evaluation")
     finally:
         world.close()
     lost = [outcome for outcome in outcomes if isinstance(outcome, Lost)]

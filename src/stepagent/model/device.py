@@ -37,6 +37,10 @@ class ComputeError(RuntimeError):
     """
 
 
+class OutOfMemory(RuntimeError):
+    """The memory is too small even for one trajectory at a time."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ComputeConfig:
     """Device, precision and memory."""
@@ -50,6 +54,10 @@ class ComputeConfig:
     """Recompute activations in the backward pass: less memory, slower."""
     token_budget: int | None = None
     """Tokens per forward pass; by default 512 on a CPU, on a GPU as many as its memory holds."""
+
+    shard: bool = False
+    """Share the weights among the processes (FSDP2), for models that do not fit into the memory of
+    one device with gradients and optimizer; nothing changes with a single process."""
 
     def __post_init__(self) -> None:
         """Raises `ComputeError` for a budget below 1, and for a GPU that is not there."""
@@ -155,13 +163,20 @@ def fitting_tokens(free: int, reserved: int, bytes_per_token: float) -> int:
     return max(128, min(MAX_TOKEN_BUDGET, int(room / bytes_per_token) // 128 * 128))
 
 
-def until_all_fit(attempt: Callable[[], T], halve: Callable[[], None]) -> T:
-    """As `until_it_fits`, for a share of common work: if memory runs out anywhere, all halve."""
+def until_all_fit(
+    attempt: Callable[[], T], halve: Callable[[], None], *, in_step: bool = False
+) -> T:
+    """As `until_it_fits`, for a share of common work: if memory runs out anywhere, all halve.
+
+    With `in_step`, the others are still waiting for what failed, so `halve` must raise.
+    """
     while True:
         found: T | None = None
         fits = False
         with suppress(torch.OutOfMemoryError):
             found, fits = attempt(), True
+        if in_step and not fits:
+            halve()
         if ranks.all_of(fits):
             return cast(T, found)
         found = None

@@ -7,13 +7,13 @@ results.
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from contextvars import ContextVar
 from copy import deepcopy
-from typing import Protocol, Self, cast
+from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, Cache, PreTrainedConfig, PreTrainedModel
+from torch.distributed.tensor import DTensor
+from transformers import Cache, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from stepagent.model.attention_masks import (
@@ -22,78 +22,21 @@ from stepagent.model.attention_masks import (
     takes_attention,
     tree_masks,
 )
-from stepagent.model.device import CPU_TOKEN_BUDGET
+from stepagent.model.chosen_attention import Attention, attending_with
+from stepagent.model.device import CPU_TOKEN_BUDGET, OutOfMemory
 from stepagent.model.last_mlp import last_mlp_at
 from stepagent.model.lean_layers import use_lean_layers
 from stepagent.model.lora import Adapter
 from stepagent.model.masters import Masters, cast_frozen
 from stepagent.model.prefix_tree import Pack, PrefixTree, Row, pack
 from stepagent.model.products import use_faster_products
-from stepagent.processes import ranks
+from stepagent.model.sharding import copy_weights, is_sharded, shard, whole
+from stepagent.model.weights import WeightsError, place
 
 logger = logging.getLogger(__name__)
 
 MIN_TOKEN_BUDGET = 64
 """Half of this would hardly hold a trajectory."""
-
-
-class Attention(Protocol):
-    """Attention of new tokens, called by each layer in turn."""
-
-    def __call__(
-        self,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        scaling: float,
-        window: int | None,
-        softcap: float | None,
-    ) -> Tensor:
-        """(tokens, heads, width) from queries, keys and values (heads, tokens, width).
-
-        Each head of keys and values serves a group of neighbouring heads of queries. Positions are
-        within `window` of each other; `softcap` limits the size of scores.
-        """
-        ...
-
-
-_CALLERS_OWN = "stepagent"
-"""Name under which transformers finds the attention of `Layers.forward_with`."""
-_attention: ContextVar[Attention] = ContextVar("attention")
-
-
-def _attend(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    _: Tensor | None,
-    *,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    **__: object,
-) -> tuple[Tensor, None]:
-    """Calls the attention of the present forward pass in the way of transformers."""
-    found = _attention.get()(
-        module,
-        query[0],
-        key[0],
-        value[0],
-        scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
-        window=sliding_window,
-        softcap=softcap,
-    )
-    return found[None], None
-
-
-AttentionInterface.register(_CALLERS_OWN, _attend)
-
-
-class OutOfMemory(RuntimeError):
-    """The memory is too small even for one trajectory at a time."""
 
 
 class Layers:
@@ -110,12 +53,16 @@ class Layers:
 
         In a bfloat16 model, trained weights get float32 masters.
         """
-        use_faster_products(model)
-        use_lean_layers(model)
+        self.is_sharded = is_sharded(model)
+        """Whether each process holds a part of the weights; see `shard`."""
+        if not self.is_sharded:
+            use_faster_products(model)
+            use_lean_layers(model)
         self.model = model
         self.token_budget = token_budget
         self.adapter = adapter
         self.masters: Masters | None = None
+        self._is_whole = False
         self.shares_prefixes = follows_trees(model)
         """Whether the paths of a tree share a row; otherwise each has its own."""
         self._checkpointed = [
@@ -124,7 +71,7 @@ class Layers:
             if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing
         ]
         if self.is_half:
-            self.masters = Masters(self._trained())
+            self.masters = Masters(self._kept_whole())
 
     @property
     def takes_attention(self) -> bool:
@@ -153,7 +100,7 @@ class Layers:
 
     def halve_precision(self) -> None:
         """Changes the model to bfloat16; trained weights keep float32 masters."""
-        self.masters = Masters(self._trained())
+        self.masters = Masters(self._kept_whole())
         cast_frozen(self.model)
 
     def _trained(self) -> list[nn.Parameter]:
@@ -165,7 +112,11 @@ class Layers:
     def parameters(self) -> list[nn.Parameter]:
         """What training updates, in at least float32; `publish` then passes it on."""
         trained = self._trained()
-        return trained if self.masters is None else self.masters.weights
+        return trained if self.masters is None else self.masters.of(trained)
+
+    def _kept_whole(self) -> list[nn.Parameter]:
+        """Those of them that every process holds whole."""
+        return [parameter for parameter in self._trained() if not isinstance(parameter, DTensor)]
 
     def publish(self) -> None:
         """Makes the model compute with updated `parameters`."""
@@ -179,6 +130,8 @@ class Layers:
     def copy(self, name: str) -> Self:
         """An independent copy; with LoRA only the adapter is copied, as `name`."""
         with self.in_full_precision():
+            if self.adapter is None and self.is_sharded:
+                return self._copy_sharded()
             if self.adapter is None:
                 model, adapter = deepcopy(self.model), None
             else:
@@ -190,8 +143,66 @@ class Layers:
             copied.halve_precision()
         return copied
 
+    def _copy_sharded(self) -> Self:
+        """Made anew, since FSDP cannot copy; masters must be in the model."""
+        model = type(self.model)(self.model.config).eval()
+        if self._checkpointed:
+            model.activation_checkpointing_enable()
+        copied = type(self)(model, token_budget=self.token_budget)
+        if self.is_half:
+            copied.halve_precision()
+        copied.shard(self.model.device)
+        with copied.in_full_precision():
+            copy_weights(self.model, copied.model)
+        return copied
+
+    def shard(self, device: torch.device) -> None:
+        """Shards the weights over all processes, in place, and moves the model to a device.
+
+        Passes of `row_hidden` are then made by all processes together; each may sample by itself
+        within `whole`. Raises `WeightsError` if the model cannot be sharded.
+        """
+        if not self.shares_prefixes:
+            # Processes would make different numbers of passes for a pack.
+            raise WeightsError(
+                f"{place(self.model.name_or_path or 'model')}: --compute.shard: expected a model "
+                "whose layers can share prefixes"
+            )
+        dtype = self.model.dtype
+        if self.masters is not None:
+            self.masters.release()
+            self.masters = None
+        shard(self.model, device, dtype, () if self.adapter is None else self._trained())
+        self.is_sharded = True
+        if dtype == torch.bfloat16:
+            self.masters = Masters(self._kept_whole())
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Within the block each process computes by itself, even if weights are sharded.
+
+        All processes must enter it together, and need memory for the whole model.
+        """
+        if not self.is_sharded or self._is_whole:
+            yield
+            return
+        self._is_whole = True
+        try:
+            with whole(self.model):
+                yield
+        finally:
+            self._is_whole = False
+
     def halve_budget(self) -> None:
-        """Halves the token budget; raises `OutOfMemory` if it is at its minimum."""
+        """Halves the token budget.
+
+        Raises `OutOfMemory` if it is at its minimum, and in passes that other processes make too.
+        """
+        if self.is_sharded and not self._is_whole:
+            raise OutOfMemory(
+                f"out of memory with {self.token_budget} tokens at once; a smaller "
+                "--compute.token-budget would need less (with --compute.shard it is not halved)"
+            )
         if self.token_budget <= MIN_TOKEN_BUDGET:
             raise OutOfMemory(
                 f"out of memory with {self.token_budget} tokens at once; a smaller model, LoRA, "
@@ -208,12 +219,6 @@ class Layers:
     def packs(self, trees: Sequence[PrefixTree]) -> Iterator[Pack]:
         """Packs the trees within the token budget, on the model's device."""
         for packed in pack(trees, self.token_budget, shared=self.shares_prefixes):
-            yield packed.to(self.model.device)
-
-    def own_packs(self, trees: Sequence[PrefixTree]) -> Iterator[Pack]:
-        """This process's share of the packs."""
-        shared = self.shares_prefixes
-        for packed in pack(trees, self.token_budget, shared=shared, choose=ranks.own):
             yield packed.to(self.model.device)
 
     def row_hidden(self, row: Row) -> Tensor:
@@ -256,22 +261,17 @@ class Layers:
 
         All layers attend through `attention`, which decides who attends to whom.
         """
-        config = self.config
-        implementation = config._attn_implementation
-        config._attn_implementation = _CALLERS_OWN
-        token = _attention.set(attention)
+        assert self._is_whole or not self.is_sharded
         self.activate()
-        try:
+        with attending_with(attention, self.config):
             output = self.model.get_decoder()(
                 input_ids=token_ids[None], position_ids=positions[None], use_cache=False
             )
-        finally:
-            _attention.reset(token)
-            config._attn_implementation = implementation
         return cast(Tensor, output.last_hidden_state[0])
 
     def continue_sequence(self, token_ids: Tensor, cache: Cache | None) -> tuple[Tensor, Cache]:
         """Hidden state (1, width) after new tokens (1, new), with the model's own cache."""
+        assert self._is_whole or not self.is_sharded
         self.activate()
         output = self.model.get_decoder()(
             input_ids=token_ids, past_key_values=cache, use_cache=True

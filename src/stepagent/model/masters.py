@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 
@@ -19,10 +20,24 @@ class Masters:
     def __init__(self, trained: Sequence[nn.Parameter]) -> None:
         """Takes over the values of the parameters and casts these."""
         self._trained = list(trained)
+        self._hooks = list[RemovableHandle]()
         self.weights = [nn.Parameter(p.detach().float().clone()) for p in trained]
         for parameter, master in zip(self._trained, self.weights, strict=True):
             parameter.data = parameter.data.to(torch.bfloat16)
-            parameter.register_post_accumulate_grad_hook(_adding_to(master))  # type: ignore[no-untyped-call]
+            hook = parameter.register_post_accumulate_grad_hook(_adding_to(master))  # type: ignore[no-untyped-call]
+            self._hooks.append(hook)
+
+    def of(self, parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:
+        """The master of each parameter, or the parameter itself if it has none."""
+        master_of = dict(zip(self._trained, self.weights, strict=True))
+        return [master_of.get(parameter, parameter) for parameter in parameters]
+
+    def release(self) -> None:
+        """Gives the model's weights the values and the precision of their masters, for good."""
+        for parameter, master in zip(self._trained, self.weights, strict=True):
+            parameter.data = master.data
+        for hook in self._hooks:
+            hook.remove()
 
     def publish(self) -> None:
         """Copies the masters to the model, after an update."""

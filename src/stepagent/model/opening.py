@@ -7,6 +7,7 @@ from stepagent.model.device import fitting_tokens
 from stepagent.model.forward import Layers
 from stepagent.model.prefix_tree import ROOT, PrefixTree
 from stepagent.model.reading import read
+from stepagent.model.sharding import local
 from stepagent.model.weights import place
 from stepagent.processes import ranks
 
@@ -92,6 +93,6 @@ def trained_tokens(layers: Layers) -> int:
     for parameter in parameters:
         parameter.grad = None
     torch.cuda.empty_cache()
-    reserved = 12 * sum(p.numel() for p in parameters)  # gradient and AdamW's two moments
+    reserved = 12 * sum(local(p).numel() for p in parameters)  # gradient and AdamW's two moments
     fitting = fitting_tokens(torch.cuda.mem_get_info()[0], reserved, (peaks[1] - peaks[0]) / 512)
     return min(ranks.from_all(fitting))

@@ -26,6 +26,7 @@ from stepagent.model.opening import (
 from stepagent.model.prefix_tree import Pack
 from stepagent.model.products import onednn_gain, uses_onednn
 from stepagent.model.reading import Reading, read, read_with_entropies
+from stepagent.model.sharding import as_sharded, gathered_state
 from stepagent.model.tree_attention import TREE_ATTENTION
 from stepagent.model.weights import (
     UNREADABLE,
@@ -76,11 +77,11 @@ class Policy:
         on_gpu = compute.precision == "auto" and device.type == "cuda"
         at_once = has_frozen and (on_gpu or compute.precision == "bfloat16")
         model = open_model(base, torch.bfloat16 if at_once else torch.float32)
-        kernel = model.config._attn_implementation
-        if device.type == "cuda" and model._supports_flex_attn:
-            model.set_attn_implementation("flex_attention")
-        elif device.type == "cpu" and kernel == "sdpa":
-            model.set_attn_implementation(TREE_ATTENTION)
+        is_shared = compute.shard and ranks.count() > 1
+        # The whole model may not fit into a GPU: it is checked on the CPU, then sharded.
+        first = torch.device("cpu") if is_shared else device
+        if first == device:
+            _choose_kernel(model, device)
         adapter = None
         if adapted:
             adapter = Adapter.open(source, model)
@@ -97,7 +98,7 @@ class Policy:
         if compute.gradient_checkpointing:
             model.activation_checkpointing_enable()
         layers = Layers(
-            cast(PreTrainedModel, model.to(device)),  # type: ignore[arg-type]
+            cast(PreTrainedModel, model.to(first)),  # type: ignore[arg-type]
             token_budget=compute.token_budget or CPU_TOKEN_BUDGET,
             adapter=adapter,
         )
@@ -118,6 +119,10 @@ class Policy:
                 logger.info(
                     "%s: products by oneDNN, %.1f times as fast as MKL's here", source, gain
                 )
+        if is_shared:
+            layers.shard(device)
+            if first != device:
+                _choose_kernel(model, device)
         policy = cls(layers, Renderer(tokenizer))
         if not layers.shares_prefixes:
             kinds = ", ".join(sorted(layer_kinds(layers.config)))
@@ -138,17 +143,19 @@ class Policy:
     def save(self, folder: str | Path) -> None:
         """Writes a Hugging Face model folder, or an adapter folder if the policy has an adapter.
 
-        Of several processes only the first writes. Raises `WeightsError` and writes nothing if a
-        weight is not finite.
+        Of several processes only the first writes; all must call this if weights are sharded.
+        Raises `WeightsError` and writes nothing if a weight is not finite.
         """
-        if not ranks.is_first():
-            return
+        adapter = self.layers.adapter
         with self.layers.in_full_precision():
-            if self.layers.adapter is not None:
-                self.layers.adapter.save(Path(folder))
+            state = gathered_state(self.model) if adapter is None else {}
+            if not ranks.is_first():
+                return
+            if adapter is not None:
+                adapter.save(Path(folder))
             else:
-                check_finite(f"{folder}: not saved", self.model.state_dict())
-                self.model.save_pretrained(folder)
+                check_finite(f"{folder}: not saved", state)
+                self.model.save_pretrained(folder, state_dict=state)
         self.renderer.tokenizer.save_pretrained(folder)
 
     def restore(self, folder: str | Path) -> None:
@@ -158,7 +165,7 @@ class Policy:
                 self.layers.adapter.restore(Path(folder))
             else:
                 saved = open_model(str(folder), torch.float32)
-                load_into(folder, self.model, saved.state_dict())
+                load_into(folder, self.model, as_sharded(self.model, saved.state_dict()))
 
     def render(self, trajectory: Trajectory) -> RenderedTrajectory:
         """Renders a trajectory as token ids.
@@ -212,6 +219,14 @@ class Policy:
     def context(self) -> int:
         """Longest sequence that the model can read, in tokens."""
         return cast(int, self.layers.config.max_position_embeddings)
+
+
+def _choose_kernel(model: PreTrainedModel, device: torch.device) -> None:
+    """Makes a model attend by the kernel that is best for trees on a device."""
+    if device.type == "cuda" and model._supports_flex_attn:
+        model.set_attn_implementation("flex_attention")
+    elif device.type == "cpu" and model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation(TREE_ATTENTION)
 
 
 def open_tokenizer(source: str, base: str) -> PreTrainedTokenizerBase:

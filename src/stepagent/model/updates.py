@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import get_linear_schedule_with_warmup
 
 from stepagent.bounds import AMOUNT, SHARE, Above, check_bounds
@@ -18,7 +19,7 @@ from stepagent.console.progress import track
 from stepagent.model.device import until_all_fit
 from stepagent.model.forward import Layers
 from stepagent.model.memory import keep_freed_memory
-from stepagent.model.prefix_tree import Pack, PrefixTree
+from stepagent.model.sharding import local, total_norm
 from stepagent.processes import ranks
 
 logger = logging.getLogger(__name__)
@@ -87,7 +88,13 @@ class Updater:
         self.stage = stage
         self.done, self.skipped, self.skipped_in_a_row = 0, 0, 0
         self.max_grad_norm = config.max_grad_norm
-        groups = [{"params": [p for p in own if p.requires_grad]} for own in (parameters, apart)]
+        self._sets = [[p for p in own if p.requires_grad] for own in (parameters, apart)]
+        # One kernel cannot update sharded weights together with others.
+        groups = [
+            {"params": [p for p in own if isinstance(p, DTensor) == sharded]}
+            for own in self._sets
+            for sharded in (False, True)
+        ]
         self.optimizer = torch.optim.AdamW(
             groups, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
@@ -114,11 +121,13 @@ class Updater:
             self.optimizer.zero_grad(set_to_none=True)
             layers.halve_budget()
 
-        total = ranks.summed(until_all_fit(lambda: self._gradient(losses()), halve))
-        for group in self.optimizer.param_groups:
-            ranks.sum_gradients(group["params"])
+        found = until_all_fit(lambda: self._gradient(losses()), halve, in_step=layers.is_sharded)
+        total = ranks.summed(found)
+        for parameters in self._sets:
+            # FSDP has summed those of sharded weights.
+            ranks.sum_gradients([p for p in parameters if not isinstance(p, DTensor)])
         loss = total.pop(_LOSS, 0.0)
-        norms = [self._clip(group["params"]) for group in self.optimizer.param_groups]
+        norms = [self._clip(parameters) for parameters in self._sets]
         total |= {"learning_rate": self.schedule.get_last_lr()[0], "grad_norm": norms[0]}
         self._step(layers, all(map(math.isfinite, (loss, *norms))))
         return total | {"skipped_updates": self.skipped}
@@ -152,19 +161,19 @@ class Updater:
 
     def _clip(self, parameters: Sequence[nn.Parameter]) -> float:
         """Scales the gradients down to the largest norm allowed; returns their norm before."""
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        found = float(norm)
-        if found > self.max_grad_norm:
-            nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
-        return found
+        norm = total_norm([p.grad for p in parameters if p.grad is not None])
+        if float(norm) > self.max_grad_norm:
+            for group in self.optimizer.param_groups:
+                own = [p for p in group["params"] if any(p is q for q in parameters)]
+                nn.utils.clip_grads_with_norm_(own, self.max_grad_norm, norm)
+        return float(norm)
 
     def _has_finite_weights(self) -> bool:
-        groups = [[p.detach() for p in g["params"]] for g in self.optimizer.param_groups]
         # A norm is one pass. It is finite only if all weights are, but very large ones overflow.
         return all(
-            math.isfinite(float(nn.utils.get_total_norm(weights)))
-            or all(bool(weight.isfinite().all()) for weight in weights)
-            for weights in groups
+            math.isfinite(float(total_norm([p.detach() for p in weights])))
+            or ranks.all_of(all(bool(local(p).isfinite().all()) for p in weights))
+            for weights in self._sets
         )
 
     def _gradient(self, losses: Iterable[tuple[Tensor, Measured]]) -> Metrics:
@@ -238,59 +247,3 @@ def fit(
 
     for batch in track(batches(), stage, total=total):
         log(updater.update(layers, partial(losses, batch)))
-
-
-def batch_packs(
-    layers: Layers, trees: Sequence[PrefixTree], batch: Sequence[int]
-) -> Iterator[tuple[Pack, list[int]]]:
-    """This process's packs of a batch of trees, each with the indices of its trees in path order.
-
-    So a part of a loss is divided by totals of the whole batch, not of the packs.
-    """
-    for packed in layers.own_packs([trees[i] for i in batch]):
-        yield packed, [batch[i] for i in packed.trees]
-
-
-def gather(values: Sequence[Tensor], trees: Sequence[int], device: torch.device) -> Tensor:
-    """Concatenates the values of some trees and moves them to a device."""
-    return torch.cat([values[i] for i in trees]).to(device)
-
-
-@torch.no_grad()
-def read_trees(
-    layers: Layers, trees: Sequence[PrefixTree], read: Callable[[Pack], tuple[Tensor, ...]]
-) -> list[tuple[Tensor, ...]]:
-    """Applies `read` to all trees, without gradient; returns its values for each tree, on the CPU.
-
-    `read` returns tensors with one value for each path or each path token of a pack; they are split
-    by tree. If memory runs out, the token budget is halved; raises `OutOfMemory` if that is not
-    enough.
-    """
-    found = until_all_fit(lambda: _read(layers.own_packs(trees), trees, read), layers.halve_budget)
-    every = ranks.gathered(found)
-    return [every[tree] for tree in range(len(trees))]
-
-
-def _read(
-    packs: Iterable[Pack],
-    trees: Sequence[PrefixTree],
-    read: Callable[[Pack], tuple[Tensor, ...]],
-) -> dict[int, tuple[Tensor, ...]]:
-    found = dict[int, tuple[Tensor, ...]]()
-    for packed in packs:
-        num_paths = [len(trees[i].paths) for i in packed.trees]
-        num_targets = [sum(map(len, trees[i].paths)) for i in packed.trees]
-        parts = [
-            torch.split(values.cpu(), num_paths if len(values) == packed.num_paths else num_targets)
-            for values in read(packed)
-        ]
-        for place, tree in enumerate(packed.trees):
-            found[tree] = tuple(part[place] for part in parts)
-    return found
-
-
-def read_paths(
-    layers: Layers, trees: Sequence[PrefixTree], read: Callable[[Pack], Tensor]
-) -> list[Tensor]:
-    """As `read_trees`, for a function that returns one value for each path: (paths,) per tree."""
-    return [value for (value,) in read_trees(layers, trees, lambda packed: (read(packed),))]

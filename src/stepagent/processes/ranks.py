@@ -73,6 +73,13 @@ def is_first() -> bool:
     return rank() == 0
 
 
+def group() -> dist.ProcessGroup:
+    """All processes, for other libraries."""
+    found = dist.group.WORLD
+    assert found is not None
+    return found
+
+
 def own(costs: Sequence[float]) -> list[int]:
     """Indices of the items that this process does, in order.
 
