@@ -129,9 +129,9 @@ class Layers:
 
     def copy(self, name: str) -> Self:
         """An independent copy; with LoRA only the adapter is copied, as `name`."""
+        if self.adapter is None and self.is_sharded:
+            return self._copy_sharded()
         with self.in_full_precision():
-            if self.adapter is None and self.is_sharded:
-                return self._copy_sharded()
             if self.adapter is None:
                 model, adapter = deepcopy(self.model), None
             else:
@@ -144,7 +144,7 @@ class Layers:
         return copied
 
     def _copy_sharded(self) -> Self:
-        """Made anew, since FSDP cannot copy; masters must be in the model."""
+        """Made anew, since FSDP cannot copy."""
         model = type(self.model)(self.model.config).eval()
         if self._checkpointed:
             model.activation_checkpointing_enable()
@@ -152,7 +152,7 @@ class Layers:
         if self.is_half:
             copied.halve_precision()
         copied.shard(self.model.device)
-        with copied.in_full_precision():
+        with self.in_full_precision(), copied.in_full_precision():
             copy_weights(self.model, copied.model)
         return copied
 
