@@ -107,7 +107,9 @@ def _stages(out: str, precision: Any, rank: int, shard: bool) -> Any:
 
 def run(folder: str, unit: str = "", victim: str = "") -> None:
     """As `together.run`."""
-    config = replace(CONFIG, compute=replace(CONFIG.compute, shard=True))
+    config = replace(
+        CONFIG, compute=replace(CONFIG.compute, shard=True, token_budget=together.BUDGET)
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(together, "CONFIG", config)
         together.run(folder, unit, victim)

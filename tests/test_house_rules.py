@@ -45,8 +45,8 @@ INSIDE = {
         ("adapters",),
     ),
     "model": (
-        ("prefix_tree", "weights", "products", "last_mlp"),
-        ("adapter_files", "lean_layers", "tree_attention"),
+        ("prefix_tree", "weights", "products", "last_mlp", "chosen_attention"),
+        ("adapter_files", "lean_layers", "sharding", "tree_attention"),
         ("lora", "device", "attention_masks", "masters"),
         ("forward",),
         ("kv_cache",),

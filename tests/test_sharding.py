@@ -1,5 +1,6 @@
 """Sharded weights: the same results as with whole ones, however unequal the shares."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from fakes import random_policy
 from stepagent.model.policy import Policy
 from test_ranks import TESTS, succeed, torchrun
 
+WEIGHTS = "alone/units/**/model.safetensors"
 PROGRAM = (str(TESTS / "sharded.py"),)
 
 
@@ -82,15 +84,19 @@ def test_a_whole_model_practises_and_reads_the_same(
     assert len(Policy.load(saved).parameters()) == len(weights)
 
 
-def test_a_killed_run_with_sharded_weights_goes_on(tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_and_ends_as_one_process_does_with_whole_weights(
+    tmp_path: Path,
+) -> None:
     arguments = str(tmp_path / "run"), "implicit-round1", "1"
     succeed(torchrun(2, "run", *arguments, module=PROGRAM, restarts=1))
     assert (tmp_path / "run.killed").exists()
-    assert (tmp_path / "run" / "results.json").exists()
     sharded.run(str(tmp_path / "alone"))
-    for unit in ("sft", "implicit-round1"):
-        ours, alone = (
-            load_file(tmp_path / folder / "units" / unit / "model.safetensors")
-            for folder in ("run", "alone")
-        )
+    names = sorted(file.relative_to(tmp_path / "alone") for file in tmp_path.glob(WEIGHTS))
+    assert len(names) > 8
+    for name in names:
+        ours, alone = (load_file(tmp_path / folder / name) for folder in ("run", "alone"))
         torch.testing.assert_close(ours, alone, rtol=0, atol=1e-3)
+    ours, alone = (
+        json.loads((tmp_path / folder / "results.json").read_text()) for folder in ("run", "alone")
+    )
+    assert [row["mean"] for row in ours] == pytest.approx([row["mean"] for row in alone], abs=1e-3)

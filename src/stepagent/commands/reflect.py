@@ -19,6 +19,7 @@ from stepagent.experiment.inputs import model_input
 from stepagent.experiment.rounds import Rounds
 from stepagent.experiment.run import Run, to_json
 from stepagent.experiment.run_folder import START, round_unit, unit_path
+from stepagent.experiment.shared_batches import warn_of_small_batches
 from stepagent.files.atomic import file_hash
 from stepagent.learners.base import LearnerConfig
 from stepagent.learners.implicit import ImplicitConfig
@@ -100,6 +101,7 @@ def main(args: Sequence[str]) -> None:
         )
     check_no_input(found.out, [Path(found.policy), found.demonstrations, found.held_out])
     prepare()
+    warn_of_small_batches(found, unused={"implicit", "inverse"} - {found.method})
     model = local_model(found.policy)
     policy = load_policy(model, found.compute, found.lora, seed=found.seed)
     practice = Practice(

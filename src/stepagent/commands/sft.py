@@ -13,6 +13,7 @@ from stepagent.commands.models import load_policy, prepare
 from stepagent.commands.outputs import check_folder, made_folder
 from stepagent.commands.parsing import UsageError, run_command
 from stepagent.experiment.inputs import files_of
+from stepagent.experiment.shared_batches import warn_of_small_batches
 from stepagent.model.device import ComputeConfig
 from stepagent.model.lora import LoRAConfig
 from stepagent.processes import ranks
@@ -66,6 +67,7 @@ def train_novice(
     if lora.rank and model is None:
         raise UsageError("--lora.rank: a model made from scratch has nothing to adapt")
     prepare()
+    warn_of_small_batches(config)
     trajectories = read_demonstrations(demonstrations, skip_invalid=skip_invalid)
     with made_folder(out, replace=overwrite) as folder:
         if model is None and ranks.is_first():

@@ -39,6 +39,8 @@ MARGIN = 1.25
 """Longest action of the agent, relative to the expert's longest action."""
 FEW = 50
 """Up to this many demonstrations, larger batches than one would give too few updates."""
+MANY = 2000
+"""From this many on, batches are so large that eight processes can share one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +66,7 @@ def default_settings(known: Situation) -> TrainConfig:
     One round of every method makes as many updates as any other, so that they can be compared.
     """
     pretrained = known.parameters is not None
-    batch = 1 if known.demonstrations <= FEW else 8 if known.on_gpu else 2
+    batch = _batch_size(known)
     sft_rate = 1e-3 if known.parameters is None else _lora_rate(known.parameters)
     if pretrained and not known.adapted:
         sft_rate /= 10  # whole models need about a tenth of the rate of LoRA
@@ -108,6 +110,14 @@ def default_settings(known: Situation) -> TrainConfig:
 
 def _lora_rate(parameters: int) -> float:
     return next((rate for most, rate in LORA_RATES if parameters <= most), LARGE_RATE)
+
+
+def _batch_size(known: Situation) -> int:
+    if known.demonstrations <= FEW:
+        return 1
+    if not known.on_gpu:
+        return 2
+    return 64 if known.demonstrations >= MANY else 8
 
 
 def _action_tokens(longest: int) -> int:

@@ -37,10 +37,12 @@ from stepagent.experiment.run_folder import (
     tested_unit,
 )
 from stepagent.experiment.run_json import write_json
+from stepagent.experiment.shared_batches import warn_of_small_batches
 from stepagent.learners.base import LearnerConfig
-from stepagent.methods import NOVICE
+from stepagent.methods import METHODS, NOVICE
 from stepagent.model.policy import Policy
 from stepagent.practice import Playground, Practice
+from stepagent.scratch.small_model import TinyConfig
 from stepagent.tasks.base import Task
 from stepagent.tasks.demonstrations import collect
 from stepagent.trajectories import read_trajectories
@@ -74,6 +76,11 @@ def train(
         config.check_without_environment()
     if run.is_done(RESULTS):
         return
+    is_scratch = isinstance(config.model, TinyConfig)
+    used = {NOVICE, *config.methods}
+    warn_of_small_batches(
+        config, unused={*METHODS.keys() - used, *(() if is_scratch else ("pretrain",))}
+    )
     learners = {name: config.learner_config(name) for name in config.methods} | dict(
         own_methods or {}
     )

@@ -17,6 +17,7 @@ from stepagent.experiment.config import (
     TaskConfig,
     TrainConfig,
 )
+from stepagent.experiment.defaults import Situation, default_settings
 from stepagent.learners.baselines import ETOConfig, FinalGRPOConfig, RFTConfig, SPINConfig
 from stepagent.learners.implicit import ImplicitConfig
 from stepagent.learners.inverse import InverseConfig
@@ -119,6 +120,9 @@ def _results(
     )
 
 
+SCALE_ACTION = 24
+"""Tokens of the longest actions in ScienceWorld and ALFWorld."""
+
 _LORA_ADAM = OptimizerConfig(learning_rate=2e-4)
 
 SCIENCEWORLD_SMOLLM2 = TrainConfig(
@@ -160,6 +164,22 @@ def _tiny(task: TaskConfig, data: DataConfig) -> TrainConfig:
         inspection=replace(SCIENCEWORLD_DEMO.inspection, decoding=long),
         evaluation=EvaluationConfig(decoding=replace(long, temperature=0.5)),
     )
+
+
+def _scale(task: TaskConfig, data: DataConfig, demonstrations: int) -> TrainConfig:
+    """LoRA on a model of seven billion parameters, with batches that eight GPUs can share.
+
+    The defaults of `stepagent train own` for such a model. Nobody has run it yet.
+    """
+    known = Situation(
+        parameters=7_600_000_000,
+        adapted=True,
+        on_gpu=True,
+        demonstrations=demonstrations,
+        longest_action=SCALE_ACTION,
+        takes_detours=True,
+    )
+    return replace(default_settings(known), task=task, data=data, model="Qwen/Qwen2.5-7B-Instruct")
 
 
 _ONE_EPOCH = SFTConfig(epochs=1, optimizer=OptimizerConfig(learning_rate=1e-3))
@@ -220,5 +240,15 @@ RECIPES: dict[str, TrainConfig] = {
         )
         for name in ("hotpotqa", "2wikimultihopqa", "musique")
     },
+    "scienceworld-scale": _scale(
+        ScienceWorldConfig(),
+        DataConfig(sft=50, reflection=100, shared=50, dev=10, test=10),
+        demonstrations=3000,
+    ),
+    "alfworld-scale": _scale(
+        AlfworldConfig(step_limit=30),
+        DataConfig(sft=250, reflection=500, shared=250, dev=10, test=140),
+        demonstrations=3000,
+    ),
     "smoke": SMOKE,
 }

@@ -1,6 +1,5 @@
 """Parameter updates for any loss: one optimizer step for each batch of prefix trees."""
 
-import logging
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,8 +20,6 @@ from stepagent.model.forward import Layers
 from stepagent.model.memory import keep_freed_memory
 from stepagent.model.sharding import local, total_norm
 from stepagent.processes import ranks
-
-logger = logging.getLogger(__name__)
 
 Metrics = dict[str, float]
 
@@ -229,11 +226,6 @@ def fit(
     the seed and the pass. Training stops after a pass if `enough` returns true.
     """
     keep_freed_memory()
-    if config.batch_size < ranks.count():
-        logger.warning(
-            "%s: a batch of %d cannot be shared by %d processes: some have nothing to do; a larger "
-            "batch size would use them", stage, config.batch_size, ranks.count(),
-        )  # fmt: skip
     total = config.epochs * num_batches(count, config.batch_size)
     updater = Updater(layers.parameters(), config.optimizer, total, stage=stage, apart=apart)
 
