@@ -119,6 +119,16 @@ def test_other_settings_are_refused_in_one_line_that_names_the_first_that_differ
     Run(tmp_path, SETTINGS, resume=True).close()  # the refusal has not kept the lock
 
 
+def test_settings_that_decide_about_memory_may_change(tmp_path: Path) -> None:
+    def settings(**compute: object) -> dict[str, Any]:
+        return SETTINGS | {"config": {**SETTINGS["config"], "compute": compute}}
+
+    Run(tmp_path, settings(device="cpu", token_budget=512), resume=False).close()
+    Run(tmp_path, settings(device="cpu", token_budget=64, shard=True), resume=True).close()
+    with pytest.raises(RunError, match=r"config\.compute\.device"):
+        Run(tmp_path, settings(device="cuda", token_budget=512), resume=True)
+
+
 def test_a_run_is_not_begun_twice(tmp_path: Path) -> None:
     Run(tmp_path, SETTINGS, resume=False).close()
     with pytest.raises(RunError, match="holds a run already; add --resume"):

@@ -22,7 +22,7 @@ from stepagent.experiment.run_folder import (
     too_long_key,
     unit_file,
 )
-from stepagent.experiment.run_json import RunError, read_config, shown
+from stepagent.experiment.run_json import RunError, first_change, read_config, shown
 from stepagent.methods import METHODS, NOVICE
 from stepagent.model.policy import Policy
 from stepagent.model.updates import Metrics
@@ -108,7 +108,7 @@ def check_novice(other: Path, settings: Mapping[str, Any]) -> None:
     if theirs.get("protocol") != settings["protocol"]:
         raise RunError(f"{shown(other)}: its task has another protocol")
     for name in SETTINGS:
-        if theirs["config"].get(name) != settings["config"][name]:
+        if first_change(theirs["config"].get(name), settings["config"][name], f"config.{name}"):
             raise RunError(f"{shown(other)}: its novice has other settings of --{name}")
     before, now = (known.get("inputs") or {} for known in (theirs, settings))
     for name in {**before, **now}:

@@ -10,7 +10,6 @@ import logging
 import math
 import os
 import platform
-import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,12 +21,12 @@ from typing import IO, Any, TypeVar
 
 from filelock import BaseFileLock
 
-from stepagent.console.printable import printable
 from stepagent.experiment.manifest import Units, has_units, make_manifest
 from stepagent.experiment.run_folder import CONFIG, METRICS, PARTS, unit_file, unit_path
 from stepagent.experiment.run_json import (
     RunError,
     check_name,
+    first_change,
     read_config,
     read_json,
     read_rows,
@@ -39,8 +38,6 @@ from stepagent.files.locks import Taken, lock
 from stepagent.processes import ranks
 from stepagent.trajectories import read_jsonl
 from stepagent.types import Record
-
-_SHA256 = re.compile("[0-9a-f]{64}")
 
 R = TypeVar("R", bound=Record)
 
@@ -158,7 +155,7 @@ class Run:
                 "hashes of its files; resume it with that version, or name a new folder"
             )
         for name, value in settings.items():
-            if change := _first_change(config.get(name), value, name):
+            if change := first_change(config.get(name), value, name):
                 raise RunError(
                     f"{shown(self.folder)}: {change}; resume it as it was begun, or name a new "
                     "folder"
@@ -166,7 +163,7 @@ class Run:
         self.units = Units(self.folder, config["units"])
         rows = self.units.check_rows()
         self.units.check_all()
-        if change := _first_change(config["versions"], _versions(), "version of"):
+        if change := first_change(config["versions"], _versions(), "version of"):
             logger.warning("%s: numbers may differ, for the %s", shown(self.folder), change)
         self._clear_up()
         self._keep(rows.values())  # the interrupted unit will write its rows again
@@ -279,19 +276,3 @@ def _seconds(row: Mapping[str, Any]) -> float:
 
 def _versions() -> dict[str, str]:
     return {p: version(p) for p in PACKAGES} | {"python": platform.python_version()}
-
-
-def _first_change(before: Any, now: Any, name: str) -> str | None:
-    """Which setting differs, in words."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        inner = (
-            _first_change(before.get(key), now.get(key), f"{name}.{key}".replace("of.", "of "))
-            for key in {**before, **now}
-        )
-        return next((change for change in inner if change), None)
-    if before == now:
-        return None
-    if all(_SHA256.fullmatch(str(value)) for value in (before, now)):
-        return f"{printable(name)}: its content has changed since the run began"
-    was, is_now = (printable(json.dumps(value), limit=200) for value in (before, now))
-    return f"{printable(name)} was {was}, is now {is_now}"

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,12 @@ from stepagent.console.printable import printable
 from stepagent.experiment.run_folder import CONFIG
 from stepagent.files.atomic import atomic_write, disk_errors
 from stepagent.files.lines import Unreadable, open_regular
+
+MAY_CHANGE = {"config.compute": ("token_budget", "gradient_checkpointing", "shard")}
+"""Settings that may change when a run is resumed: they decide how much memory is needed, and change
+results by rounding only."""
+
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 class RunError(ValueError):
@@ -112,3 +119,20 @@ def read_rows(path: Path) -> Rows:
         elif number < len(lines):
             damaged.append(number)
     return Rows(rows, damaged, is_cut=bool(lines[-1]) and len(lines) not in rows)
+
+
+def first_change(before: Any, now: Any, name: str) -> str | None:
+    """Which setting differs, in words; none if only those differ that may."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        inner = (
+            first_change(before.get(key), now.get(key), f"{name}.{key}".replace("of.", "of "))
+            for key in {**before, **now}
+            if key not in MAY_CHANGE.get(name, ())
+        )
+        return next((change for change in inner if change), None)
+    if before == now:
+        return None
+    if all(_SHA256.fullmatch(str(value)) for value in (before, now)):
+        return f"{printable(name)}: its content has changed since the run began"
+    was, is_now = (printable(json.dumps(value), limit=200) for value in (before, now))
+    return f"{printable(name)} was {was}, is now {is_now}"
