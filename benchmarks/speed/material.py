@@ -125,9 +125,9 @@ def add_adapter(model: Path, adapter: Path) -> None:
     )
 
 
-def walk(steps: int, words: int) -> Trajectory:
-    """A trajectory with as many words in each step, all different in order, always the same."""
-    random = np.random.default_rng([SEED, steps, words])
+def walk(steps: int, words: int, number: int = 0) -> Trajectory:
+    """A trajectory with as many words in each step, in the order of its number."""
+    random = np.random.default_rng([SEED, steps, words, *([number] if number else [])])
     said = [" ".join(random.choice(WORDS, words - 4)) for _ in range(steps)]
     actions = [f"{n} " + " ".join(random.choice(WORDS, 3)) for n in range(steps)]
     return Trajectory(

@@ -4,9 +4,10 @@ It needs no environment. The states of a trajectory are nested prefixes, so the 
 forwarded once, and then the actions in all states of many trajectories are decoded together.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -29,6 +30,8 @@ from stepagent.processes import ranks
 from stepagent.rendering.actions import same_action
 from stepagent.rendering.renderer import RenderedTrajectory
 from stepagent.types import AgentAction, PracticedStep
+
+T = TypeVar("T")
 
 
 def inspect(
@@ -74,26 +77,29 @@ def _actions(
 ) -> dict[int, list[Generated]]:
     """For each demonstration of this process's share the actions, `num_actions` for each state."""
     layers, end_id = policy.layers, policy.renderer.end_id
-    uniforms = [
-        [
+
+    def uniforms(number: int) -> list[Tensor]:
+        d = demonstrations[number]
+        return [
             random_numbers(seed, d.trajectory.id, step, k, count=decoding.max_new_tokens)
             for step in range(len(d.actions))
             for k in range(num_actions)
         ]
-        for d in demonstrations
-    ]
+
     if not layers.takes_attention:
         share = ranks.own([float(d.num_tokens) for d in demonstrations])
         return {
             i: [
                 decode_alone(layers, state, uniform, decoding, end_id)
-                for number, state in enumerate(demonstrations[i].states)
-                for uniform in uniforms[i][number * num_actions : (number + 1) * num_actions]
+                for state, uniform in zip(
+                    _repeated(demonstrations[i].states, num_actions), uniforms(i), strict=True
+                )
             ]
             for i in track(share, "Inspection")
         }
     trees = [_state_tree(d) for d in demonstrations]
-    groups = decoding_groups(layers, [len(tree) for tree, _ in trees], [len(u) for u in uniforms])
+    counts = [num_actions * len(d.actions) for d in demonstrations]
+    groups = decoding_groups(layers, [len(tree) for tree, _ in trees], counts)
     costs = [float(sum(len(trees[i][0]) for i in group)) for group in groups]
     actions_of = dict[int, list[Generated]]()
     for group in track([groups[n] for n in ranks.own(costs)], "Inspection"):
@@ -104,12 +110,16 @@ def _actions(
             rows.append(row)
             branches += [
                 Branch(number, int(places[states[index // num_actions]]), uniform.tolist())
-                for index, uniform in enumerate(uniforms[i])
+                for index, uniform in enumerate(uniforms(i))
             ]
         actions = iter(decode_trees(layers, rows, branches, decoding, end_id))
         for i in group:
-            actions_of[i] = list(islice(actions, len(uniforms[i])))
+            actions_of[i] = list(islice(actions, counts[i]))
     return actions_of
+
+
+def _repeated(items: Iterable[T], times: int) -> Iterator[T]:
+    return (item for item in items for _ in range(times))
 
 
 def _agent_action(
