@@ -23,6 +23,7 @@ LAYERS = (
     ("practice", "scratch"),
     ("learners",),
     ("experiment",),
+    ("planning",),
     ("report",),
     ("commands",),
     ("api",),

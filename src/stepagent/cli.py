@@ -28,6 +28,7 @@ from stepagent.processes.signals import (
 
 COMMANDS = {
     "train": ("train", "train an agent from start to finish, by a recipe"),
+    "plan": ("plan", "say how many hours and how much memory a run will take"),
     "report": ("report", "write an HTML report of one or several runs"),
     "tasks": ("tasks", "list the tasks and whether their data is installed"),
     "download": ("download", "download the data of a task"),

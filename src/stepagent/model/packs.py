@@ -7,8 +7,11 @@ from torch import Tensor
 
 from stepagent.model.device import until_all_fit
 from stepagent.model.forward import Layers
-from stepagent.model.prefix_tree import ROOT, Pack, PrefixTree, pack
+from stepagent.model.prefix_tree import ROOT, Pack, PrefixTree, fill_rows, pack
 from stepagent.processes import ranks
+
+ROWS_EACH = 2
+"""Rows for each process with which shares are about equal."""
 
 
 def own_packs(layers: Layers, trees: Sequence[PrefixTree]) -> Iterator[Pack]:
@@ -25,11 +28,28 @@ def own_packs(layers: Layers, trees: Sequence[PrefixTree]) -> Iterator[Pack]:
         left = max(ranks.from_all(len(mine))) if layers.is_sharded else len(mine)
         return mine
 
-    for packed in pack(trees, layers.token_budget, shared=layers.shares_prefixes, choose=own):
+    budget = budget_to_share([len(tree) for tree in trees], layers.token_budget, ranks.count())
+    for packed in pack(trees, budget, shared=layers.shares_prefixes, choose=own):
         left -= 1
         yield packed.to(layers.model.device)
     for _ in range(left):
         _pass_idly(layers)
+
+
+def budget_to_share(sizes: Sequence[int], token_budget: int, processes: int) -> int:
+    """The token budget with which so many processes can share trees of these sizes.
+
+    On a GPU a row may hold a whole batch. Then rows are halved until each process has some, or each
+    tree has its own.
+    """
+    budget = token_budget
+    while (
+        processes > 1
+        and budget > max(sizes, default=budget)
+        and len(fill_rows(sizes, budget)) < ROWS_EACH * processes
+    ):
+        budget //= 2
+    return budget
 
 
 def _pass_idly(layers: Layers) -> None:

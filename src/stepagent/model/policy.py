@@ -81,7 +81,7 @@ class Policy:
         # The whole model may not fit into a GPU: it is checked on the CPU, then sharded.
         first = torch.device("cpu") if is_shared else device
         if first == device:
-            _choose_kernel(model, device)
+            choose_kernel(model, device)
         adapter = None
         if adapted:
             adapter = Adapter.open(source, model)
@@ -122,7 +122,7 @@ class Policy:
         if is_shared:
             layers.shard(device)
             if first != device:
-                _choose_kernel(model, device)
+                choose_kernel(model, device)
         policy = cls(layers, Renderer(tokenizer))
         if not layers.shares_prefixes:
             kinds = ", ".join(sorted(layer_kinds(layers.config)))
@@ -221,7 +221,7 @@ class Policy:
         return cast(int, self.layers.config.max_position_embeddings)
 
 
-def _choose_kernel(model: PreTrainedModel, device: torch.device) -> None:
+def choose_kernel(model: PreTrainedModel, device: torch.device) -> None:
     """Makes a model attend by the kernel that is best for trees on a device."""
     if device.type == "cuda" and model._supports_flex_attn:
         model.set_attn_implementation("flex_attention")
