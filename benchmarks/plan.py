@@ -24,6 +24,12 @@ from speed.material import clone
 from stepagent.algorithms.dpo import DPOConfig, dpo
 from stepagent.algorithms.sft import SFTConfig, sft
 from stepagent.experiment.config import TrainConfig
+from stepagent.experiment.planning.costs import Costs, measured
+from stepagent.experiment.planning.duration import Layout, seconds
+from stepagent.experiment.planning.lengths import data_of
+from stepagent.experiment.planning.memory import memory
+from stepagent.experiment.planning.shapes import shape_of_model
+from stepagent.experiment.planning.work import Data, Stage
 from stepagent.inspection import inspect, path_logprobs, step_trees
 from stepagent.learners.implicit import ImplicitConfig
 from stepagent.model.device import CPU_TOKEN_BUDGET, deterministic
@@ -31,12 +37,6 @@ from stepagent.model.generation import Decoding
 from stepagent.model.lora import LoRAConfig
 from stepagent.model.policy import Policy
 from stepagent.model.updates import OptimizerConfig
-from stepagent.planning.costs import Costs, measured
-from stepagent.planning.duration import Layout, seconds
-from stepagent.planning.lengths import data_of
-from stepagent.planning.memory import memory
-from stepagent.planning.shapes import shape_of_model
-from stepagent.planning.work import Data, Stage
 from stepagent.practice import InspectionConfig
 from stepagent.scratch.small_model import TinyConfig, build_tiny_model
 from stepagent.trajectories import read_jsonl

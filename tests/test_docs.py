@@ -160,7 +160,7 @@ def check_other(words: list[str]) -> None:
         assert all((ROOT / a).exists() for a in args if a.endswith(".py"))
     elif program == "torchrun":
         check_stepagent(args[args.index("stepagent") + 1 :])
-    elif program.startswith("STEPAGENT_"):
+    elif program.startswith("STEPAGENT_") or program == "srun":
         check_other(args)
     else:
         assert program in OTHER_PROGRAMS | {"python"}, f"unknown program {program}"

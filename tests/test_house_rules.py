@@ -23,7 +23,6 @@ LAYERS = (
     ("practice", "scratch"),
     ("learners",),
     ("experiment",),
-    ("planning",),
     ("report",),
     ("commands",),
     ("api",),

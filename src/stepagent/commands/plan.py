@@ -15,17 +15,17 @@ from stepagent.commands.parsing import CONFIG, UsageError, check_at_least_one
 from stepagent.commands.train_own import OWN
 from stepagent.experiment.config import TrainConfig
 from stepagent.experiment.defaults import Situation, default_settings
+from stepagent.experiment.planning.costs import Costs, known, measured
+from stepagent.experiment.planning.duration import Layout, seconds, share_at_work
+from stepagent.experiment.planning.gpus import GPUS
+from stepagent.experiment.planning.lengths import data_of
+from stepagent.experiment.planning.memory import Memory, memory
+from stepagent.experiment.planning.shapes import Shape, shape_of_model, shape_of_size
+from stepagent.experiment.planning.work import Data, Stage, is_planned, stages
 from stepagent.experiment.recipes import RECIPES
 from stepagent.experiment.saved_settings import settings_of
 from stepagent.experiment.shared_batches import ROWS_EACH
 from stepagent.model.device import CPU_TOKEN_BUDGET, fitting_tokens
-from stepagent.planning.costs import Costs, known, measured
-from stepagent.planning.duration import Layout, seconds, share_at_work
-from stepagent.planning.gpus import GPUS
-from stepagent.planning.lengths import data_of
-from stepagent.planning.memory import Memory, memory
-from stepagent.planning.shapes import Shape, shape_of_model, shape_of_size
-from stepagent.planning.work import PLANNED, Data, Stage, stages
 from stepagent.scratch.small_model import TinyConfig
 
 HERE = "here"
@@ -39,7 +39,8 @@ BUSY = 0.8
 class Arguments:
     """Says what a run will take: tokens, updates, hours, and memory of each process.
 
-    Nothing is trained. RECIPE and all settings are those of stepagent train. Unit costs are
+    Reads the config.json of MODEL, and the demonstrations if they are given; trains and writes
+    nothing. RECIPE and all settings are those of stepagent train. Unit costs are
     measured on this machine, on a model with few layers of the right size; those of a GPU that is
     not here are worked out from its data sheet. Episodes in environments are not counted.
 
@@ -194,7 +195,7 @@ def _assumptions(
     yield f"{asked.gpus} processes on {where}{assumed}; rows of {budget} tokens{sharded}"
     if asked.device == HERE and asked.gpus > 1:
         yield "messages between processes are not counted"
-    left_out = [method for method in config.methods if method not in PLANNED]
+    left_out = [method for method in config.methods if not is_planned(config, method)]
     if left_out:
         yield f"not counted, since they play episodes: {', '.join(left_out)}"
     if config.task is not None or config.detours:

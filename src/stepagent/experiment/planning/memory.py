@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 
 from stepagent.experiment.config import TrainConfig
+from stepagent.experiment.planning.costs import Costs
+from stepagent.experiment.planning.shapes import Shape
+from stepagent.experiment.planning.work import Data
 from stepagent.model.generation import DECODED_TOGETHER
 from stepagent.model.reading import MAX_LOGITS
-from stepagent.planning.costs import Costs
-from stepagent.planning.shapes import Shape
-from stepagent.planning.work import Data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,8 @@ def memory(
     if rank:
         optimizer = discriminator = float(state * trained)
     else:
-        optimizer = 12 * in_layers / shards + state * shape.elsewhere
+        in_layer = 12 if shards > 1 else state
+        optimizer = in_layer * in_layers / shards + state * shape.elsewhere
         # A copy of the model; its optimizer is not there at the same time.
         discriminator = weights + (4 * shape.weights / shards if is_half and shards == 1 else 0)
     row = max(budget, data.tree(actions))

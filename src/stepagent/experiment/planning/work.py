@@ -5,13 +5,12 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Literal
 
+from stepagent.algorithms.sft import SFTConfig
 from stepagent.bounds import AMOUNT, COUNT, check_bounds
 from stepagent.experiment.config import TrainConfig
 from stepagent.learners.implicit import ImplicitConfig
+from stepagent.learners.inverse import InverseConfig
 from stepagent.methods import METHODS, NOVICE
-
-PLANNED = ("sft_more", "dagger", "implicit", "step_dpo", "inverse")
-"""Methods whose work is known before; the others play episodes whose length is not."""
 
 Kind = Literal["train", "read", "practice"]
 
@@ -83,7 +82,7 @@ class Stage:
 def stages(config: TrainConfig, data: Data) -> Iterator[Stage]:
     """All stages of a run, in their order, without episodes in an environment.
 
-    Methods that are not in `PLANNED` have none.
+    Methods have none if `is_planned` says so.
     """
     many, few = data.demonstrations, data.held_out
     sft = config.sft
@@ -91,12 +90,13 @@ def stages(config: TrainConfig, data: Data) -> Iterator[Stage]:
     actions = config.inspection.num_actions
     is_inspected = False
     for method in config.methods:
-        if method not in PLANNED:
+        if not is_planned(config, method):
             continue
         for number in range(config.rounds):
             name = METHODS[method].label
             # All methods practise as the novice does in round 1, which is done once.
-            if method in ("implicit", "step_dpo", "inverse") and not (number == 0 and is_inspected):
+            inspects = isinstance(config.learner_config(method), ImplicitConfig | InverseConfig)
+            if inspects and not (number == 0 and is_inspected):
                 yield Stage(method, "inspection", "practice", many + few, actions)
                 is_inspected = True
             yield from _learning(config, method, name, many, few, actions, number)
@@ -106,18 +106,23 @@ def stages(config: TrainConfig, data: Data) -> Iterator[Stage]:
 def _learning(
     config: TrainConfig, method: str, name: str, many: int, few: int, actions: int, number: int
 ) -> Iterator[Stage]:
-    if method == "inverse":
-        judge, ppo = config.inverse.discriminator, config.inverse.ppo
+    plan = config.learner_config(method)
+    if isinstance(plan, InverseConfig):
+        judge, ppo = plan.discriminator, plan.ppo
         # A warm-up ends when the discriminator beats chance, at the latest after all its passes.
         passes = judge.epochs if number else judge.warmup_epochs
         yield Stage(method, "reading", "read", 2 * many + (2 + passes) * few, actions)
         yield Stage(method, "discriminator", "train", many * passes, actions, judge.batch_size)
         yield Stage(method, "PPO", "train", many * ppo.epochs, actions, ppo.batch_size)
         return
-    plan = config.learner_config(method)
     if isinstance(plan, ImplicitConfig):
         yield Stage(method, "reading", "read", many + 2 * few, actions)
         yield Stage(method, "step-wise DPO", "train", many * plan.epochs, actions, plan.batch_size)
         return
-    more = config.dagger if method == "dagger" else config.sft_more
-    yield Stage(method, "SFT", "train", many * more.epochs, 0, more.batch_size)
+    if isinstance(plan, SFTConfig):
+        yield Stage(method, "SFT", "train", many * plan.epochs, 0, plan.batch_size)
+
+
+def is_planned(config: TrainConfig, method: str) -> bool:
+    """Whether a method's work is known before; others play episodes whose length is not."""
+    return isinstance(config.learner_config(method), SFTConfig | ImplicitConfig | InverseConfig)

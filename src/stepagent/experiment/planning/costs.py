@@ -14,6 +14,9 @@ import torch
 from torch import Tensor
 
 from stepagent.experiment.config import TrainConfig
+from stepagent.experiment.planning.gpus import Gpu
+from stepagent.experiment.planning.shapes import Shape
+from stepagent.experiment.planning.work import Data
 from stepagent.model.forward import Layers
 from stepagent.model.generation import DECODED_TOGETHER, Branch, Decoding, decode_trees
 from stepagent.model.lora import Adapter
@@ -21,14 +24,11 @@ from stepagent.model.policy import choose_kernel
 from stepagent.model.prefix_tree import ROOT, Pack, PrefixTree, Row, lay_out
 from stepagent.model.reading import read
 from stepagent.model.updates import OptimizerConfig, Updater
-from stepagent.planning.gpus import Gpu
-from stepagent.planning.shapes import Shape
-from stepagent.planning.work import Data
 
 SLICES = (1, 3)
 """Layers of the slices."""
 REPEATS = 2
-MOST_ID = 1000
+MOST_ID = 100
 """Ids of random tokens are below this."""
 
 

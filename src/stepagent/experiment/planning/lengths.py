@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from stepagent.experiment.planning.work import Data
 from stepagent.model.policy import open_tokenizer
-from stepagent.planning.work import Data
 from stepagent.rendering.renderer import Renderer
 from stepagent.types import Trajectory
 

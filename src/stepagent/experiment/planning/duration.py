@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from math import ceil
 
+from stepagent.experiment.planning.costs import Costs
+from stepagent.experiment.planning.work import Data, Stage
 from stepagent.model.generation import DECODED_TOGETHER
 from stepagent.model.packs import budget_to_share
-from stepagent.planning.costs import Costs
-from stepagent.planning.work import Data, Stage
 
 MOST_COUNTED = 1000
 """Trees from which on there are rows enough for all processes."""
