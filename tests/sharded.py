@@ -64,7 +64,7 @@ def uneven() -> Any:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ranks, "own", own)
-        for packed in own_packs(policy.layers, trees):
+        for packed in own_packs(policy.layers, trees, policy.layers.token_budget):
             policy.path_logprobs(packed).sum().backward()  # type: ignore[no-untyped-call]
     parameters = policy.parameters()
     ranks.sum_gradients([p for p in parameters if not isinstance(p, DTensor)])

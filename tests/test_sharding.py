@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 import sharded
 from fakes import random_policy
 from stepagent.model.policy import Policy
+from stepagent.model.weights import WeightsError
 from test_ranks import TESTS, succeed, torchrun
 
 WEIGHTS = "alone/units/**/model.safetensors"
@@ -100,3 +101,10 @@ def test_a_killed_run_goes_on_and_ends_as_one_process_does_with_whole_weights(
         json.loads((tmp_path / folder / "results.json").read_text()) for folder in ("run", "alone")
     )
     assert [row["mean"] for row in ours] == pytest.approx([row["mean"] for row in alone], abs=1e-3)
+
+
+def test_what_cannot_be_sharded_is_refused_in_one_line() -> None:
+    policy = random_policy()
+    policy.layers.shares_prefixes = False
+    with pytest.raises(WeightsError, match=r"--compute\.shard: expected layers that can share"):
+        policy.layers.shard(sharded.CPU)

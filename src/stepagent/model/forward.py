@@ -162,12 +162,12 @@ class Layers:
         Passes of `row_hidden` are then made by all processes together; each may sample by itself
         within `whole`. Raises `WeightsError` if the model cannot be sharded.
         """
+        name = place(self.model.name_or_path or "model")
         if not self.shares_prefixes:
             # Processes would make different numbers of passes for a pack.
-            raise WeightsError(
-                f"{place(self.model.name_or_path or 'model')}: --compute.shard: expected a model "
-                "whose layers can share prefixes"
-            )
+            raise WeightsError(f"{name}: --compute.shard: expected layers that can share prefixes")
+        if self.adapter is not None and not self.adapter.shares_model:
+            raise WeightsError(f"{name}: --compute.shard: expected plain LoRA, or no adapter")
         dtype = self.model.dtype
         if self.masters is not None:
             self.masters.release()

@@ -124,6 +124,11 @@ class Adapter:
         """The transformers model, with the adapter in its layers."""
         return cast(PreTrainedModel, self.peft.get_base_model())
 
+    @property
+    def shares_model(self) -> bool:
+        """Whether copies are on the same model."""
+        return _is_plain_lora(self.peft.peft_config[self.name])
+
     def activate(self) -> None:
         """Makes forward passes and gradients use this adapter from now on."""
         if self.peft.active_adapter != self.name:
@@ -141,7 +146,7 @@ class Adapter:
         `AdapterError` if that is impossible.
         """
         config = self.peft.peft_config[self.name]
-        if not _is_plain_lora(config):
+        if not self.shares_model:
             try:
                 return replace(self, peft=deepcopy(self.peft))
             except RuntimeError:  # PyTorch cannot copy views, which tied adapters are

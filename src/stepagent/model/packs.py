@@ -14,8 +14,8 @@ ROWS_EACH = 2
 """Rows for each process with which shares are about equal."""
 
 
-def own_packs(layers: Layers, trees: Sequence[PrefixTree]) -> Iterator[Pack]:
-    """This process's share of the packs, on the model's device.
+def own_packs(layers: Layers, trees: Sequence[PrefixTree], token_budget: int) -> Iterator[Pack]:
+    """This process's share of the packs within a token budget, on the model's device.
 
     After a pack, the caller makes its forward pass, and its backward pass if gradients are enabled.
     If weights are sharded, processes with fewer packs than others then make idle passes.
@@ -28,8 +28,7 @@ def own_packs(layers: Layers, trees: Sequence[PrefixTree]) -> Iterator[Pack]:
         left = max(ranks.from_all(len(mine))) if layers.is_sharded else len(mine)
         return mine
 
-    budget = budget_to_share([len(tree) for tree in trees], layers.token_budget, ranks.count())
-    for packed in pack(trees, budget, shared=layers.shares_prefixes, choose=own):
+    for packed in pack(trees, token_budget, shared=layers.shares_prefixes, choose=own):
         left -= 1
         yield packed.to(layers.model.device)
     for _ in range(left):
@@ -37,7 +36,7 @@ def own_packs(layers: Layers, trees: Sequence[PrefixTree]) -> Iterator[Pack]:
 
 
 def budget_to_share(sizes: Sequence[int], token_budget: int, processes: int) -> int:
-    """The token budget with which so many processes can share trees of these sizes.
+    """The token budget with which so many processes can share a batch of trees of these sizes.
 
     On a GPU a row may hold a whole batch. Then rows are halved until each process has some, or each
     tree has its own.
@@ -69,7 +68,9 @@ def batch_packs(
 
     So a part of a loss is divided by totals of the whole batch, not of the packs.
     """
-    for packed in own_packs(layers, [trees[i] for i in batch]):
+    chosen = [trees[i] for i in batch]
+    budget = budget_to_share([len(t) for t in chosen], layers.token_budget, ranks.count())
+    for packed in own_packs(layers, chosen, budget):
         yield packed, [batch[i] for i in packed.trees]
 
 
@@ -89,7 +90,7 @@ def read_trees(
     enough.
     """
     found = until_all_fit(
-        lambda: _read(own_packs(layers, trees), trees, read),
+        lambda: _read(own_packs(layers, trees, layers.token_budget), trees, read),
         layers.halve_budget,
         in_step=layers.is_sharded,
     )

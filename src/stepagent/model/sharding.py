@@ -72,7 +72,7 @@ def is_sharded(model: nn.Module) -> bool:
 def whole(model: nn.Module) -> Iterator[None]:
     """Within the block every process holds all layers whole and computes by itself.
 
-    All processes must enter and leave it together. Does nothing for a model that is not sharded.
+    All processes must enter it together. Does nothing for a model that is not sharded.
     """
     layers = [module for module in model.modules() if isinstance(module, FSDPModule)]
     for layer in layers:
@@ -117,12 +117,12 @@ def total_norm(tensors: Sequence[Tensor]) -> Tensor:
     """The norm of all tensors together, sharded ones included; the same in all processes."""
     parts = [t for t in tensors if isinstance(t, DTensor)]
     kept = [t for t in tensors if not isinstance(t, DTensor)]
-    norm = nn.utils.get_total_norm(kept)
     if not parts:
-        return norm
+        return nn.utils.get_total_norm(kept)
     of_parts = nn.utils.get_total_norm(parts)
     assert isinstance(of_parts, DTensor)
-    return torch.hypot(norm, of_parts.full_tensor())
+    norm = of_parts.full_tensor()
+    return torch.hypot(norm, nn.utils.get_total_norm(kept).to(norm))
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -8,9 +8,6 @@ from stepagent.experiment.planning.work import Data, Stage
 from stepagent.model.generation import DECODED_TOGETHER
 from stepagent.model.packs import budget_to_share
 
-MOST_COUNTED = 1000
-"""Trees from which on there are rows enough for all processes."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
@@ -51,11 +48,10 @@ def share_at_work(stage: Stage, data: Data, layout: Layout) -> float:
 
 
 def _rows(trees: int, stage: Stage, data: Data, layout: Layout) -> int:
-    """Rows of so many trees; as many are laid out together as are in a batch, or all."""
-    size, together = data.tree(stage.actions), stage.batch or stage.trees
-    budget = layout.budget
-    if together <= MOST_COUNTED:
-        budget = budget_to_share([size] * together, budget, layout.processes)
+    """Rows of so many trees; those of a batch are laid out together."""
+    size, budget = data.tree(stage.actions), layout.budget
+    if stage.batch:
+        budget = budget_to_share([size] * stage.batch, budget, layout.processes)
     return ceil(trees / max(1, budget // size))
 
 
