@@ -19,7 +19,7 @@ LAYERS = (
     ("rendering", "trajectories"),
     ("formats", "model", "tasks"),
     ("chat", "inspection", "rollout"),
-    ("algorithms", "detours", "evaluation"),
+    ("algorithms", "detours", "evaluation", "inference"),
     ("practice", "scratch"),
     ("learners",),
     ("experiment",),

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from stepagent.console.progress import track
+from stepagent.model.asking import ask, read_again
 from stepagent.model.device import until_all_fit
 from stepagent.model.generation import (
     Branch,
@@ -24,8 +25,9 @@ from stepagent.model.generation import (
 )
 from stepagent.model.packs import read_paths
 from stepagent.model.policy import Policy
-from stepagent.model.prefix_tree import ROOT, PrefixTree, lay_out
+from stepagent.model.prefix_tree import PrefixTree, lay_out
 from stepagent.model.sampling import random_numbers
+from stepagent.model.states import add_states
 from stepagent.processes import ranks
 from stepagent.rendering.actions import same_action
 from stepagent.rendering.renderer import RenderedTrajectory
@@ -45,14 +47,21 @@ def inspect(
     """Samples the agent's actions in every state of every demonstration, in their order.
 
     `num_actions` actions are sampled in each state; the same seed gives the same actions. Raises
-    `OutOfMemory` if a single demonstration does not fit.
+    `OutOfMemory` if a single demonstration does not fit, and what the policy's sampler raises.
     """
-    with policy.layers.whole():
-        found = until_all_fit(
-            lambda: _actions(policy, demonstrations, decoding, seed, num_actions),
-            policy.layers.halve_budget,
-        )
+    if sampler := policy.ready_sampler():
+        end_id = policy.renderer.end_id
+        found = ask(sampler, demonstrations, decoding, end_id, seed=seed, num_actions=num_actions)
+    else:
+        with policy.layers.whole():
+            found = until_all_fit(
+                lambda: _actions(policy, demonstrations, decoding, seed, num_actions),
+                policy.layers.halve_budget,
+            )
     actions_of = ranks.gathered(found)
+    if sampler:
+        temperature = decoding.temperature
+        actions_of = read_again(sampler, policy.layers, demonstrations, actions_of, temperature)
     return [
         PracticedStep(
             trajectory_id=d.trajectory.id,
@@ -137,16 +146,7 @@ def _agent_action(
 def _state_tree(demonstration: RenderedTrajectory) -> tuple[PrefixTree, list[int]]:
     """The prefix tree of all states of a demonstration, and the last node of each state."""
     tree = PrefixTree()
-    return tree, _add_states(tree, demonstration)
-
-
-def _add_states(tree: PrefixTree, played: RenderedTrajectory) -> list[int]:
-    """Adds all states of a trajectory to the tree; returns the last node of each state."""
-    node, states = ROOT, []
-    for addition in played.additions:
-        node = tree.add(node, addition)[-1]
-        states.append(tree.add(node, played.ask)[-1] if played.ask else node)
-    return states
+    return tree, add_states(tree, demonstration)
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ def rollout_tree(
     is_expert, is_end = [], []
     for played in [demonstration, *episodes] if demonstration else episodes:
         by_expert = played is demonstration
-        for state, action in zip(_add_states(tree, played), played.actions, strict=True):
+        for state, action in zip(add_states(tree, played), played.actions, strict=True):
             tree.add_path(state, action)
             is_expert.append(by_expert)
             is_end.append(by_expert)

@@ -113,8 +113,10 @@ def rollout(
     If an environment is lost, its episode is repeated; after `MAX_TRIES` losses beside others and
     as many alone, the item is yielded as `Lost`. An episode that outgrows the policy's context is
     truncated. When memory runs out, the number of parallel episodes is halved; raises `OutOfMemory`
-    if a single episode does not fit, and `PolicyError` if a first state is too long.
+    if a single episode does not fit, `PolicyError` if a first state is too long, and what the
+    policy's sampler raises. With a sampler, all processes must call this.
     """
+    policy.ready_sampler()
     play = partial(_rollout, policy, task, decoding, seed)
     return play_all(play, items, num_parallel)
 
@@ -226,14 +228,12 @@ class _Batch:
             running = self.running[row]
             self.moves[running] = self.threads.submit(running.act, action)
 
-        self.cache.act(
-            [running.state() for running in ready],
-            self.decoding,
-            self.policy.renderer.end_id,
-            torch.stack(uniform),
-            rows,
-            ended,
-        )
+        states, end_id = [running.state() for running in ready], self.policy.renderer.end_id
+        if sampler := self.policy.sampler:
+            asked = zip(states, (float(numbers[0]) for numbers in uniform), strict=True)
+            sampler.act(asked, self.decoding, end_id, lambda i, action: ended(rows[i], action))
+        else:
+            self.cache.act(states, self.decoding, end_id, torch.stack(uniform), rows, ended)
 
     def _wait(self) -> None:
         """Waits until all environments have played; raises what they raise."""

@@ -105,7 +105,7 @@ class ChatClient:
         self.model = model
         self.config = config
         url = config.base_url or os.environ.get("OPENAI_BASE_URL") or DEFAULT_URL
-        self.url = _shown_url(url)
+        self.url = shown_url(url, DEFAULT_URL)
         base = httpx2.URL(url)
         self._endpoint = base.copy_with(path=f"{base.path.rstrip('/')}/chat/completions")
         self.refused: frozenset[Option] = (
@@ -114,16 +114,12 @@ class ChatClient:
         """Options that the server rejects and that are left out of requests."""
         self._has_called = False
         self._lock = Lock()
-        self._key = os.environ.get(KEY_VARIABLE, "").strip()
+        self._key = read_key()
         if not self._key and url == DEFAULT_URL:
             raise ChatError(
                 f"{self.url}: requires a key; set the environment variable {KEY_VARIABLE}"
             )
-        if not (self._key.isascii() and self._key.isprintable()):
-            raise ChatError(f"{KEY_VARIABLE}: not a key; expected printable ASCII characters only")
-        self._headers = {"Content-Type": "application/json"}
-        # Local servers need no key, but some reject a request without one.
-        self._headers["Authorization"] = f"Bearer {self._key or 'none'}"
+        self._headers = headers_with(self._key)
 
     def reply(self, messages: Sequence[Message]) -> Reply:
         """The model's reply; raises `ChatError`, or its kinds `TooLong` and `Filtered`."""
@@ -137,7 +133,7 @@ class ChatClient:
                 continue
             if not _is_passing(outcome) or tries > self.config.max_retries:
                 raise self._explained(outcome, tries)
-            time.sleep(pause if pause is not None else _usual_pause(tries))
+            time.sleep(pause if pause is not None else usual_pause(tries))
             tries += 1
 
     def _ask(
@@ -235,15 +231,33 @@ class ChatClient:
         return ChatError(f"{self.url}: {error} for model {self.model!r}; it says: {said}")
 
     def _quoted(self, text: str) -> str:
-        """The start of a server's text, escaped, with any copy of the key hidden."""
-        text = text[:MAX_QUOTED]
-        if key := self._key:
-            forms = {key, quote(key, safe=""), quote_plus(key), json.dumps(key)[1:-1]}
-            for form in sorted(forms, key=len, reverse=True):
-                text = re.sub(re.escape(form), "***", text, flags=re.IGNORECASE)
-            for length in range(len(key) - 1, MIN_SECRET - 1, -1):  # the copy may be cut off
-                text = text.replace(key[:length], "***").replace(key[-length:], "***")
-        return repr(text[:MAX_SHOWN])
+        return quoted(text, self._key)
+
+
+def read_key() -> str:
+    """The key in the environment, empty if there is none; raises `ChatError` if it is no key."""
+    key = os.environ.get(KEY_VARIABLE, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise ChatError(f"{KEY_VARIABLE}: not a key; expected printable ASCII characters only")
+    return key
+
+
+def headers_with(key: str) -> dict[str, str]:
+    """The headers of a request with a key, which may be empty."""
+    # Local servers need no key, but some reject a request without one.
+    return {"Content-Type": "application/json", "Authorization": f"Bearer {key or 'none'}"}
+
+
+def quoted(text: str, key: str) -> str:
+    """The start of a server's text, escaped, with any copy of the key hidden."""
+    text = text[:MAX_QUOTED]
+    if key:
+        forms = {key, quote(key, safe=""), quote_plus(key), json.dumps(key)[1:-1]}
+        for form in sorted(forms, key=len, reverse=True):
+            text = re.sub(re.escape(form), "***", text, flags=re.IGNORECASE)
+        for length in range(len(key) - 1, MIN_SECRET - 1, -1):  # the copy may be cut off
+            text = text.replace(key[:length], "***").replace(key[-length:], "***")
+    return repr(text[:MAX_SHOWN])
 
 
 def without_system(messages: Sequence[Message]) -> list[Message]:
@@ -259,12 +273,12 @@ def _is_passing(failure: Failure) -> bool:
     return isinstance(failure, TimeoutError | Unreachable)
 
 
-def _usual_pause(tries: int) -> float:
+def usual_pause(tries: int) -> float:
     """Seconds to wait: exponential with jitter, so that parallel episodes do not retry at once."""
     return min(0.5 * 2.0 ** (tries - 1), 8.0) * random.uniform(0.75, 1.0)
 
 
-def _shown_url(url: str) -> str:
+def shown_url(url: str, example: str) -> str:
     """The address without parts that may hold secrets; raises `ChatError` if it is invalid."""
     try:
         parts = urlsplit(url)
@@ -273,6 +287,6 @@ def _shown_url(url: str) -> str:
     except (ValueError, httpx2.InvalidURL):
         parts, port = urlsplit(""), ""
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ChatError(f"{url[:100]!r}: not a server address; expected one like {DEFAULT_URL}")
+        raise ChatError(f"{url[:100]!r}: not a server address; expected one like {example}")
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     return f"{parts.scheme}://{host}{port}{parts.path}"

@@ -64,10 +64,13 @@ def post(url: httpx2.URL, headers: Mapping[str, str], body: bytes, seconds: floa
     """
     # In a new thread, since the caller's may already run an event loop, as in notebooks.
     with anyio.from_thread.start_blocking_portal() as portal:
-        return portal.call(_post, url, headers, body, seconds)
+        return portal.call(post_async, url, headers, body, seconds)
 
 
-async def _post(url: httpx2.URL, headers: Mapping[str, str], body: bytes, seconds: float) -> Answer:
+async def post_async(
+    url: httpx2.URL, headers: Mapping[str, str], body: bytes, seconds: float
+) -> Answer:
+    """As `post`, for callers that wait for several answers at once."""
     try:
         client = httpx2.AsyncClient(timeout=None, verify=_certificates())
     except (ValueError, ImportError, OSError) as error:  # from proxy or certificate settings

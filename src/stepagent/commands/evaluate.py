@@ -54,6 +54,7 @@ def evaluate_policy(
     split: Split = "test",
     num_per_group: int = 18,
     seed: int = 0,
+    practise_with: str | None = None,
     compute: ComputeConfig = DEFAULT_COMPUTE,
     config: Annotated[EvaluationConfig, tyro.conf.arg(name="")] = DEFAULT,
     prompted: Annotated[PromptedConfig, tyro.conf.arg(name="")] = PROMPTED,
@@ -85,6 +86,8 @@ def evaluate_policy(
             fewer.
         seed: Random seed of a local policy's sampling; unused when greedy. It does not change the
             panel.
+        practise_with: Address of a vLLM or SGLang server that samples a local policy's actions, such
+            as http://localhost:8000; the policy must be an adapter.
         compute: Device, precision and memory of a local policy.
         config: How episodes are run.
         prompted: How a chat model is prompted.
@@ -92,13 +95,19 @@ def evaluate_policy(
     name = model_name(policy, prompted)
     if name and config.decoding != DEFAULT.decoding:
         raise UsageError(f"{policy}: --decoding is for local policies only; use --temperature")
+    if name and practise_with is not None:
+        raise UsageError(f"{policy}: --practise-with is for local policies only")
     check_at_least_one("--num-per-group", num_per_group)
     inputs = [Path(policy), *prompted.files]
     may_replace = overwrite or is_kept(out)
     check_file(out, inputs=inputs, overwrite=may_replace)
     check_file(journal_path(out), inputs=inputs, overwrite=True)
     prepare()
-    agent = open_client(name, prompted) if name else load_policy(policy, compute)
+    agent = (
+        open_client(name, prompted)
+        if name
+        else load_policy(policy, compute, practise_with=practise_with)
+    )
     world = open_task(task)
     try:
         panel = choose_items(world, split, num_per_group, seed=PANEL_SEED)
@@ -110,6 +119,7 @@ def evaluate_policy(
                 "policy": model_input(local_model(policy)),
                 "precision": "bfloat16" if agent.layers.is_half else "float32",
                 "seed": seed,
+                **({"practised_with": "server"} if practise_with else {}),
                 **asdict(config.decoding),
                 "protocol": protocol_of(world),
             }

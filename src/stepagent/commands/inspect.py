@@ -27,6 +27,7 @@ def inspect_file(
     skip_invalid: bool = False,
     overwrite: bool = False,
     seed: int = 0,
+    practise_with: str | None = None,
     compute: ComputeConfig = DEFAULT_COMPUTE,
     config: Annotated[InspectionConfig, tyro.conf.arg(name="")] = DEFAULT,
 ) -> None:
@@ -46,13 +47,15 @@ def inspect_file(
             instead of stopping at the first one.
         overwrite: Replace OUT if it exists.
         seed: Random seed of the sampled actions.
+        practise_with: Address of a vLLM or SGLang server that samples the policy's actions, such as
+            http://localhost:8000; the policy must be an adapter.
         compute: Device, precision and memory.
         config: How the policy acts.
     """
     check_file(out, inputs=[Path(policy), demonstrations], overwrite=overwrite)
     prepare()
     trajectories = read_demonstrations(demonstrations, skip_invalid=skip_invalid)
-    agent = load_policy(policy, compute)
+    agent = load_policy(policy, compute, practise_with=practise_with)
     rendered = render_demonstrations(agent, trajectories, skip_invalid=skip_invalid)
     practised = inspect(agent, rendered, config.decoding, seed=seed, num_actions=config.num_actions)
     if ranks.is_first():

@@ -11,6 +11,7 @@ from transformers.utils import logging as transformers_logging
 from stepagent.commands.parsing import UsageError
 from stepagent.experiment.config import TASKS, TaskConfig
 from stepagent.experiment.manifest import check_policy
+from stepagent.inference.server import server_at
 from stepagent.model.adapter_files import base_of, is_adapter
 from stepagent.model.device import ComputeConfig, deterministic
 from stepagent.model.gguf import converted
@@ -71,14 +72,18 @@ def load_policy(
     lora: LoRAConfig = LoRAConfig(),  # noqa: B008
     *,
     seed: int = 0,
+    practise_with: str | None = None,
 ) -> Policy:
     """Opens a policy by its folder, GGUF file or hub id; raises `UsageError` if there is none.
 
-    Raises `RunError` if it is a unit of a run whose files have changed since they were written.
+    With `practise_with` the server at that address samples its actions. Raises `RunError` if it is a unit of a run whose files have changed since they were written.
     """
     model = local_model(name)
     check_policy(Path(model))
-    return Policy.load(model, compute, lora, seed=seed)
+    server = None if practise_with is None else server_at(practise_with)
+    policy = Policy.load(model, compute, lora, seed=seed)
+    policy.sampler = server
+    return policy
 
 
 def open_renderer(name: str) -> tuple[Renderer, int]:

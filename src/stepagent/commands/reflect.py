@@ -31,7 +31,7 @@ from stepagent.model.policy import Policy
 from stepagent.practice import InspectionConfig, Practice
 from stepagent.rendering.renderer import RenderedTrajectory
 
-SETTINGS = ("compute", "lora", "inspection", *REFLECTIONS)
+SETTINGS = ("compute", "practise_with", "lora", "inspection", *REFLECTIONS)
 
 SHOWN = {
     "agreement": "agreement",
@@ -78,6 +78,9 @@ class Arguments:
     """Seed of sampling, data order and discriminator."""
     compute: ComputeConfig = ComputeConfig()
     """Device, precision and memory."""
+    practise_with: str | None = None
+    """Address of a vLLM or SGLang server that samples the policy's actions, such as
+    http://localhost:8000; needs --lora.rank, or a policy that is an adapter."""
     lora: LoRAConfig = LoRAConfig()
     """Train low-rank adapters instead of the whole model."""
     inspection: InspectionConfig = InspectionConfig()
@@ -103,7 +106,9 @@ def main(args: Sequence[str]) -> None:
     prepare()
     warn_of_small_batches(found, unused={"implicit", "inverse"} - {found.method})
     model = local_model(found.policy)
-    policy = load_policy(model, found.compute, found.lora, seed=found.seed)
+    policy = load_policy(
+        model, found.compute, found.lora, seed=found.seed, practise_with=found.practise_with
+    )
     practice = Practice(
         _rendered(policy, found.demonstrations, found),
         _rendered(policy, found.held_out, found),

@@ -8,6 +8,7 @@ from stepagent.algorithms.sft import SFTConfig
 from stepagent.bounds import AMOUNT, COUNT, SEED, check_bounds
 from stepagent.console.printable import printable
 from stepagent.evaluation import EvaluationConfig
+from stepagent.inference.requests import Requests
 from stepagent.learners.base import LearnerConfig
 from stepagent.learners.baselines import (
     ETOConfig,
@@ -122,6 +123,9 @@ class TrainConfig:
     """Train low-rank adapters instead of the whole model."""
     compute: ComputeConfig = ComputeConfig()
     """Device, precision and memory."""
+    practise_with: str | None = None
+    """Address of a vLLM or SGLang server that samples the agent's actions, such as
+    http://localhost:8000; needs --lora.rank."""
     pretrain: PretrainConfig = PretrainConfig()
     """Pretraining of a model built from scratch, on all demonstrations of the run."""
     sft: SFTConfig = SFTConfig()
@@ -169,6 +173,7 @@ class TrainConfig:
         check_bounds(self, {"rounds": COUNT, "seed": SEED})
         for learnt in (self.sft, self.sft_more, self.dagger, self.rft.sft):
             check_bounds(learnt, {"epochs": COUNT})
+        check_practise_with(self.practise_with, self.lora)
         if self.detours < 0:
             raise SettingsError(f"--detours {self.detours}: expected 0 or more")
         if self.detours and self._rolls_out:
@@ -201,6 +206,18 @@ class TrainConfig:
     def learner_config(self, method: str) -> LearnerConfig:
         """The settings of a method that learns in rounds: the field of its name."""
         return cast(LearnerConfig, getattr(self, method))
+
+
+def check_practise_with(url: str | None, lora: LoRAConfig) -> None:
+    """Raises `SettingsError` if whole models are trained, and `ChatError` for no address."""
+    if url is None:
+        return
+    Requests(url)
+    if not lora.rank:
+        raise SettingsError(
+            "--practise-with: hands adapters over to the server; expected --lora.rank 16, or "
+            "another rank above 0"
+        )
 
 
 def _check_types(config: TrainConfig) -> None:

@@ -23,6 +23,7 @@ from stepagent.experiment.run_folder import (
     unit_file,
 )
 from stepagent.experiment.run_json import RunError, first_change, read_config, shown
+from stepagent.inference.server import server_at
 from stepagent.methods import METHODS, NOVICE
 from stepagent.model.policy import Policy
 from stepagent.model.updates import Metrics
@@ -56,6 +57,8 @@ def open_policy(config: TrainConfig, run: Run, unit: str) -> Policy:
         return Policy.load(folder, config.compute)
     policy = Policy.load(base_model(config, run), config.compute, config.lora, seed=config.seed)
     policy.restore(folder)
+    if config.practise_with is not None:
+        policy.sampler = server_at(config.practise_with)
     return policy
 
 
@@ -92,7 +95,10 @@ def _make_base(
 UNITS = (DATA, BASE, NOVICE, NOVICE_DEV, tested_unit(NOVICE))
 """The units of a run that do not depend on the methods it compares."""
 
-SETTINGS = ("task", "data", "model", "lora", "compute", "pretrain", "sft", "evaluation", "seed")
+SETTINGS = (
+    "task", "data", "model", "lora", "compute", "practise_with", "pretrain", "sft", "evaluation",
+    "seed",
+)  # fmt: skip
 """The settings that these units depend on."""
 
 

@@ -17,6 +17,9 @@ MAY_CHANGE = {"config.compute": ("token_budget", "gradient_checkpointing", "shar
 """Settings that may change when a run is resumed: they decide how much memory is needed, and change
 results by rounding only."""
 
+MAY_MOVE = ("config.practise_with",)
+"""Addresses, which may change but neither appear nor disappear: then something else would act."""
+
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 
@@ -130,7 +133,7 @@ def first_change(before: Any, now: Any, name: str) -> str | None:
             if key not in MAY_CHANGE.get(name, ())
         )
         return next((change for change in inner if change), None)
-    if before == now:
+    if before == now or (name in MAY_MOVE and None not in (before, now)):
         return None
     if all(_SHA256.fullmatch(str(value)) for value in (before, now)):
         return f"{printable(name)}: its content has changed since the run began"

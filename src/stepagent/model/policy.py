@@ -18,6 +18,7 @@ from stepagent.model.forward import Layers
 from stepagent.model.lora import Adapter, LoRAConfig
 from stepagent.model.opening import (
     MOST_CHANGE,
+    SAMPLE,
     PolicyError,
     check_reading,
     halve_and_compare,
@@ -26,6 +27,7 @@ from stepagent.model.opening import (
 from stepagent.model.prefix_tree import Pack
 from stepagent.model.products import onednn_gain, uses_onednn
 from stepagent.model.reading import Reading, read, read_with_entropies
+from stepagent.model.sampler import Sampler
 from stepagent.model.sharding import as_sharded, gathered_state
 from stepagent.model.tree_attention import TREE_ATTENTION
 from stepagent.model.weights import (
@@ -52,6 +54,8 @@ class Policy:
         self.model = layers.model
         self.layers = layers
         self.renderer = renderer
+        self.sampler: Sampler | None = None
+        """What samples its actions instead of this process, if anything does."""
 
     @classmethod
     def load(
@@ -138,7 +142,20 @@ class Policy:
 
     def copy(self, name: str) -> Self:
         """A copy of the policy; of an adapter only the adapter is copied, under `name`."""
-        return type(self)(self.layers.copy(name), self.renderer)
+        copied = type(self)(self.layers.copy(name), self.renderer)
+        copied.sampler = self.sampler
+        return copied
+
+    def ready_sampler(self) -> Sampler | None:
+        """Its sampler, with the current weights; None if actions are sampled in this process.
+
+        All processes must call this before their actions. Raises what `Sampler.hand_over` raises.
+        """
+        if self.sampler is not None:
+            opening = self.renderer.opening("Count the cups.", SAMPLE)
+            state = [*opening, *self.renderer.ask]
+            self.sampler.hand_over(self.layers, state, self.renderer.end_id)
+        return self.sampler
 
     def save(self, folder: str | Path) -> None:
         """Writes a Hugging Face model folder, or an adapter folder if the policy has an adapter.
