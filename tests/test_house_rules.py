@@ -19,7 +19,7 @@ LAYERS = (
     ("rendering", "trajectories"),
     ("formats", "model", "tasks"),
     ("chat", "inspection", "rollout"),
-    ("algorithms", "detours", "evaluation", "inference"),
+    ("algorithms", "detours", "evaluation"),
     ("practice", "scratch"),
     ("learners",),
     ("experiment",),

@@ -86,8 +86,8 @@ def evaluate_policy(
             fewer.
         seed: Random seed of a local policy's sampling; unused when greedy. It does not change the
             panel.
-        practise_with: Address of a vLLM or SGLang server that samples a local policy's actions, such
-            as http://localhost:8000; the policy must be an adapter.
+        practise_with: Address of a vLLM or SGLang server that samples a local policy's actions,
+            such as http://localhost:8000; the policy must be an adapter.
         compute: Device, precision and memory of a local policy.
         config: How episodes are run.
         prompted: How a chat model is prompted.

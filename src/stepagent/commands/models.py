@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Union
 import tyro
 from transformers.utils import logging as transformers_logging
 
+from stepagent.chat.inference.server import server_at
 from stepagent.commands.parsing import UsageError
 from stepagent.experiment.config import TASKS, TaskConfig
 from stepagent.experiment.manifest import check_policy
-from stepagent.inference.server import server_at
 from stepagent.model.adapter_files import base_of, is_adapter
 from stepagent.model.device import ComputeConfig, deterministic
 from stepagent.model.gguf import converted
@@ -76,7 +76,8 @@ def load_policy(
 ) -> Policy:
     """Opens a policy by its folder, GGUF file or hub id; raises `UsageError` if there is none.
 
-    With `practise_with` the server at that address samples its actions. Raises `RunError` if it is a unit of a run whose files have changed since they were written.
+    With `practise_with` the server at that address samples its actions. Raises `RunError` if it is
+    a unit of a run whose files have changed since they were written.
     """
     model = local_model(name)
     check_policy(Path(model))

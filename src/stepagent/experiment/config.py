@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, Union, cast, get_args
 
 from stepagent.algorithms.sft import SFTConfig
 from stepagent.bounds import AMOUNT, COUNT, SEED, check_bounds
+from stepagent.chat.inference.requests import Requests
 from stepagent.console.printable import printable
 from stepagent.evaluation import EvaluationConfig
-from stepagent.inference.requests import Requests
 from stepagent.learners.base import LearnerConfig
 from stepagent.learners.baselines import (
     ETOConfig,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stepagent.algorithms.sft import sft
+from stepagent.chat.inference.server import server_at
 from stepagent.experiment.config import TrainConfig
 from stepagent.experiment.manifest import Units
 from stepagent.experiment.run import Run
@@ -23,7 +24,6 @@ from stepagent.experiment.run_folder import (
     unit_file,
 )
 from stepagent.experiment.run_json import RunError, first_change, read_config, shown
-from stepagent.inference.server import server_at
 from stepagent.methods import METHODS, NOVICE
 from stepagent.model.policy import Policy
 from stepagent.model.updates import Metrics

@@ -19,9 +19,9 @@ from uuid import uuid4
 
 import anyio.from_thread
 
+from stepagent.chat.inference.dialects import DIALECTS, Ask, Dialect, check_tokens
+from stepagent.chat.inference.requests import InferenceError, Requests, is_missing, succeeded
 from stepagent.chat.replies import Unreadable, parse
-from stepagent.inference.dialects import DIALECTS, Ask, Dialect, check_tokens
-from stepagent.inference.requests import InferenceError, Requests, is_missing, succeeded
 from stepagent.model.forward import Layers
 from stepagent.model.generation import Decoding, Generated
 from stepagent.model.lora import Adapter
