@@ -1,6 +1,10 @@
 """Actions by an inference server: the same as our own, and no wrong ones taken for right."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +13,7 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from fakes import WORLD, BoxWorld, demonstrations, random_policy, rendered, rolled_out
+from fakes import WORLD, BoxWorld, demonstrations, hear_ctrl_c, random_policy, rendered, rolled_out
 from inference_server import Answer, InferenceServer
 from stepagent.algorithms.sft import SFTConfig, sft
 from stepagent.chat.client import ChatError
@@ -17,7 +21,7 @@ from stepagent.chat.inference import requests, server
 from stepagent.chat.inference.requests import InferenceError
 from stepagent.commands.inspect import main as inspect_main
 from stepagent.commands.reflect import main as reflect_main
-from stepagent.experiment.config import SettingsError, TrainConfig
+from stepagent.experiment.config import DataConfig, SettingsError, TrainConfig
 from stepagent.experiment.pipeline import train
 from stepagent.experiment.run_json import RunError
 from stepagent.inspection import inspect, path_logprobs, step_trees
@@ -28,6 +32,7 @@ from stepagent.model.updates import OptimizerConfig
 from stepagent.trajectories import read_jsonl, write_jsonl
 from stepagent.types import PracticedStep
 from test_pipeline import CONFIG, files, open_run
+from test_ranks import ENVIRONMENT, STEPAGENT, succeed, torchrun
 
 FAST = OptimizerConfig(learning_rate=1e-2, warmup_share=0.0)
 GREEDY = Decoding(max_new_tokens=8, temperature=0.0)
@@ -383,6 +388,47 @@ def test_a_server_that_is_not_there_is_one_line(
         practised(policy, GREEDY)
 
 
+def test_ctrl_c_does_not_wait_for_the_server(base: Path, adapter: Path, tmp_path: Path) -> None:
+    data = tmp_path / "demonstrations.jsonl"
+    write_jsonl(data, demonstrations()[:2])
+    with InferenceServer(base) as served:
+        started = subprocess.Popen(
+            [
+                sys.executable, *STEPAGENT, "inspect", "--policy", str(adapter), "--demonstrations",
+                str(data), "--out", str(tmp_path / "steps.jsonl"), "--practise-with", served.url,
+            ],
+            env=ENVIRONMENT, preexec_fn=hear_ctrl_c, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        while len(served.asked()) < server.PROBES:
+            assert started.poll() is None
+            time.sleep(0.01)
+        served.hangs.set()
+        while len(served.asked()) == server.PROBES and started.poll() is None:
+            time.sleep(0.01)
+        started.send_signal(signal.SIGINT)
+        _, said = started.communicate(timeout=60)
+        assert started.returncode != 0 and "Traceback" not in said
+        assert not served.adapters
+
+
+def test_two_processes_ask_for_their_shares_and_hand_over_once(
+    base: Path, adapter: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "demonstrations.jsonl"
+    write_jsonl(data, [*demonstrations()[:3], *demonstrations()[40:42]])
+    with InferenceServer(base) as served:
+        given = ["--policy", str(adapter), "--demonstrations", str(data)]
+        given += ["--practise-with", served.url, "--out"]
+        inspect_main([*given, str(tmp_path / "1.jsonl")])
+        server.server_at(served.url).take_back()
+        alone = len(served.asked())
+        served.requests.clear()
+        succeed(torchrun(2, "inspect", *given, str(tmp_path / "2.jsonl"), module=STEPAGENT))
+        loaded = [path for path, _ in served.requests if path == "/v1/load_lora_adapter"]
+        assert len(loaded) == 1 and len(served.asked()) == alone and not served.adapters
+    assert (tmp_path / "1.jsonl").read_bytes() == (tmp_path / "2.jsonl").read_bytes()
+
+
 def test_not_too_many_requests_wait_at_once(
     base: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -419,6 +465,7 @@ def settings(base: Path, url: str | None) -> TrainConfig:
         CONFIG,
         model=str(base),
         lora=LoRAConfig(rank=8),
+        data=DataConfig(sft=2, reflection=2, shared=1, dev=1, test=1),
         methods=("implicit", "rft"),
         rounds=1,
         detours=1,

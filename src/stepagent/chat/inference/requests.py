@@ -1,6 +1,7 @@
 """Requests to an inference server: total time limits, retries, errors of one line."""
 
 import json
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -9,7 +10,7 @@ import anyio.from_thread
 import httpx2
 
 from stepagent.chat.client import headers_with, quoted, read_key, shown_url, usual_pause
-from stepagent.chat.http import Answer, Unreachable, Unusable, post_async
+from stepagent.chat.http import Answer, Unreachable, Unusable, post, post_async
 from stepagent.chat.replies import Unreadable, parse, read_error
 
 EXAMPLE = "http://localhost:8000"
@@ -18,6 +19,8 @@ LONGEST_ANSWER = 600.0
 """Seconds that one request may take in all, an action or the loading of an adapter."""
 RETRIES = 5
 """Further tries if the server cannot be reached or is busy."""
+SHORT_WAIT = 10.0
+"""Seconds for a request at the end of a program, which nothing depends on."""
 
 
 class InferenceError(RuntimeError):
@@ -37,13 +40,19 @@ class Requests:
             )
         self._key = read_key()
 
-    def send(self, path: str, body: dict[str, Any], *, retries: int = RETRIES) -> Answer:
+    def send(self, path: str, body: dict[str, Any]) -> Answer:
         """As `answer`, for a caller that waits for nothing else."""
         with anyio.from_thread.start_blocking_portal() as portal:
-            answer: Answer = portal.call(self.answer, path, body, retries)
+            answer: Answer = portal.call(self.answer, path, body)
             return answer
 
-    async def answer(self, path: str, body: dict[str, Any], retries: int = RETRIES) -> Answer:
+    def try_to_send(self, path: str, body: dict[str, Any]) -> None:
+        """Sends a request once and waits for a short time, whatever comes of it."""
+        endpoint, headers = httpx2.URL(f"{self.url}{path}"), headers_with(self._key)
+        with suppress(TimeoutError, Unreachable, Unusable):
+            post(endpoint, headers, json.dumps(body).encode(), SHORT_WAIT)
+
+    async def answer(self, path: str, body: dict[str, Any]) -> Answer:
         """The answer, of any status, after retries of errors that may pass.
 
         Raises `InferenceError` if there is none in time.
@@ -55,7 +64,7 @@ class Requests:
                 answer = await post_async(
                     endpoint, headers_with(self._key), content, LONGEST_ANSWER
                 )
-                if tries > retries or not _is_passing(answer):
+                if tries > RETRIES or not _is_passing(answer):
                     return answer
                 pause = answer.pause
             except TimeoutError:
@@ -64,7 +73,7 @@ class Requests:
                 said = self.quoted(str(error))
                 raise InferenceError(f"{endpoint}: no usable answer: {said}") from None
             except Unreachable as error:
-                if tries > retries:
+                if tries > RETRIES:
                     raise InferenceError(
                         f"{self.url}: cannot be reached ({self.quoted(str(error))}), tried "
                         f"{tries} times; check that the server is running"

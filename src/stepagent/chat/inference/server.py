@@ -11,7 +11,6 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import suppress
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -135,8 +134,8 @@ class InferenceServer:
         name, folder = self._adapter, self._folder
         self._adapter, self._hash, self._folder = "", "", None
         if folder:
-            with suppress(InferenceError):  # it may have been stopped, and then has no adapter
-                self._requests.send(self._dialect.unload, {"lora_name": name}, retries=0)
+            # If the server was stopped, it has no adapter any more.
+            self._requests.try_to_send(self._dialect.unload, {"lora_name": name})
             shutil.rmtree(folder, ignore_errors=True)
 
     def _probe(self, layers: Layers, state: Sequence[int], end_id: int) -> None:
