@@ -41,9 +41,12 @@ PLACEHOLDERS = {
     **dict.fromkeys(("RECIPE", "RUN/config.json", "settings.py:MINE"), "scienceworld-demo"),
 }  # fmt: skip
 """Words that stand for something narrower than a text; all others are parsed as they are."""
-OTHER_PROGRAMS = {"cd", "git", "export", "other/bin/pip", "other/bin/pytest", "."}
+OTHER_PROGRAMS = {"cd", "git", "export", "other/bin/pip", "other/bin/pytest", "vllm", "."}
 """Programs of others whose arguments are not checked."""
-OTHER_OPTIONS = {"--no-deps", "--max-restarts"}
+OTHER_OPTIONS = {
+    "--no-deps", "--max-restarts", "--api-key", "--max-model-len", "--context-length",
+    "--gpu-memory-utilization", "--mem-fraction-static", "--enable-deterministic-inference",
+}  # fmt: skip
 """Options of other programs."""
 
 
@@ -160,7 +163,7 @@ def check_other(words: list[str]) -> None:
         assert all((ROOT / a).exists() for a in args if a.endswith(".py"))
     elif program == "torchrun":
         check_stepagent(args[args.index("stepagent") + 1 :])
-    elif program.startswith("STEPAGENT_") or program == "srun":
+    elif program.startswith(("STEPAGENT_", "VLLM_")) or program == "srun":
         check_other(args)
     else:
         assert program in OTHER_PROGRAMS | {"python"}, f"unknown program {program}"

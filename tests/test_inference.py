@@ -411,7 +411,7 @@ def test_ctrl_c_does_not_wait_for_the_server(base: Path, adapter: Path, tmp_path
         assert not served.adapters
 
 
-def test_two_processes_ask_for_their_shares_and_hand_over_once(
+def test_two_sharded_processes_ask_for_their_shares_and_hand_over_once(
     base: Path, adapter: Path, tmp_path: Path
 ) -> None:
     data = tmp_path / "demonstrations.jsonl"
@@ -423,7 +423,8 @@ def test_two_processes_ask_for_their_shares_and_hand_over_once(
         server.server_at(served.url).take_back()
         alone = len(served.asked())
         served.requests.clear()
-        succeed(torchrun(2, "inspect", *given, str(tmp_path / "2.jsonl"), module=STEPAGENT))
+        given += [str(tmp_path / "2.jsonl"), "--compute.shard"]
+        succeed(torchrun(2, "inspect", *given, module=STEPAGENT))
         loaded = [path for path, _ in served.requests if path == "/v1/load_lora_adapter"]
         assert len(loaded) == 1 and len(served.asked()) == alone and not served.adapters
     assert (tmp_path / "1.jsonl").read_bytes() == (tmp_path / "2.jsonl").read_bytes()

@@ -134,7 +134,7 @@ def outcomes_by_item(
     """As `rollout`, but all at once, with a progress bar; several processes share the items."""
     own = ranks.every_other(items)
     outcomes = rollout(policy, task, own, decoding, seed=seed, num_parallel=num_parallel)
-    with policy.layers.whole():
+    with policy.acting():
         found = {
             outcome.item if isinstance(outcome, Lost) else outcome.trajectory.id: outcome
             for outcome in track(outcomes, description, total=len(own))

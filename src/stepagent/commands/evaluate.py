@@ -124,7 +124,7 @@ def evaluate_policy(
                 "protocol": protocol_of(world),
             }
             play = partial(episodes_of, agent, world, config=config, seed=seed)
-            with agent.layers.whole():
+            with agent.acting():
                 outcomes = kept(out, panel, lambda _: {PLAYED: how}, play, "Evaluation")
     finally:
         world.close()

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Self, cast
@@ -156,6 +157,10 @@ class Policy:
             state = [*opening, *self.renderer.ask]
             self.sampler.hand_over(self.layers, state, self.renderer.end_id)
         return self.sampler
+
+    def acting(self) -> AbstractContextManager[None]:
+        """Context in which each process acts by itself; all processes enter it together."""
+        return self.layers.whole() if self.sampler is None else nullcontext()
 
     def save(self, folder: str | Path) -> None:
         """Writes a Hugging Face model folder, or an adapter folder if the policy has an adapter.
