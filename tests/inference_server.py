@@ -48,7 +48,7 @@ class InferenceServer:
     """Answers to the next requests for actions, before it samples."""
     hangs: threading.Event = field(default_factory=threading.Event)
     """While set, a request for an action gets no answer."""
-    requests: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    requests: list[tuple[str, Any]] = field(default_factory=list)
     """Paths and bodies, in order of arrival."""
     keys: list[str] = field(default_factory=list)
     adapters: dict[str, nn.Module] = field(default_factory=dict)
@@ -104,6 +104,10 @@ class InferenceServer:
     def url(self) -> str:
         return f"http://127.0.0.1:{self._server.server_port}"
 
+    def loads(self) -> list[dict[str, Any]]:
+        """The bodies that asked to load an adapter."""
+        return [b for path, b in self.requests if "/load_" in path and isinstance(b, dict)]
+
     def asked(self) -> list[dict[str, Any]]:
         """The bodies that asked for actions."""
         paths = ("/v1/completions", "/generate")
@@ -117,7 +121,9 @@ class InferenceServer:
         else:
             paths = {"/generate": self._generate, "/load_lora_adapter": self._load_sglang}
             paths["/unload_lora_adapter"] = self._unload
-        return paths[path](body) if path in paths else NOT_FOUND
+        if path not in paths:
+            return NOT_FOUND
+        return paths[path](body) if isinstance(body, dict) else (422, {"detail": "an object"})
 
     def _load(self, body: dict[str, Any]) -> Answer:
         name, folder = body["lora_name"], Path(body["lora_path"])

@@ -46,6 +46,7 @@ OTHER_PROGRAMS = {"cd", "git", "export", "other/bin/pip", "other/bin/pytest", "v
 OTHER_OPTIONS = {
     "--no-deps", "--max-restarts", "--api-key", "--max-model-len", "--context-length",
     "--gpu-memory-utilization", "--mem-fraction-static", "--enable-deterministic-inference",
+    "--api-server-count", "--dp-size",
 }  # fmt: skip
 """Options of other programs."""
 

@@ -152,7 +152,7 @@ def test_an_adapter_is_handed_over_when_it_has_changed_and_the_former_is_taken_b
         policy = acting_at(served, adapter)
         practised(policy, GREEDY)
         (first,) = served.adapters
-        folder = Path(dict(served.requests)["/v1/load_lora_adapter"]["lora_path"])
+        folder = Path(served.loads()[0]["lora_path"])
         assert folder.is_dir()
         practised(policy, SAMPLED)
         assert [*served.adapters] == [first]
@@ -171,7 +171,7 @@ def test_what_was_handed_over_is_taken_back_in_the_end(base: Path, adapter: Path
     with InferenceServer(base) as served:
         policy = acting_at(served, adapter)
         practised(policy, GREEDY)
-        folder = Path(dict(served.requests)["/v1/load_lora_adapter"]["lora_path"])
+        folder = Path(served.loads()[0]["lora_path"])
         assert isinstance(policy.sampler, server.InferenceServer)
         policy.sampler.take_back()
         assert not served.adapters and not folder.exists()
@@ -425,8 +425,8 @@ def test_two_sharded_processes_ask_for_their_shares_and_hand_over_once(
         served.requests.clear()
         given += [str(tmp_path / "2.jsonl"), "--compute.shard"]
         succeed(torchrun(2, "inspect", *given, module=STEPAGENT))
-        loaded = [path for path, _ in served.requests if path == "/v1/load_lora_adapter"]
-        assert len(loaded) == 1 and len(served.asked()) == alone and not served.adapters
+        assert len(served.loads()) == 1 and len(served.asked()) == alone
+        assert not served.adapters
     assert (tmp_path / "1.jsonl").read_bytes() == (tmp_path / "2.jsonl").read_bytes()
 
 
@@ -486,8 +486,7 @@ def test_a_run_whose_server_failed_ends_the_same_with_another_one(
     with InferenceServer(base) as served:
         whole = finish(tmp_path / "whole", settings(base, served.url))
         half = len(served.asked()) // 2
-        loaded = [path for path, _ in served.requests if path == "/v1/load_lora_adapter"]
-        assert len(loaded) > 2 and len(served.adapters) == 1
+        assert len(served.loads()) > 2 and len(served.adapters) == 1
     with InferenceServer(base) as served:
         served.change = lambda answer: answer if len(served.asked()) < half else "broken"
         with pytest.raises(InferenceError, match=r"not JSON|no choices"):
@@ -500,6 +499,15 @@ def test_a_run_whose_server_failed_ends_the_same_with_another_one(
     assert [name for name in expected if expected[name] != found[name]] == []
     said = json.loads((broken / "config.json").read_text())["config"]["practise_with"]
     assert said.startswith("http://127.0.0.1:")
+
+
+def test_a_run_without_its_server_ends_before_sft(base: Path, tmp_path: Path) -> None:
+    with (
+        InferenceServer(base, has_adapters=False) as served,
+        pytest.raises(InferenceError, match="VLLM_ALLOW_RUNTIME_LORA_UPDATING"),
+    ):
+        finish(tmp_path / "run", settings(base, served.url))
+    assert [*(tmp_path / "run" / "units").iterdir()] == []
 
 
 def test_a_run_goes_on_with_what_acted_in_it(base: Path, tmp_path: Path) -> None:

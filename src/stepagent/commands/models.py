@@ -76,12 +76,16 @@ def load_policy(
 ) -> Policy:
     """Opens a policy by its folder, GGUF file or hub id; raises `UsageError` if there is none.
 
-    With `practise_with` the server at that address samples its actions. Raises `RunError` if it is
+    With `practise_with` the server at that address samples its actions; raises `InferenceError` if
+    it is not there. Raises `RunError` if it is
     a unit of a run whose files have changed since they were written.
     """
     model = local_model(name)
     check_policy(Path(model))
-    server = None if practise_with is None else server_at(practise_with)
+    if practise_with is None:
+        return Policy.load(model, compute, lora, seed=seed)
+    server = server_at(practise_with)
+    server.find()
     policy = Policy.load(model, compute, lora, seed=seed)
     policy.sampler = server
     return policy

@@ -114,7 +114,7 @@ def check_novice(other: Path, settings: Mapping[str, Any]) -> None:
     if theirs.get("protocol") != settings["protocol"]:
         raise RunError(f"{shown(other)}: its task has another protocol")
     for name in SETTINGS:
-        if first_change(theirs["config"].get(name), settings["config"][name], f"config.{name}"):
+        if first_change(theirs["config"].get(name), settings["config"].get(name), f"config.{name}"):
             raise RunError(f"{shown(other)}: its novice has other settings of --{name}")
     before, now = (known.get("inputs") or {} for known in (theirs, settings))
     for name in {**before, **now}:

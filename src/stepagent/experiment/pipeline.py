@@ -10,6 +10,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 
+from stepagent.chat.inference.server import server_at
 from stepagent.evaluation import choose_items, panel_hash
 from stepagent.experiment.config import TrainConfig
 from stepagent.experiment.dev_and_test import (
@@ -70,12 +71,15 @@ def train(
     step loads its policy and releases it: only one is in memory at a time, in inverse reflection
     together with its discriminator.
 
-    Raises `SettingsError` if a method needs an environment and there is none.
+    Raises `SettingsError` if a method needs an environment and there is none, and `InferenceError`
+    if the server that should sample is not there.
     """
     if task is None:
         config.check_without_environment()
     if run.is_done(RESULTS):
         return
+    if config.practise_with is not None:
+        server_at(config.practise_with).find()  # not only when SFT is finished
     is_scratch = isinstance(config.model, TinyConfig)
     used = {NOVICE, *config.methods}
     warn_of_small_batches(

@@ -2,7 +2,6 @@
 
 import json
 from contextlib import suppress
-from typing import Any
 from urllib.parse import urlsplit
 
 import anyio
@@ -40,19 +39,19 @@ class Requests:
             )
         self._key = read_key()
 
-    def send(self, path: str, body: dict[str, Any]) -> Answer:
+    def send(self, path: str, body: object) -> Answer:
         """As `answer`, for a caller that waits for nothing else."""
         with anyio.from_thread.start_blocking_portal() as portal:
             answer: Answer = portal.call(self.answer, path, body)
             return answer
 
-    def try_to_send(self, path: str, body: dict[str, Any]) -> None:
+    def try_to_send(self, path: str, body: object) -> None:
         """Sends a request once and waits for a short time, whatever comes of it."""
         endpoint, headers = httpx2.URL(f"{self.url}{path}"), headers_with(self._key)
         with suppress(TimeoutError, Unreachable, Unusable):
             post(endpoint, headers, json.dumps(body).encode(), SHORT_WAIT)
 
-    async def answer(self, path: str, body: dict[str, Any]) -> Answer:
+    async def answer(self, path: str, body: object) -> Answer:
         """The answer, of any status, after retries of errors that may pass.
 
         Raises `InferenceError` if there is none in time.

@@ -58,6 +58,7 @@ class InferenceServer:
         self._requests = Requests(url)
         self.url = self._requests.url
         self._dialect: Dialect = DIALECTS[0]
+        self._is_found = False
         self._adapter = ""
         """The name of the adapter on the server."""
         self._vocabulary = 0
@@ -65,6 +66,21 @@ class InferenceServer:
         self._folder: Path | None = None
         """What the first process handed over last; the server may read it again."""
         atexit.register(self.take_back)
+
+    def find(self) -> None:
+        """Finds out which kind it is; raises `InferenceError` if it cannot load adapters."""
+        if self._is_found:
+            return
+        for dialect in DIALECTS:
+            # Not what is expected there, so it is refused, and nothing is done.
+            if not is_missing(self._requests.send(dialect.load, [])):
+                self._dialect, self._is_found = dialect, True
+                return
+        raise InferenceError(
+            f"{self.url}: cannot load adapters; start vLLM with --enable-lora and "
+            "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True in its environment, or SGLang with "
+            "--enable-lora"
+        )
 
     def hand_over(self, layers: Layers, state: Sequence[int], end_id: int) -> None:
         """Saves the adapter and lets the server load it, if it is another than the last one.
@@ -111,23 +127,14 @@ class InferenceServer:
                 shutil.rmtree(folder)
 
     def _load(self, name: str, folder: Path) -> None:
+        self.find()
         body = {"lora_name": name, "lora_path": str(folder)}
-        for dialect in DIALECTS:
-            answer = self._requests.send(dialect.load, body)
-            if not is_missing(answer):
-                break
-        else:
-            raise InferenceError(
-                f"{self.url}: cannot load adapters; start vLLM with --enable-lora and "
-                "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True in its environment, or SGLang with "
-                "--enable-lora"
-            )
+        answer = self._requests.send(self._dialect.load, body)
         if not succeeded(answer):
             raise InferenceError(
                 f"{self.url}: cannot load the adapter in {folder}, which it must see (TMPDIR says "
                 f"where such folders are made); it says: {self._requests.said(answer)}"
             )
-        self._dialect = dialect
 
     def take_back(self) -> None:
         """Unloads the adapter and deletes its folder, if one was handed over."""
