@@ -15,6 +15,7 @@ import torch
 
 from fakes import WORLD, BoxWorld, demonstrations, hear_ctrl_c, random_policy, rendered, rolled_out
 from inference_server import Answer, InferenceServer
+from stepagent import cli
 from stepagent.algorithms.sft import SFTConfig, sft
 from stepagent.chat.client import ChatError
 from stepagent.chat.inference import requests, server
@@ -31,10 +32,12 @@ from stepagent.model.policy import Policy
 from stepagent.model.updates import OptimizerConfig
 from stepagent.trajectories import read_jsonl, write_jsonl
 from stepagent.types import PracticedStep
+from test_evaluate import Killed, World, evaluation
+from test_evaluate import run as evaluate_in
 from test_pipeline import CONFIG, files, open_run
 from test_ranks import ENVIRONMENT, STEPAGENT, succeed, torchrun
 
-FAST = OptimizerConfig(learning_rate=1e-2, warmup_share=0.0)
+FAST = OptimizerConfig(learning_rate=4e-3, warmup_share=0.0)
 GREEDY = Decoding(max_new_tokens=8, temperature=0.0)
 SAMPLED = Decoding(max_new_tokens=8)
 KINDS: tuple[Literal["vllm", "sglang"], ...] = ("vllm", "sglang")
@@ -43,7 +46,7 @@ KINDS: tuple[Literal["vllm", "sglang"], ...] = ("vllm", "sglang")
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "base"
-    random_policy(scale=2.0).save(folder)
+    random_policy(scale=4.0).save(folder)
     return folder
 
 
@@ -65,7 +68,7 @@ def forgets_servers() -> Iterator[None]:
 
 def teach(policy: Policy) -> None:
     own = rendered(policy, [*demonstrations()[:8], *demonstrations()[40:48]])
-    sft(policy, own, SFTConfig(optimizer=FAST, epochs=6, batch_size=4), seed=0, log=lambda _: None)
+    sft(policy, own, SFTConfig(optimizer=FAST, epochs=12, batch_size=4), seed=0, log=lambda _: None)
 
 
 def acting_at(served: InferenceServer, adapter: Path) -> Policy:
@@ -115,9 +118,7 @@ def test_sampled_practice_is_repeatable_and_its_log_probabilities_are_ours(
     # Random numbers belong to a state and the number of the action in it.
     assert ids_of(fewer) == ids_of(first)[::3]
     assert any(len({a.token_ids for a in step.agent_actions}) > 1 for step in first)
-    trees = step_trees(rendered(policy, demonstrations()[40:43]), first)
-    read = [v[~t.is_expert] for t, v in zip(trees, path_logprobs(policy, trees), strict=True)]
-    torch.testing.assert_close(logprobs_of(first), torch.cat(read), rtol=0, atol=1e-5)
+    assert_read_here(policy, first)
 
 
 def test_greedy_episodes_are_those_of_our_own_engine(base: Path, adapter: Path) -> None:
@@ -143,6 +144,7 @@ def test_everything_that_shapes_the_distribution_is_sent(base: Path, adapter: Pa
         how = sent if kind == "vllm" else sent["sampling_params"]
         assert how.items() >= whole.items()
         assert how["stop_token_ids"] == [policy.renderer.end_id]
+        assert ("ignore_eos" in how) == (kind == "vllm")
 
 
 def test_an_adapter_is_handed_over_when_it_has_changed_and_the_former_is_taken_back(
@@ -180,7 +182,7 @@ def test_what_was_handed_over_is_taken_back_in_the_end(base: Path, adapter: Path
 def test_a_server_of_another_base_model_is_noticed(
     adapter: Path, tmp_path: Path, base: Path
 ) -> None:
-    random_policy(seed=1, scale=2.0).save(tmp_path / "other")
+    random_policy(seed=1, scale=4.0).save(tmp_path / "other")
     with InferenceServer(tmp_path / "other") as served:
         with pytest.raises(InferenceError, match=r"nats per token; .*another base model"):
             practised(acting_at(served, adapter), GREEDY)
@@ -547,3 +549,60 @@ def test_commands_practise_with_a_server(base: Path, adapter: Path, tmp_path: Pa
         )  # fmt: skip
         assert len(served.asked()) > 2 * len(found)
     assert (tmp_path / "reflected" / "units" / "implicit-round1").is_dir()
+
+
+def test_an_evaluation_goes_on_at_another_server_but_not_without_one(
+    base: Path,
+    adapter: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    whole, out = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
+    with InferenceServer(base) as served:
+        at = ["--practise-with", served.url, "--decoding.temperature", "1"]
+        evaluate_in(monkeypatch, evaluation(adapter, whole, *at), World())
+        with pytest.raises(Killed):
+            evaluate_in(monkeypatch, evaluation(adapter, out, *at), World(die_at=3))
+    with pytest.raises(SystemExit):
+        evaluate_in(monkeypatch, evaluation(adapter, out, *at[2:]), World())
+    assert "practised_with" in capsys.readouterr().err
+    with InferenceServer(base) as served:
+        evaluate_in(
+            monkeypatch, evaluation(adapter, out, "--practise-with", served.url, *at[2:]), World()
+        )
+    assert out.read_bytes() == whole.read_bytes()
+
+
+def test_the_message_of_a_server_that_does_not_serve_it_is_one_line(
+    base: Path, adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "demonstrations.jsonl"
+    write_jsonl(data, demonstrations()[:2])
+    given = ["--policy", str(adapter), "--demonstrations", str(data), "--out"]
+    with InferenceServer(base, ignores_adapters=True) as served, pytest.raises(SystemExit):
+        cli.main(["inspect", *given, str(tmp_path / "o.jsonl"), "--practise-with", served.url])
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "nats per token" in said and said.count("http") == 1
+    assert not (tmp_path / "o.jsonl").exists()
+
+
+def assert_read_here(policy: Policy, steps: list[PracticedStep]) -> None:
+    trees = step_trees(rendered(policy, demonstrations()[40:43]), steps)
+    read = [v[~t.is_expert] for t, v in zip(trees, path_logprobs(policy, trees), strict=True)]
+    torch.testing.assert_close(logprobs_of(steps), torch.cat(read), rtol=0, atol=1e-5)
+
+
+def test_log_probabilities_of_the_server_are_never_taken_over(base: Path, adapter: Path) -> None:
+    def shifted(answer: dict[str, Any]) -> dict[str, Any]:
+        (choice,) = answer["choices"]
+        said = [p - 0.05 for p in choice["logprobs"]["token_logprobs"]]
+        return {"choices": [choice | {"logprobs": {"token_logprobs": said}}]}
+
+    with InferenceServer(base, change=shifted) as served:
+        policy = acting_at(served, adapter)
+        assert_read_here(policy, practised(policy, SAMPLED))
+    # SGLang tells those at the temperature, which say nothing about the model.
+    with InferenceServer(base, "sglang") as served:
+        policy = acting_at(served, adapter)
+        assert_read_here(policy, practised(policy, replace(SAMPLED, temperature=0.25)))
