@@ -27,10 +27,18 @@ TESTS = Path(__file__).parent
 
 
 ENVIRONMENT = os.environ | {
-    "PYTHONPATH": f"{TESTS}:{TESTS.parent / 'src'}",
+    "PYTHONPATH": f"{TESTS}:{TESTS.parent / 'src'}:{os.environ.get('PYTHONPATH', '')}",
     "OMP_NUM_THREADS": "1",
 }
 STEPAGENT = ("-m", "stepagent")
+TOGETHER = str(TESTS / "together.py")
+KILLS = (
+    "data=0", "data=1", "base=1", "base=0", "sft=0", "sft=1", "sft-dev=0", "sft-dev=1",
+    "sft_more-round1=1", "sft_more-round2=0", "implicit-round1=1", "implicit-round2=0",
+    "inverse-round1=0", "inverse-round2=1", "inverse-measure=0", "inverse-measure=1",
+    "sft-test=0", "inverse-test=1", "results=0", "results=1",
+)  # fmt: skip
+"""Each process is killed in units of each kind."""
 
 
 def launcher(count: int, restarts: int = 0) -> list[str]:
@@ -41,18 +49,20 @@ def launcher(count: int, restarts: int = 0) -> list[str]:
     ]  # fmt: skip
 
 
-def torchrun(
-    count: int, *arguments: str, restarts: int = 0, module: Sequence[str] = ()
+def torchrun(count: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs a command of StepAgent to its end."""
+    return ended([*launcher(count), *STEPAGENT, *arguments])
+
+
+def together_in(
+    count: int, *arguments: str, restarts: int = 0, by: str = "torchrun"
 ) -> subprocess.CompletedProcess[str]:
-    """Runs `together.py`, or a module, to its end."""
-    program = [*module] if module else [str(TESTS / "together.py")]
-    return subprocess.run(
-        [*launcher(count, restarts), *program, *arguments],
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    """Runs a program of `together.py` to its end."""
+    return ended([sys.executable, TOGETHER, by, str(count), str(restarts), *arguments])
+
+
+def ended(command: Sequence[str], seconds: int = 300) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=seconds)
 
 
 def succeed(done: subprocess.CompletedProcess[str]) -> None:
@@ -92,7 +102,7 @@ def test_shares_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("together")
     for what in ("learners", "practice", "short_of_memory"):
-        succeed(torchrun(2, what, str(folder / what)))
+        succeed(together_in(2, what, str(folder / what)))
     return folder
 
 
@@ -153,7 +163,7 @@ def test_a_journal_is_shared_and_takes_over_what_another_process_left(tmp_path: 
     first, *_, last = whole.read_bytes().splitlines(keepends=True)
     whole.write_bytes(first)
     whole.with_name(f"{whole.name}.7").write_bytes(last + b'{"id":"cut')
-    succeed(torchrun(2, "journal", str(tmp_path / "journal")))
+    succeed(together_in(2, "journal", str(tmp_path / "journal")))
     for rank in range(2):
         found, *_ = torch.load(tmp_path / f"journal-{rank}.pt", weights_only=False)
         assert found == alone
@@ -165,30 +175,26 @@ def test_a_journal_is_shared_and_takes_over_what_another_process_left(tmp_path: 
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run by two processes that nothing disturbed."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    succeed(torchrun(2, "run", str(folder)))
+    succeed(together_in(2, "run", str(folder)))
     return folder
 
 
 def test_a_run_by_two_processes_is_repeatable(whole: Path, tmp_path: Path) -> None:
-    succeed(torchrun(2, "run", str(tmp_path / "again")))
+    succeed(together_in(2, "run", str(tmp_path / "again")))
     assert_same(tmp_path / "again", whole)
 
 
-@pytest.mark.parametrize(
-    ("unit", "victim"),
-    [("base", "1"), ("implicit-round1", "1"), ("inverse-round2", "0")],
-)
-def test_a_process_that_is_killed_is_started_again_and_the_files_are_the_same(
-    whole: Path, tmp_path: Path, unit: str, victim: str
+def test_processes_that_are_killed_are_started_again_and_the_files_are_the_same(
+    whole: Path, tmp_path: Path
 ) -> None:
-    succeed(torchrun(2, "run", str(tmp_path / "run"), unit, victim, restarts=1))
-    assert (tmp_path / "run.killed").exists()
+    succeed(together_in(2, "run", str(tmp_path / "run"), *KILLS, restarts=len(KILLS)))
+    assert tuple((tmp_path / "run.killed").read_text().split()) == KILLS
     assert_same(tmp_path / "run", whole)
 
 
 def test_a_run_of_two_processes_is_resumed_by_one(whole: Path, tmp_path: Path) -> None:
     cut = tmp_path / "run"
-    assert torchrun(2, "run", str(cut), "implicit-round1", "0").returncode != 0
+    assert together_in(2, "run", str(cut), "implicit-round1=0").returncode != 0
     assert not (cut / "results.json").exists()
     together.run(str(cut))
     rows, wanted = (json.loads((f / "results.json").read_text()) for f in (cut, whole))
@@ -203,7 +209,7 @@ def test_a_run_of_two_processes_is_resumed_by_one(whole: Path, tmp_path: Path) -
 
 
 def test_a_command_that_cannot_be_shared_says_so() -> None:
-    done = torchrun(2, "tasks", module=STEPAGENT)
+    done = torchrun(2, "tasks")
     assert done.returncode != 0
     assert "stepagent: tasks: works in one process; torchrun can start train" in done.stderr
 
@@ -236,5 +242,5 @@ def test_sigterm_ends_all_processes_and_the_run_is_resumed(tmp_path: Path) -> No
     assert not any(Path(f"/proc/{child}/cmdline").exists() for child in children)
     assert "stopped by SIGTERM; to resume: torchrun (as before) -m stepagent reflect" in said
     for out in ("run", "undisturbed"):
-        succeed(torchrun(2, *reflect(out), module=STEPAGENT))
+        succeed(torchrun(2, *reflect(out)))
     assert_same(tmp_path / "run", tmp_path / "undisturbed")

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from typing import Any
 
 import torch.distributed as dist
 
@@ -81,9 +82,9 @@ def watched(number: int, count: int, give_up: Callable[[str], int]) -> Iterator[
         news.set()
 
 
-def _store() -> dist.Store:
+def _store() -> Any:
     """The store by whose address torchrun or Ray brought the processes together."""
-    store = dist.TCPStore(
+    store = dist.TCPStore(  # type: ignore[attr-defined]
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),
         is_master=False,
@@ -91,4 +92,4 @@ def _store() -> dist.Store:
         timeout=timedelta(seconds=SILENCE),
     )
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return dist.PrefixStore(f"stepagent/alive/{attempt}", store)
+    return dist.PrefixStore(f"stepagent/alive/{attempt}", store)  # type: ignore[attr-defined]

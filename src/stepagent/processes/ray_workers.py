@@ -4,10 +4,13 @@ Ray starts the processes and joins them. Each then calls what it was given, as t
 do. If one is lost, or its machine is, all are started again.
 """
 
+import io
 import logging
 import os
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -20,9 +23,9 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_DEDUP_LOGS": "0",
 }
 """What Ray reads: nothing is reported to its makers, and processes work where they are told to."""
 
@@ -41,6 +44,44 @@ class WorkerEnded(Exception):
         super().__init__(code, line)
         self.code = code
         self.line = line
+
+
+class Told:
+    """What the processes print, until the program that started them takes it; an actor of Ray."""
+
+    def __init__(self) -> None:
+        """Holds nothing yet."""
+        self._texts = list[tuple[str, str]]()
+
+    def add(self, stream: str, text: str) -> None:
+        """Keeps a text for `stdout` or `stderr`."""
+        self._texts.append((stream, text))
+
+    def take(self) -> list[tuple[str, str]]:
+        """Returns what was kept, and forgets it."""
+        texts, self._texts = self._texts, []
+        return texts
+
+
+class Teller(io.TextIOBase):
+    """A process's `stdout` or `stderr`, which tells the actor `told` what is printed."""
+
+    def __init__(self, stream: str, told: Any) -> None:
+        """`stream` is the name."""
+        self._stream, self._told, self._last = stream, told, None
+
+    def write(self, text: str) -> int:
+        """Sends the text, and does not wait for it to arrive."""
+        self._last = self._told.add.remote(self._stream, text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Waits until it has arrived, but not for ever."""
+        if self._last is not None:
+            import ray
+
+            with suppress(ray.exceptions.RayError):
+                ray.get(self._last, timeout=5)
 
 
 def run_with_ray(
@@ -71,7 +112,7 @@ def run_with_ray(
     is_local = address is None
     more: dict[str, Any] = {"include_dashboard": False} if is_local else {}
     try:
-        ray.init(address=address or "local", logging_level="ERROR", **more)
+        ray.init(address=address or "local", logging_level="CRITICAL", log_to_driver=False, **more)
     except Exception as error:
         raise RayError(f"--launcher ray: cannot be reached: {_first_line(error)}") from None
     try:
@@ -99,13 +140,17 @@ def _attempt(work: Work, args: Sequence[str], num_workers: int, *, use_gpu: bool
 
     Raises `RayError` for an error that `work` explains.
     """
+    import ray
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.config import LoggingConfig
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     from stepagent.processes import ranks
 
-    settings = {"work": work, "args": list(args), "folder": os.getcwd()}
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    told = ray.remote(Told).options(num_cpus=0, scheduling_strategy=here).remote()
+    settings = {"work": work, "args": list(args), "folder": os.getcwd(), "told": told}
     failed = list[BaseException]()
     with TemporaryDirectory() as storage:
         trainer = TorchTrainer(
@@ -132,6 +177,8 @@ def _attempt(work: Work, args: Sequence[str], num_workers: int, *, use_gpu: bool
         fitting.start()
         while fitting.is_alive():
             fitting.join(0.2)
+            for stream, text in ray.get(told.take.remote()):
+                print(text, end="", file=getattr(sys, stream), flush=True)
     return _reason(failed[0]) if failed else None
 
 
@@ -139,8 +186,11 @@ def _in_worker(settings: Mapping[str, Any]) -> None:
     os.environ[launched.RAY] = "1"
     os.makedirs(settings["folder"], exist_ok=True)
     os.chdir(settings["folder"])
+    logging.getLogger("stepagent").propagate = False  # Ray's own logger would print it again
+    out, error = (Teller(stream, settings["told"]) for stream in ("stdout", "stderr"))
     try:
-        settings["work"](settings["args"])
+        with redirect_stdout(out), redirect_stderr(error):
+            settings["work"](settings["args"])
     except SystemExit as ended:
         if ended.code:
             code = ended.code if isinstance(ended.code, int) else 1
