@@ -1,6 +1,7 @@
 """What `test_ranks.py` starts in several processes: learners in float64, practice, a whole run."""
 
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +24,7 @@ from fakes import (
     random_policy,
     rendered,
 )
+from stepagent import cli
 from stepagent.algorithms.discriminator import DiscriminatorConfig, train_discriminator
 from stepagent.algorithms.dpo import DPOConfig, dpo
 from stepagent.algorithms.grpo import GRPOConfig, grpo
@@ -42,7 +44,7 @@ from stepagent.model.generation import Decoding
 from stepagent.model.policy import Policy
 from stepagent.model.prefix_tree import Pack
 from stepagent.model.updates import Metrics
-from stepagent.processes import heartbeat, ranks
+from stepagent.processes import heartbeat, launched, ranks
 from stepagent.tasks.demonstrations import collect, demonstrate
 from test_pipeline import CONFIG, FAST
 
@@ -161,24 +163,34 @@ def journal(out: str) -> list[Any]:
 
 def run(folder: str, *kills: str) -> None:
     """A whole run; each of the kills happens once: with `base=1` process 1 dies within base."""
-    world, killed = BoxWorld(), Path(f"{folder}.killed")
+    _run(Path(folder), Path(f"{folder}.killed"), kills, None)
+
+
+def stored(folder: str, storage: str, *kills: str) -> None:
+    """A whole run by processes that do not see each other's folders; a kill takes a folder."""
+    _run(Path(f"{folder}-{ranks.rank()}"), Path(f"{folder}.killed"), kills, storage)
+
+
+def _run(folder: Path, killed: Path, kills: Sequence[str], storage: str | None) -> None:
     settings = {"recipe": "boxes", "seed": 0, "protocol": {}, "config": to_json(CONFIG)}
     left = kills[len(killed.read_text().split()) if killed.exists() else 0 :]
-    with open_run(Path(folder), settings, resume=True) as opened:
+    with open_run(folder, settings, resume=True, storage=storage) as opened:
         if left:
             unit, _, victim = left[0].partition("=")
             if ranks.rank() == int(victim):
-                _die_in(opened, unit, killed)
-        train(CONFIG, opened, world)
+                _die_in(opened, unit, killed, has_copy=storage is not None)
+        train(CONFIG, opened, BoxWorld())
 
 
-def _die_in(opened: Run, unit: str, killed: Path) -> None:
+def _die_in(opened: Run, unit: str, killed: Path, *, has_copy: bool) -> None:
     """The first process dies when the unit's work is done, another when it begins."""
     whole = opened.unit
 
     def die() -> None:
         with open(killed, "a") as file:
             file.write(f"{unit}={ranks.rank()}\n")
+        if has_copy:
+            shutil.rmtree(opened.folder)
         os.kill(os.getpid(), signal.SIGKILL)
 
     @contextmanager
@@ -193,14 +205,6 @@ def _die_in(opened: Run, unit: str, killed: Path) -> None:
     opened.unit = deadly  # type: ignore[method-assign]
 
 
-def stored(folder: str, storage: str) -> None:
-    """The data and novice of a run, by processes that do not see each other's folders."""
-    own = Path(f"{folder}-{ranks.rank()}")
-    settings = {"recipe": "boxes", "seed": 0, "protocol": {}, "config": to_json(CONFIG)}
-    with open_run(own, settings, resume=True, storage=storage) as opened:
-        train(CONFIG, opened, BoxWorld())
-
-
 def hang(folder: str) -> None:
     """The last process is stopped once, with its number in a file, while the others wait for it."""
     mark = Path(folder)
@@ -213,6 +217,10 @@ def hang(folder: str) -> None:
 def do(arguments: Sequence[str]) -> None:
     """One of the programs, in one of the processes."""
     what, *given = arguments
+    if what == "stepagent":
+        Path(f"{given[0]}-{launched.number()}.pid").write_text(str(os.getpid()))
+        cli.main(given[1:])
+        return
     with ranks.joined():
         if what in ("run", "stored", "hang"):
             {"run": run, "stored": stored, "hang": hang}[what](*given)
