@@ -109,7 +109,7 @@ def test_an_error_that_the_user_can_fix_is_one_line_and_is_not_repeated(
         reflect("run"), cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 2
-    assert done.stderr == "stepagent: held-out.jsonl: No such file or directory\n"
+    assert done.stderr == "stepagent: held-out.jsonl: no such file; expected a file of JSON lines\n"
 
 
 @needs_ray
