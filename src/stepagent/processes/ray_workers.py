@@ -9,10 +9,11 @@ import logging
 import os
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 from stepagent.console.printable import printable
 from stepagent.processes import launched
@@ -29,38 +30,49 @@ ENVIRONMENT = {
 }
 """What Ray reads: nothing is reported to its makers, and processes work where they are told to."""
 
-logger = logging.getLogger(__name__)
+NODE = "ray.io/node-id"
+"""Ray's label for the machine that something runs on."""
 
 
 class RayError(RuntimeError):
     """The work cannot be done with Ray; the message is one line."""
 
 
-class WorkerEnded(Exception):
-    """A process ended with an exit code, and the line that says why, if it has said so."""
+class Heard(NamedTuple):
+    """What the processes have said since the last time."""
 
-    def __init__(self, code: int, line: str) -> None:
-        """Both are kept when Ray sends the error to another machine."""
-        super().__init__(code, line)
-        self.code = code
-        self.line = line
+    texts: list[tuple[str, str]]
+    """What they printed: `stdout` or `stderr`, and a text."""
+    ended: tuple[int, str] | None
+    """The exit code of a process that explained why it ended, and its line."""
 
 
 class Told:
-    """What the processes print, until the program that started them takes it; an actor of Ray."""
+    """An actor of Ray that keeps what the processes say until who started them hears it."""
 
     def __init__(self) -> None:
-        """Holds nothing yet."""
+        """Nothing was said yet."""
         self._texts = list[tuple[str, str]]()
+        self._ended: tuple[int, str] | None = None
+        self._begun = Counter[str]()
+
+    def begin(self, rank: str) -> int:
+        """How often this process was begun before."""
+        self._begun[rank] += 1
+        return self._begun[rank] - 1
 
     def add(self, stream: str, text: str) -> None:
-        """Keeps a text for `stdout` or `stderr`."""
+        """Takes a text for `stdout` or `stderr`."""
         self._texts.append((stream, text))
 
-    def take(self) -> list[tuple[str, str]]:
-        """Returns what was kept, and forgets it."""
+    def end(self, code: int, line: str) -> None:
+        """Takes why a process ends; the first one counts, since others follow from it."""
+        self._ended = self._ended or (code, line)
+
+    def heard(self) -> Heard:
+        """What was said since the last time."""
         texts, self._texts = self._texts, []
-        return texts
+        return Heard(texts, self._ended)
 
 
 class Teller(io.TextIOBase):
@@ -95,7 +107,7 @@ def run_with_ray(
 ) -> None:
     """Calls `work(args)` in so many processes, in the folder where this one was started.
 
-    `address` is that of a cluster; without it Ray starts on this machine, and ends with the block.
+    `address` is that of a cluster; without it Ray starts on this machine, and ends with the work.
     If a process is lost, all are started again, at most `restarts` times, with `work(again)`. An
     error that `work` explains is final: it would occur again.
 
@@ -109,106 +121,107 @@ def run_with_ray(
         raise RayError(
             "--launcher ray: Ray is not installed; expected: pip install 'stepagent[ray]'"
         ) from None
-    is_local = address is None
-    more: dict[str, Any] = {"include_dashboard": False} if is_local else {}
+    more: dict[str, Any] = {} if address else {"include_dashboard": False}
     try:
         ray.init(address=address or "local", logging_level="CRITICAL", log_to_driver=False, **more)
     except Exception as error:
-        raise RayError(f"--launcher ray: cannot be reached: {_first_line(error)}") from None
+        raise RayError(f"--launcher ray: cannot be reached: {_last_line(error)}") from None
     try:
         resources = ray.cluster_resources()
         kind = "GPU" if resources.get("GPU") else "CPU"
-        if is_local and num_workers > resources[kind]:
+        if not address and num_workers > resources[kind]:
             raise RayError(
                 f"--num-workers {num_workers}: this machine has {resources[kind]:g} {kind}s; "
                 "expected at most one process for each"
             )
-        for attempt in range(restarts + 1):
-            words = again if attempt else args
-            reason = _attempt(work, words, num_workers, use_gpu=kind == "GPU")
-            if reason is None:
-                return
-            left = restarts - attempt
-            logger.warning("a process was lost: %s; restarts left: %d", reason, left)
-        raise RayError(f"--launcher ray: a process was lost {restarts + 1} times; last: {reason}")
+        # In the machine of this program: it does not outlive it.
+        here = ray.get_runtime_context().get_node_id()
+        told = ray.remote(Told).options(num_cpus=0, label_selector={NODE: here}).remote()
+        settings = {
+            "work": work, "args": [*args], "again": [*again], "folder": os.getcwd(), "told": told,
+        }  # fmt: skip
+        with TemporaryDirectory() as folder:
+            trainer = _trainer(settings, num_workers, restarts, folder, use_gpu=kind == "GPU")
+            _follow(trainer, told)
     finally:
         ray.shutdown()
 
 
-def _attempt(work: Work, args: Sequence[str], num_workers: int, *, use_gpu: bool) -> str | None:
-    """Runs the processes to their end; returns why one was lost, None if none was.
-
-    Raises `RayError` for an error that `work` explains.
-    """
-    import ray
-    from ray.train import RunConfig, ScalingConfig
+def _trainer(
+    settings: dict[str, Any], num_workers: int, restarts: int, folder: str, *, use_gpu: bool
+) -> Any:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
-    from ray.train.v2.api.config import LoggingConfig
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     from stepagent.processes import ranks
 
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    told = ray.remote(Told).options(num_cpus=0, scheduling_strategy=here).remote()
-    settings = {"work": work, "args": list(args), "folder": os.getcwd(), "told": told}
+    return TorchTrainer(
+        _in_worker,
+        train_loop_config=settings,
+        torch_config=TorchConfig(
+            backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo",
+            timeout_s=int(ranks.LONGEST_WAIT.total_seconds()),
+        ),
+        scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu),
+        run_config=RunConfig(
+            storage_path=folder, failure_config=FailureConfig(max_failures=restarts)
+        ),
+    )
+
+
+def _follow(trainer: Any, told: Any) -> None:
+    """Runs the processes to their end, and prints what they print."""
+    import ray
+
     failed = list[BaseException]()
-    with TemporaryDirectory() as storage:
-        trainer = TorchTrainer(
-            _in_worker,
-            train_loop_config=settings,
-            torch_config=TorchConfig(
-                backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo",
-                timeout_s=int(ranks.LONGEST_WAIT.total_seconds()),
-            ),
-            scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu),
-            run_config=RunConfig(
-                storage_path=storage, logging_config=LoggingConfig(log_level="CRITICAL")
-            ),
-        )
 
-        def fit() -> None:
-            try:
-                trainer.fit()
-            except BaseException as error:
-                failed.append(error)
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:
+            failed.append(error)
 
-        # In the main thread, Ray would replace our signal handlers.
-        fitting = threading.Thread(target=fit, daemon=True)
-        fitting.start()
-        while fitting.is_alive():
-            fitting.join(0.2)
-            for stream, text in ray.get(told.take.remote()):
-                print(text, end="", file=getattr(sys, stream), flush=True)
-    return _reason(failed[0]) if failed else None
+    # In the main thread, Ray would replace our signal handlers.
+    fitting = threading.Thread(target=fit, daemon=True)
+    fitting.start()
+    is_running = True
+    while is_running:
+        fitting.join(0.2)
+        is_running = fitting.is_alive()
+        heard: Heard = ray.get(told.heard.remote())
+        for stream, text in heard.texts:
+            print(text, end="", file=getattr(sys, stream), flush=True)
+        if heard.ended:
+            code, line = heard.ended
+            raise RayError(line or f"a process ended with exit code {code}, for the reason above")
+    if failed:
+        raise RayError(f"--launcher ray: processes were lost too often; {_last_line(failed[0])}")
 
 
 def _in_worker(settings: Mapping[str, Any]) -> None:
+    import ray
+
+    told = settings["told"]
     os.environ[launched.RAY] = "1"
     os.makedirs(settings["folder"], exist_ok=True)
     os.chdir(settings["folder"])
     logging.getLogger("stepagent").propagate = False  # Ray's own logger would print it again
-    out, error = (Teller(stream, settings["told"]) for stream in ("stdout", "stderr"))
+    out, error = (Teller(stream, told) for stream in ("stdout", "stderr"))
+    attempt = ray.get(told.begin.remote(os.environ["RANK"]))
     try:
         with redirect_stdout(out), redirect_stderr(error):
-            settings["work"](settings["args"])
+            if attempt and launched.number() == 0:
+                print(f"a process was lost; all start again ({attempt})", file=sys.stderr)
+            settings["work"](settings["again" if attempt else "args"])
     except SystemExit as ended:
-        if ended.code:
+        if ended.code not in (None, 0, os.EX_TEMPFAIL):
             code = ended.code if isinstance(ended.code, int) else 1
-            raise WorkerEnded(code, getattr(ended, "line", "")) from None
+            ray.get(told.end.remote(code, getattr(ended, "line", "")))
+        if ended.code:
+            raise RuntimeError(getattr(ended, "line", "") or f"exit code {ended.code}") from None
 
 
-def _reason(error: BaseException) -> str:
-    """Why a process was lost; raises `RayError` for an error that is final."""
-    failures = getattr(error, "worker_failures", {}).values()
-    # Ray wraps what a process raised.
-    causes = [getattr(failure, "_base_exc", failure) for failure in failures]
-    for cause in causes:
-        if isinstance(cause, WorkerEnded) and cause.code != os.EX_TEMPFAIL:
-            raise RayError(cause.line or f"a process ended with exit code {cause.code}; see above")
-    lines = [c.line if isinstance(c, WorkerEnded) else _first_line(c) for c in causes]
-    return lines[0] if lines else _first_line(error)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return printable(lines[0] if lines else type(error).__name__, limit=300)
+def _last_line(error: BaseException) -> str:
+    failures = [*getattr(error, "worker_failures", {}).values()]
+    lines = str(failures[0] if failures else error).strip().splitlines()
+    return printable(lines[-1] if lines else type(error).__name__, limit=300)
