@@ -25,6 +25,7 @@ import tyro
 
 import stepagent
 from stepagent.cli import COMMANDS
+from stepagent.commands import launching
 from stepagent.experiment.config import TASKS, TrainConfig
 from stepagent.formats.import_export import read_foreign
 from stepagent.methods import METHODS
@@ -43,7 +44,7 @@ PLACEHOLDERS = {
 """Words that stand for something narrower than a text; all others are parsed as they are."""
 OTHER_PROGRAMS = {"cd", "git", "export", "other/bin/pip", "other/bin/pytest", "."}
 """Programs of others whose arguments are not checked."""
-OTHER_OPTIONS = {"--no-deps", "--max-restarts"}
+OTHER_OPTIONS = {"--no-deps"}
 """Options of other programs."""
 
 
@@ -138,7 +139,7 @@ def shell_commands(text: str) -> Iterator[list[str]]:
 
 def check_stepagent(args: list[str]) -> None:
     """Parses the arguments of `stepagent`; raises SystemExit if the command does not know them."""
-    command, *options = [PLACEHOLDERS.get(word, word) for word in args]
+    _, (command, *options) = launching.parsed([PLACEHOLDERS.get(word, word) for word in args])
     module = importlib.import_module(f"stepagent.commands.{COMMANDS[command][0]}")
     with pytest.raises(Parsed):
         module.main(options)
@@ -247,7 +248,7 @@ def known_options() -> set[str]:
             with pytest.raises(SystemExit):
                 main([*args, "--help"])
     named = set(re.findall(r"--[a-z][\w.-]*", said.getvalue()))
-    return named.union(*(paths_of(config) for config in TASKS.values()))
+    return named.union(launching.OPTIONS, *(paths_of(config) for config in TASKS.values()))
 
 
 def paths_of(config: Any, prefix: str = "--") -> Iterator[str]:

@@ -32,7 +32,7 @@ def launch(args: Sequence[str], resume: str, work: Callable[[Sequence[str]], Non
     `resume` is the option that resumes the command, if any. Raises `UsageError` for options that
     cannot be used, and what `run_with_ray` raises.
     """
-    options, rest = _parsed(args)
+    options, rest = parsed(args)
     if {"-h", "--help"} & {*rest}:
         work(rest)
         return
@@ -57,7 +57,8 @@ def launch(args: Sequence[str], resume: str, work: Callable[[Sequence[str]], Non
     )
 
 
-def _parsed(args: Sequence[str]) -> tuple[Namespace, list[str]]:
+def parsed(args: Sequence[str]) -> tuple[Namespace, list[str]]:
+    """The launcher's options, and what is left; raises `UsageError` for one that is no number."""
     parser = ArgumentParser(allow_abbrev=False, add_help=False, exit_on_error=False)
     parser.add_argument("--launcher")
     parser.add_argument("--num-workers", type=int)

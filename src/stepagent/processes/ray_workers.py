@@ -7,6 +7,8 @@ do. If one is lost, or its machine is, all are started again.
 import io
 import logging
 import os
+import secrets
+import signal
 import sys
 import threading
 from collections import Counter
@@ -15,8 +17,8 @@ from contextlib import redirect_stderr, redirect_stdout, suppress
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-from stepagent.console.printable import printable
 from stepagent.processes import launched
+from stepagent.processes.signals import SIGNALS
 
 Work = Callable[[Sequence[str]], None]
 
@@ -111,10 +113,13 @@ def run_with_ray(
     If a process is lost, all are started again, at most `restarts` times, with `work(again)`. An
     error that `work` explains is final: it would occur again.
 
-    Raises `RayError` for such an error, and if Ray is not installed, cannot start, or if the last
-    attempt failed too.
+    Raises `RayError` for such an error, and if Ray is not installed or cannot start; `Lost` if the
+    last attempt lost a process too.
     """
     os.environ |= ENVIRONMENT
+    if not address:
+        # Its processes listen to other machines, and would do what anybody tells them.
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     try:
         import ray
     except ImportError:
@@ -126,6 +131,7 @@ def run_with_ray(
         ray.init(address=address or "local", logging_level="CRITICAL", log_to_driver=False, **more)
     except Exception as error:
         raise RayError(f"--launcher ray: cannot be reached: {_last_line(error)}") from None
+    _restore_signals()
     try:
         resources = ray.cluster_resources()
         kind = "GPU" if resources.get("GPU") else "CPU"
@@ -145,6 +151,13 @@ def run_with_ray(
             _follow(trainer, told)
     finally:
         ray.shutdown()
+
+
+def _restore_signals() -> None:
+    """Makes signals reach the handlers of Python, beside which Ray prints the state of its code."""
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            signal.signal(number, signal.getsignal(number))
 
 
 def _trainer(
@@ -195,7 +208,7 @@ def _follow(trainer: Any, told: Any) -> None:
             code, line = heard.ended
             raise RayError(line or f"a process ended with exit code {code}, for the reason above")
     if failed:
-        raise RayError(f"--launcher ray: processes were lost too often; {_last_line(failed[0])}")
+        raise launched.Lost(f"processes were lost too often: {_last_line(failed[0])}")
 
 
 def _in_worker(settings: Mapping[str, Any]) -> None:
@@ -224,4 +237,4 @@ def _in_worker(settings: Mapping[str, Any]) -> None:
 def _last_line(error: BaseException) -> str:
     failures = [*getattr(error, "worker_failures", {}).values()]
     lines = str(failures[0] if failures else error).strip().splitlines()
-    return printable(lines[-1] if lines else type(error).__name__, limit=300)
+    return lines[-1][:300] if lines else type(error).__name__
