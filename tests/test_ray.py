@@ -148,3 +148,56 @@ def _working_in(folder: Path) -> list[str]:
         except OSError:
             continue
     return found
+
+
+CLUSTER = """
+import sys, time
+from ray.cluster_utils import Cluster
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+machines = [cluster.add_node(num_cpus=1) for _ in range(3)]
+cluster.wait_for_nodes()
+print(cluster.address, *(m.all_processes["raylet"][0].process.pid for m in machines), flush=True)
+sys.stdin.readline()
+cluster.shutdown()
+"""
+
+
+@needs_ray
+def test_if_a_machine_of_a_cluster_is_lost_another_takes_its_place(
+    tmp_path: Path, reflect: Callable[..., list[str]]
+) -> None:
+    environment = ENVIRONMENT | {"RAY_USAGE_STATS_ENABLED": "0"}
+    with subprocess.Popen(
+        [sys.executable, "-c", CLUSTER],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as cluster:
+        assert cluster.stdin is not None and cluster.stdout is not None
+        address, *machines = cluster.stdout.readline().split()
+        command = reflect("run", "--ray-address", address, "--storage", "there")
+        with subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT) as agent:
+            try:
+                while not (tmp_path / "run" / "units" / "round0").exists():
+                    assert agent.poll() is None
+                    time.sleep(0.1)
+                working = [m for m in machines if b"RayTrainWorker" in _programs_of(m)]
+                assert len(working) == 2
+                os.kill(int(working[0]), signal.SIGKILL)
+                assert agent.wait(300) == 0
+            finally:
+                agent.kill()
+        cluster.stdin.write("\n")
+    given = command[3 : command.index("--launcher")]
+    given = [str(tmp_path / word) if (tmp_path / word).exists() else word for word in given]
+    given[given.index("--out") + 1] = str(tmp_path / "whole")
+    succeed(together_in(2, "stepagent", str(tmp_path / "pid"), *given))
+    for folder in ("run", "there"):
+        assert_same(tmp_path / folder, tmp_path / "whole")
+
+
+def _programs_of(parent: str) -> bytes:
+    """The command lines of the processes that a process has started."""
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    return b"".join(Path(f"/proc/{child}/cmdline").read_bytes() for child in children)
