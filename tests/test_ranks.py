@@ -50,9 +50,11 @@ def launcher(count: int, restarts: int = 0) -> list[str]:
     ]  # fmt: skip
 
 
-def torchrun(count: int, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs a command of StepAgent to its end."""
-    return ended([*launcher(count), *STEPAGENT, *arguments])
+def torchrun(
+    count: int, *arguments: str, restarts: int = 0, module: Sequence[str] = STEPAGENT
+) -> subprocess.CompletedProcess[str]:
+    """Runs a program, by default a command of StepAgent, to its end."""
+    return ended([*launcher(count, restarts), *module, *arguments])
 
 
 def together_in(
