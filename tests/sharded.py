@@ -105,14 +105,14 @@ def _stages(out: str, precision: Any, rank: int, shard: bool) -> Any:
     return practised, before, logged, after, of_copy, path_logprobs(copied, trees)
 
 
-def run(folder: str, unit: str = "", victim: str = "") -> None:
+def run(folder: str, *kills: str) -> None:
     """As `together.run`."""
     config = replace(
         CONFIG, compute=replace(CONFIG.compute, shard=True, token_budget=together.BUDGET)
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(together, "CONFIG", config)
-        together.run(folder, unit, victim)
+        together.run(folder, *kills)
 
 
 if __name__ == "__main__":

@@ -305,7 +305,7 @@ def test_standard_output_on_a_full_disk_is_an_error_of_one_line() -> None:
 
 def test_a_terminal_encoding_without_a_character_is_no_error() -> None:
     code = (
-        "import sys; from stepagent import cli; cli._call = lambda _: print('\u00fc'); cli.main()"
+        "import sys; from stepagent import cli; cli._call = lambda *_: print('\u00fc'); cli.main()"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],

@@ -19,6 +19,7 @@ NAMED_OTHERWISE = {
     "house_rules": "rules for all of the code",
     "own_environment": "environments of the user's own, by every way to name them",
     "openenv_package": "against OpenEnv's own package, in an environment that has it",
+    "ray": "processes that Ray starts, and the options for it",
     "task_contract": "what every task promises; a new task adds one line",
     "transformers_serve": "the chat client against a real server",
     "webshop_published": "against the benchmark's own products, where they are at hand",

@@ -25,6 +25,7 @@ import tyro
 
 import stepagent
 from stepagent.cli import COMMANDS
+from stepagent.commands import launching
 from stepagent.experiment.config import TASKS, TrainConfig
 from stepagent.formats.import_export import read_foreign
 from stepagent.methods import METHODS
@@ -44,7 +45,7 @@ PLACEHOLDERS = {
 OTHER_PROGRAMS = {"cd", "git", "export", "other/bin/pip", "other/bin/pytest", "vllm", "."}
 """Programs of others whose arguments are not checked."""
 OTHER_OPTIONS = {
-    "--no-deps", "--max-restarts", "--api-key", "--max-model-len", "--context-length",
+    "--no-deps", "--api-key", "--max-model-len", "--context-length",
     "--gpu-memory-utilization", "--mem-fraction-static", "--enable-deterministic-inference",
     "--api-server-count", "--dp-size",
 }  # fmt: skip
@@ -142,7 +143,7 @@ def shell_commands(text: str) -> Iterator[list[str]]:
 
 def check_stepagent(args: list[str]) -> None:
     """Parses the arguments of `stepagent`; raises SystemExit if the command does not know them."""
-    command, *options = [PLACEHOLDERS.get(word, word) for word in args]
+    _, (command, *options) = launching.parsed([PLACEHOLDERS.get(word, word) for word in args])
     module = importlib.import_module(f"stepagent.commands.{COMMANDS[command][0]}")
     with pytest.raises(Parsed):
         module.main(options)
@@ -251,7 +252,7 @@ def known_options() -> set[str]:
             with pytest.raises(SystemExit):
                 main([*args, "--help"])
     named = set(re.findall(r"--[a-z][\w.-]*", said.getvalue()))
-    return named.union(*(paths_of(config) for config in TASKS.values()))
+    return named.union(launching.OPTIONS, *(paths_of(config) for config in TASKS.values()))
 
 
 def paths_of(config: Any, prefix: str = "--") -> Iterator[str]:

@@ -88,7 +88,7 @@ def test_a_whole_model_practises_and_reads_the_same(
 def test_a_killed_run_goes_on_and_ends_as_one_process_does_with_whole_weights(
     tmp_path: Path,
 ) -> None:
-    arguments = str(tmp_path / "run"), "implicit-round1", "1"
+    arguments = str(tmp_path / "run"), "implicit-round1=1"
     succeed(torchrun(2, "run", *arguments, module=PROGRAM, restarts=1))
     assert (tmp_path / "run.killed").exists()
     sharded.run(str(tmp_path / "alone"))

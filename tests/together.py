@@ -1,15 +1,19 @@
 """What `test_ranks.py` starts in several processes: learners in float64, practice, a whole run."""
 
 import os
+import shutil
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from fakes import (
     WORLD,
@@ -20,6 +24,7 @@ from fakes import (
     random_policy,
     rendered,
 )
+from stepagent import cli
 from stepagent.algorithms.discriminator import DiscriminatorConfig, train_discriminator
 from stepagent.algorithms.dpo import DPOConfig, dpo
 from stepagent.algorithms.grpo import GRPOConfig, grpo
@@ -32,14 +37,14 @@ from stepagent.detours import take_detours
 from stepagent.evaluation import EvaluationConfig, evaluate
 from stepagent.experiment.follower import open_run
 from stepagent.experiment.pipeline import train
-from stepagent.experiment.run import to_json
+from stepagent.experiment.run import Run, to_json
 from stepagent.inspection import inspect, path_logprobs
 from stepagent.model import generation
 from stepagent.model.generation import Decoding
 from stepagent.model.policy import Policy
 from stepagent.model.prefix_tree import Pack
 from stepagent.model.updates import Metrics
-from stepagent.processes import ranks
+from stepagent.processes import heartbeat, launched, ranks
 from stepagent.tasks.demonstrations import collect, demonstrate
 from test_pipeline import CONFIG, FAST
 
@@ -156,45 +161,117 @@ def journal(out: str) -> list[Any]:
     return kept(Path(out), ITEMS, lambda _: {"played": {"by": "test"}}, play, "Test")
 
 
-def run(folder: str, unit: str = "", victim: str = "") -> None:
-    """A whole run; the victim kills itself within the unit, unless the folder says it did."""
-    world, killed = BoxWorld(), Path(f"{folder}.killed")
+def run(folder: str, *kills: str) -> None:
+    """A whole run; each of the kills happens once: with `base=1` process 1 dies within base."""
+    _run(Path(folder), Path(f"{folder}.killed"), kills, None)
+
+
+def stored(folder: str, storage: str, *kills: str) -> None:
+    """A whole run by processes that do not see each other's folders; a kill takes a folder."""
+    _run(Path(f"{folder}-{ranks.rank()}"), Path(f"{folder}.killed"), kills, storage)
+
+
+def _run(folder: Path, killed: Path, kills: Sequence[str], storage: str | None) -> None:
     settings = {"recipe": "boxes", "seed": 0, "protocol": {}, "config": to_json(CONFIG)}
-    with open_run(Path(folder), settings, resume=True) as opened:
-        if unit and not killed.exists() and ranks.rank() == int(victim):
-            _kill_in(opened, unit, killed)
-        train(CONFIG, opened, world)
+    left = kills[len(killed.read_text().split()) if killed.exists() else 0 :]
+    with open_run(folder, settings, resume=True, storage=storage) as opened:
+        if left:
+            unit, _, victim = left[0].partition("=")
+            if ranks.rank() == int(victim):
+                _die_in(opened, unit, killed, has_copy=storage is not None)
+        train(CONFIG, opened, BoxWorld())
 
 
-def _kill_in(opened: Any, unit: str, killed: Path) -> None:
-    done = opened.unit
+def _die_in(opened: Run, unit: str, killed: Path, *, has_copy: bool) -> None:
+    """The first process dies when the unit's work is done, another when it begins."""
+    whole = opened.unit
 
-    def deadly(name: str) -> Any:
-        if name == unit:
+    def die() -> None:
+        with open(killed, "a") as file:
+            file.write(f"{unit}={ranks.rank()}\n")
+        if has_copy:
+            shutil.rmtree(opened.folder)
+        os.kill(os.getpid(), signal.SIGKILL)
 
-            def die(policy: Policy, folder: Path) -> None:
-                killed.touch()
-                os.kill(os.getpid(), signal.SIGKILL)
+    @contextmanager
+    def deadly(name: str) -> Iterator[Path]:
+        with whole(name) as folder:
+            if name == unit and not ranks.is_first():
+                die()
+            yield folder
+            if name == unit:
+                die()
 
-            Policy.save = die  # type: ignore[assignment, method-assign]
-        return done(name)
+    opened.unit = deadly  # type: ignore[method-assign]
 
-    opened.unit = deadly
+
+def hang(folder: str) -> None:
+    """The last process is stopped once, with its number in a file, while the others wait for it."""
+    mark = Path(folder)
+    if ranks.rank() == ranks.count() - 1 and not mark.exists():
+        mark.write_text(str(os.getpid()))
+        os.kill(os.getpid(), signal.SIGSTOP)
+    ranks.wait()
+
+
+def do(arguments: Sequence[str]) -> None:
+    """One of the programs, in one of the processes."""
+    what, *given = arguments
+    if what == "stepagent":
+        Path(f"{given[0]}-{launched.number()}.pid").write_text(str(os.getpid()))
+        cli.main(given[1:])
+        return
+    with ranks.joined():
+        if what in ("run", "stored", "hang"):
+            {"run": run, "stored": stored, "hang": hang}[what](*given)
+            return
+        shares = Shares()
+        programs: dict[str, Callable[[], Any]] = {
+            "learners": learners,
+            "practice": practice,
+            "short_of_memory": short_of_memory,
+            "journal": lambda: journal(f"{given[0]}.jsonl"),
+        }
+        found = programs[what]()
+        torch.save((found, shares.some, shares.none), f"{given[0]}-{ranks.rank()}.pt")
+
+
+def main() -> None:
+    """`together.py torchrun|ray COUNT RESTARTS PROGRAM ...`."""
+    launcher, count, restarts, *arguments = sys.argv[1:]
+    if silence := os.environ.get("SILENCE"):
+        heartbeat.SILENCE = float(silence)
+    random_policy(scale=4.0)  # together, transformers would save only the first process's models
+    if launcher == "ray":
+        from stepagent.processes.ray_workers import run_with_ray
+
+        run_with_ray(
+            together.do,
+            arguments,
+            arguments,
+            num_workers=int(count),
+            address=None,
+            restarts=int(restarts),
+        )
+        return
+    # What torchrun does, but the processes begin with everything imported.
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=int(count),
+        run_id="together",
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=int(restarts),
+        start_method="fork",
+    )
+    try:
+        elastic_launch(config, do)(arguments)
+    except ChildFailedError as error:
+        raise SystemExit(str(error)) from None
 
 
 if __name__ == "__main__":
-    random_policy(scale=4.0)  # together, transformers would save only the first process's models
-    with ranks.joined():
-        what, *given = sys.argv[1:]
-        if what == "run":
-            run(*given)
-        else:
-            shares = Shares()
-            programs: dict[str, Callable[[], Any]] = {
-                "learners": learners,
-                "practice": practice,
-                "short_of_memory": short_of_memory,
-                "journal": lambda: journal(f"{given[0]}.jsonl"),
-            }
-            found = programs[what]()
-            torch.save((found, shares.some, shares.none), f"{given[0]}-{ranks.rank()}.pt")
+    import together  # for Ray, which looks for functions by the names of their modules
+
+    main()

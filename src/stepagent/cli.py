@@ -12,19 +12,20 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import (
     AbstractContextManager,
     ExitStack,
     contextmanager,
+    nullcontext,
     redirect_stdout,
     suppress,
 )
 from typing import NoReturn
 
-from stepagent.processes.signals import (
-    stopping,  # imports nothing slow: until the handlers are set, a signal prints a traceback
-)
+# These import nothing slow: until the handlers are set, a signal prints a traceback.
+from stepagent.processes import launched
+from stepagent.processes.signals import stopping
 
 COMMANDS = {
     "train": ("train", "train an agent from start to finish, by a recipe"),
@@ -50,7 +51,7 @@ NO_MEMORY = "can't allocate memory"
 """Torch's message when a CPU allocation fails."""
 
 SHARED = ("train", "collect", "sft", "inspect", "reflect", "evaluate")
-"""Commands that several processes share, if torchrun starts them."""
+"""Commands that several processes share, if torchrun or Ray starts them."""
 
 RESUMABLE = {
     "train": "--resume",
@@ -77,7 +78,16 @@ learned step reward and PPO.
 
 Exit codes: 0 success; 2 an error that one line on standard error explains; 130 stopped by Ctrl-C.
 After SIGTERM or SIGHUP: 75 if the same command can be resumed, as it then says
-({", ".join(RESUMABLE)}), else 143 or 129."""
+({", ".join(RESUMABLE)}), else 143 or 129. 75 also if one of several processes was lost."""
+
+
+class Failed(SystemExit):
+    """A command ended with an exit code, for a reason that `line` tells the user."""
+
+    def __init__(self, line: str, code: int = 2) -> None:
+        """`line` is one line."""
+        super().__init__(code)
+        self.line = line
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -92,30 +102,58 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     is_told, telling = False, threading.Lock()
 
-    def last_words(number: int) -> int:
+    def tell(line: str) -> None:
         nonlocal is_told
         # Two threads may come here. The second waits, or the process would end amid the line; but
         # not for ever: standard error may be a full pipe.
         if telling.acquire(timeout=1):
-            if not is_told and os.environ.get("RANK", "0") == "0":
-                _say(f"stopped{_reason(number)}{_how_to_resume(args)}")
+            if not is_told:
+                _say(line)
             is_told = True
             telling.release()
+
+    def last_words(number: int) -> int:
+        # All are stopped together as a rule; one of them says how to resume.
+        resume = "" if launched.number() else _how_to_resume(args)
+        tell(f"{_who()}stopped{_reason(number)}{resume}")
         if number == signal.SIGINT:
             return 130
         return os.EX_TEMPFAIL if args and args[0] in RESUMABLE else 128 + number
 
+    def lost(reason: str) -> int:
+        tell(f"{_who()}{reason}{_how_to_resume(args)}")
+        return _code_of_loss(args)
+
     try:
-        _run(args, stopping(last_words, at_end=is_process))
+        _run(args, stopping(last_words, at_end=is_process), lost)
     except KeyboardInterrupt as stopped:
         raise SystemExit(last_words(getattr(stopped, "number", signal.SIGINT))) from None
+    except Failed as failed:
+        tell(failed.line)
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _close_output()
+        raise SystemExit(failed.code) from None
 
 
-def _run(args: Sequence[str], guard: AbstractContextManager[None]) -> None:
-    """Runs the command within the guard; an error that the user can fix becomes one line."""
+def work(args: Sequence[str]) -> None:
+    """Runs one command in one of the processes that Ray started; raises `Failed` as it ends."""
+
+    def lost(reason: str) -> int:
+        _say(f"{_who()}{reason}")
+        return os.EX_TEMPFAIL
+
+    _run(args, nullcontext(), lost)
+
+
+def _run(
+    args: Sequence[str], guard: AbstractContextManager[None], lost: Callable[[str], int]
+) -> None:
+    """Runs the command within the guard; an error that the user can fix becomes `Failed`."""
     try:
         with guard:
-            _call(args)
+            _call(args, lost)
             sys.stdout.flush()
     except BrokenPipeError:
         # The reader, such as `head`, has closed the pipe; nothing may be written at exit either.
@@ -128,6 +166,8 @@ def _run(args: Sequence[str], guard: AbstractContextManager[None]) -> None:
         _fail("out of memory")
     except RecursionError:
         _fail("a value is nested too deeply; expected at most a few hundred levels")
+    except launched.Lost as error:
+        raise Failed(f"{_who()}{error}{_how_to_resume(args)}", _code_of_loss(args)) from None
     except (ValueError, RuntimeError) as error:
         # Messages of the project's own errors are written for users.
         is_own = type(error).__module__.startswith("stepagent.")
@@ -136,7 +176,7 @@ def _run(args: Sequence[str], guard: AbstractContextManager[None]) -> None:
         _fail(str(error) if is_own else f"out of memory: {str(error).splitlines()[0]}")
 
 
-def _call(args: Sequence[str]) -> None:
+def _call(args: Sequence[str], lost: Callable[[str], int]) -> None:
     if not args or args[0] in ("-h", "--help"):
         print(HELP)
         return
@@ -146,26 +186,45 @@ def _call(args: Sequence[str]) -> None:
 
         _fail(unknown("command", command, COMMANDS))
     _quiet()
-    with _together(command):
+    from stepagent.commands.launching import is_launched, launch
+
+    if is_launched(args):
+        _check_shared(command, "--launcher ray")
+        launch(args, RESUMABLE.get(command, ""), work)
+        return
+    with _together(command, lost):
         # Imported only when needed: most commands import torch, which takes seconds.
         importlib.import_module(f"stepagent.commands.{COMMANDS[command][0]}").main(args[1:])
 
 
+def _check_shared(command: str, launcher: str) -> None:
+    if command not in SHARED:
+        _fail(f"{command}: works in one process; {launcher} can start {', '.join(SHARED)}")
+
+
 @contextmanager
-def _together(command: str) -> Iterator[None]:
-    """Within the block the processes that torchrun started work together; the first one talks."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+def _together(command: str, lost: Callable[[str], int]) -> Iterator[None]:
+    """Within the block the processes that were started together do so; the first one talks."""
+    if launched.size() == 1:
         yield
         return
-    if command not in SHARED:
-        _fail(f"{command}: works in one process; torchrun can start {', '.join(SHARED)}")
+    _check_shared(command, "torchrun")
     from stepagent.processes import ranks
 
-    with ranks.joined(), ExitStack() as quiet:
+    with ranks.joined(lost), ExitStack() as quiet:
         if not ranks.is_first():
             quiet.enter_context(redirect_stdout(quiet.enter_context(open(os.devnull, "w"))))
             logging.getLogger("stepagent").setLevel(logging.ERROR)
         yield
+
+
+def _who() -> str:
+    """Names this process, if there are others."""
+    return f"process {launched.number()}: " if launched.size() > 1 else ""
+
+
+def _code_of_loss(args: Sequence[str]) -> int:
+    return os.EX_TEMPFAIL if args and args[0] in RESUMABLE else 2
 
 
 def _reason(number: int) -> str:
@@ -177,17 +236,12 @@ def _how_to_resume(args: Sequence[str]) -> str:
         return ""
     option = RESUMABLE[args[0]]
     again = [*args, option] if option and option not in args else args
-    launcher = "torchrun (as before) -m " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
+    launcher = "torchrun (as before) -m " if launched.size() > 1 else ""
     return f"; to resume: {launcher}stepagent {shlex.join(again)}"
 
 
 def _fail(message: str) -> NoReturn:
-    _say(message)
-    try:
-        sys.stdout.flush()
-    except OSError:
-        _close_output()
-    raise SystemExit(2)
+    raise Failed(message)
 
 
 def _say(message: str) -> None:

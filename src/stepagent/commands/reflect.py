@@ -74,6 +74,9 @@ class Arguments:
     """Rounds of inspection and reflection."""
     resume: bool = False
     """Continue the run in OUT, if there is one."""
+    storage: str | None = None
+    """Where a copy of the run folder is kept: a folder, or a URL that fsspec opens. With --resume,
+    machines that lack finished units bring them from there."""
     seed: int = 0
     """Seed of sampling, data order and discriminator."""
     compute: ComputeConfig = ComputeConfig()
@@ -115,7 +118,8 @@ def main(args: Sequence[str]) -> None:
         found.inspection,
         seed=found.seed,
     )
-    with open_run(found.out, _settings(found, model), resume=found.resume) as run:
+    settings = _settings(found, model)
+    with open_run(found.out, settings, resume=found.resume, storage=found.storage) as run:
         _reflect(found, run, policy, practice)
         print(_table(run))
     print(f"Policies: {found.out / unit_path(round_unit(found.method, 1))} to {found.rounds}")

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import tyro
 
+from stepagent.commands.launching import HELP as LAUNCHER_HELP
 from stepagent.commands.models import open_task, prepare
 from stepagent.commands.parsing import CONFIG, UsageError
 from stepagent.commands.train_own import OWN, train_own
@@ -40,7 +41,9 @@ For example: stepagent train own --demonstrations mine.jsonl --model models/mine
 
 Reads the files and folders that are named; writes the run folder RUN. Any setting can be
 overridden: stepagent train own --help, or stepagent train RECIPE --help, lists all of them. A run
-that was stopped continues with --resume and ends with the same numbers."""
+that was stopped continues with --resume and ends with the same numbers.
+
+{LAUNCHER_HELP}"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +66,9 @@ class Arguments:
     of one on the hub, or scratch for a small one made from the demonstrations."""
     resume: bool = False
     """Continue the run in OUT, if there is one; finished parts are kept."""
+    storage: str | None = None
+    """Where a copy of the run folder is kept: a folder, or a URL that fsspec opens. With --resume,
+    machines that lack finished units bring them from there."""
     novice: Path | None = None
     """A run folder whose data and novice are reused; only the learners may have other settings."""
     config: Annotated[TrainConfig, tyro.conf.arg(name="")]
@@ -108,6 +114,7 @@ def main(args: Sequence[str]) -> None:
             task=task,
             novice=found.novice,
             resume=found.resume,
+            storage=found.storage,
         )
     finally:
         task.close()

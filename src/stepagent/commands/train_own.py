@@ -86,6 +86,9 @@ class Arguments:
     does not matter."""
     resume: bool = False
     """Continue the run in OUT, if there is one; finished parts are kept."""
+    storage: str | None = None
+    """Where a copy of the run folder is kept: a folder, or a URL that fsspec opens. With --resume,
+    machines that lack finished units bring them from there."""
     novice: Path | None = None
     """A run folder whose data and novice are reused; only the learners may have other settings."""
     env: Annotated[EnvConfig, tyro.conf.arg(name="")] = EnvConfig()
@@ -138,6 +141,7 @@ def train_own(options: Sequence[str], recipe: str, given: TrainConfig | None = N
             task=task,
             novice=asked.novice,
             resume=asked.resume,
+            storage=asked.storage,
             own=data if asked.demonstrations else None,
         )
     finally:

@@ -58,6 +58,7 @@ def run_training(
     task: Task | None,
     novice: Path | None,
     resume: bool,
+    storage: str | None,
     own: OwnData | None = None,
 ) -> None:
     """The whole run in `out`, its report, and its summary on standard output."""
@@ -69,7 +70,7 @@ def run_training(
         check_novice(novice, settings)
     if out.is_dir():
         check_page([out], page)
-    with open_run(out, settings, resume=resume) as run:
+    with open_run(out, settings, resume=resume, storage=storage) as run:
         if novice is not None:
             take_novice(run, novice)
         train(config, run, task, own=own)

@@ -1,7 +1,7 @@
 """Several processes that train one policy: who does what, and adding up.
 
-torchrun starts them and calls them ranks. All run the same program on the same data, so each knows
-what there is to do and which share of it is its own. What the others found is gathered, and
+torchrun or Ray starts them and calls them ranks. All run the same program on the same data, so each
+knows what there is to do and which share of it is its own. What the others found is gathered, and
 gradients are summed, so that all go on with the same numbers. With a single process everything here
 does nothing.
 
@@ -9,7 +9,8 @@ Every function but `count`, `rank` and `is_first` must be called by all ranks, i
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypeVar
@@ -18,6 +19,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
+
+from stepagent.processes import launched
+from stepagent.processes.heartbeat import losses_told, watched
 
 K = TypeVar("K")
 T = TypeVar("T")
@@ -28,29 +32,57 @@ BUCKET = 2**25
 """Numbers that are summed in one message."""
 
 
+def _lost(reason: str) -> int:
+    print(reason, file=sys.stderr)
+    return os.EX_TEMPFAIL
+
+
 @contextmanager
-def joined() -> Iterator[None]:
-    """Within the block this process works together with those that torchrun started, if it did."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+def joined(lost: Callable[[str], int] = _lost) -> Iterator[None]:
+    """Within the block this process works together with those started with it, if there are any.
+
+    Raises `Lost` if one of them is lost. If one hangs, this process ends with the exit code that
+    `lost` returns for a line that says why.
+    """
+    count = launched.size()
+    if count == 1:
+        yield
+        return
+    global _is_joined
+    with losses_told(), _grouped(), watched(launched.number(), count, lost):
+        _is_joined = True
+        try:
+            yield
+        finally:
+            _is_joined = False
+
+
+@contextmanager
+def _grouped() -> Iterator[None]:
+    """Within the block there is a process group; Ray has made one already."""
+    if launched.is_by_ray():
         yield
         return
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        # Who starts processes without torchrun may leave this one out.
+        local = os.environ.get("LOCAL_RANK") or launched.number() % torch.cuda.device_count()
+        torch.cuda.set_device(int(local))
     store, number, size = next(rendezvous("env://", timeout=LONGEST_WAIT))
     # When torchrun starts processes again, the store may still name those that have ended.
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     store = dist.PrefixStore(f"stepagent/{attempt}", store)  # type: ignore[attr-defined]
     dist.init_process_group(
-        backend, store=store, rank=number, world_size=size, timeout=LONGEST_WAIT
+        backend(), store=store, rank=number, world_size=size, timeout=LONGEST_WAIT
     )
-    global _is_joined
-    _is_joined = True
     try:
         yield
     finally:
-        _is_joined = False
         dist.destroy_process_group()
+
+
+def backend() -> str:
+    """What carries messages: counts are on the CPU, gradients where the model is."""
+    return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
 
 
 _is_joined = False
