@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from multiprocessing import set_forkserver_preload
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +218,9 @@ def hang(folder: str) -> None:
 def do(arguments: Sequence[str]) -> None:
     """One of the programs, in one of the processes."""
     what, *given = arguments
+    if silence := os.environ.get("SILENCE"):
+        heartbeat.SILENCE = float(silence)
+    random_policy(scale=4.0)  # together, transformers would save only the first process's models
     if what == "stepagent":
         Path(f"{given[0]}-{launched.number()}.pid").write_text(str(os.getpid()))
         cli.main(given[1:])
@@ -239,9 +243,6 @@ def do(arguments: Sequence[str]) -> None:
 def main() -> None:
     """`together.py torchrun|ray COUNT RESTARTS PROGRAM ...`."""
     launcher, count, restarts, *arguments = sys.argv[1:]
-    if silence := os.environ.get("SILENCE"):
-        heartbeat.SILENCE = float(silence)
-    random_policy(scale=4.0)  # together, transformers would save only the first process's models
     if launcher == "ray":
         from stepagent.processes.ray_workers import run_with_ray
 
@@ -254,7 +255,9 @@ def main() -> None:
             restarts=int(restarts),
         )
         return
-    # What torchrun does, but the processes begin with everything imported.
+    # What torchrun does, but the processes begin with everything imported. torchrun's own process
+    # has threads, so it is not the one to be forked.
+    set_forkserver_preload(["together"])
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -263,15 +266,15 @@ def main() -> None:
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         max_restarts=int(restarts),
-        start_method="fork",
+        start_method="forkserver",
     )
     try:
-        elastic_launch(config, do)(arguments)
+        elastic_launch(config, together.do)(arguments)
     except ChildFailedError as error:
         raise SystemExit(str(error)) from None
 
 
 if __name__ == "__main__":
-    import together  # for Ray, which looks for functions by the names of their modules
+    import together  # other processes look for functions by the names of their modules
 
     main()
