@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -287,6 +288,9 @@ def test_a_hanging_jvm_is_noticed_and_ended() -> None:
     assert task.pool._java.gateway is not None
     task.pool._java.gateway.wait_at_most(1)
     os.kill(hanging.pid, signal.SIGSTOP)
+    threads = [*Path(f"/proc/{hanging.pid}/task").glob("*/stat")]
+    while not all(thread.read_text().rpartition(")")[2].split()[0] == "T" for thread in threads):
+        time.sleep(0.01)  # until all have stopped, one may still answer
     with pytest.raises(EnvironmentLost, match="no answer in time"):
         env.step("look around")
     assert hanging.wait(timeout=30) != 0
