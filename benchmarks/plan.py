@@ -9,8 +9,9 @@ build/bench. Prints a table and appends one JSON line for each size to build/pla
 """
 
 import argparse
+import ctypes
+import gc
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -79,9 +80,11 @@ def config_of(rank: int) -> TrainConfig:
 def run(folder: Path, rank: int) -> dict[str, float]:
     """Seconds of each stage, and MB beyond what the libraries and the data take."""
     config, taken = config_of(rank), dict[str, float]()
+    _warm_up()
     begun = _resident()
     policy = Policy.load(folder, config.compute, config.lora)
     rendered = [policy.render(t) for t in trajectories()]
+    _forget_peak()
 
     def timed(stage: str, do: Callable[[], T]) -> T:
         start = time.perf_counter()
@@ -96,7 +99,7 @@ def run(folder: Path, rank: int) -> dict[str, float]:
     timed("step-wise DPO", lambda: dpo(policy, trees, plan, seed=0, log=lambda _: None))
     taken["step-wise DPO"] -= taken["reading"]  # it reads its reference first
     timed("SFT", lambda: sft(policy, rendered, config.sft, seed=0, log=lambda _: None))
-    return taken | {"MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - begun}
+    return taken | {"MB": _status("VmHWM") - begun}
 
 
 def planned(folder: Path, rank: int) -> dict[str, object]:
@@ -179,9 +182,31 @@ def _child(name: str, what: str) -> dict[str, dict[str, float]]:
     return found
 
 
+def _warm_up() -> None:
+    """Goes through all stages with a tiny model, which loads what libraries load late."""
+    config = config_of(0)
+    policy = Policy.load(SIZES["width 64"][0], config.compute)
+    rendered = [policy.render(t) for t in trajectories()[:2]]
+    trees = step_trees(rendered, inspect(policy, rendered, _decoding(), seed=0))
+    dpo(policy, trees, DPOConfig(epochs=1, optimizer=ADAM), seed=0, log=lambda _: None)
+
+
 def _resident() -> float:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 2**20
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    return _status("VmRSS")
+
+
+def _forget_peak() -> None:
+    """Opening a model takes more for a moment than it has afterwards; that is not planned."""
+    _resident()
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def _status(name: str) -> float:
+    """Memory of this process in MB, by its name in /proc."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(name)).split()[1]) / 1024
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
+from math import ceil
 
 import numpy as np
 import torch
@@ -25,8 +26,8 @@ from stepagent.model.prefix_tree import ROOT, Pack, PrefixTree, Row, lay_out
 from stepagent.model.reading import read
 from stepagent.model.updates import OptimizerConfig, Updater
 
-SLICES = (1, 3)
-"""Layers of the slices."""
+BEYOND_CACHES = 2e8
+"""Bytes of weights in the larger slice: layers that fit into a cache would seem too fast."""
 REPEATS = 2
 MOST_ID = 100
 """Ids of random tokens are below this."""
@@ -80,11 +81,12 @@ def known(gpu: Gpu, shape: Shape, config: TrainConfig, data: Data) -> Costs:
 
 def measured(shape: Shape, config: TrainConfig, data: Data) -> Costs:
     """The costs on this machine; takes seconds to minutes, by the size of a layer."""
-    few, more = (min(layers, shape.layers) for layers in SLICES)
-    one = _of_slice(shape, config, data, few)
-    if few == more:
-        return one
+    more = min(shape.layers, max(3, ceil(BEYOND_CACHES / (2 * shape.in_layer))))
     other, found = _of_slice(shape, config, data, more), dict[str, float]()
+    if more == shape.layers:
+        return other
+    few = max(1, more // 3)
+    one = _of_slice(shape, config, data, few)
     for field in fields(Costs):
         first, last = getattr(one, field.name), getattr(other, field.name)
         slope = max(0.0, (last - first) / (more - few))
