@@ -40,6 +40,7 @@ class InferenceServer:
     other_ends: tuple[int, ...] = ()
     """Tokens that end a text beside those asked for, by generation_config.json."""
     context: int = 512
+    refuses_keys: bool = False
     ignores_adapters: bool = False
     """A fault: it samples from the base model."""
     change: Callable[[dict[str, Any]], Any] = lambda answer: answer
@@ -114,6 +115,8 @@ class InferenceServer:
         return [body for path, body in self.requests if path in paths]
 
     def _answer(self, path: str, body: dict[str, Any]) -> Answer:
+        if self.refuses_keys:
+            return 401, {"error": "Unauthorized"}
         if self.kind == "vllm":
             paths = {"/v1/completions": self._complete}
             changes = {"/v1/load_lora_adapter": self._load, "/v1/unload_lora_adapter": self._unload}
@@ -150,12 +153,12 @@ class InferenceServer:
     def _complete(self, body: dict[str, Any]) -> Answer:
         if (early := self._early(body["model"])) is not None:
             return early
-        if len(body["prompt"]) + body["max_tokens"] > self.context:
-            return _error(400, f"This model's maximum context length is {self.context} tokens.")
+        room = min(body["max_tokens"], self.context - len(body["prompt"]))
+        if room < 1:
+            return _error(400, "max_tokens must be at least 1, got 0.")
         ends = {*body["stop_token_ids"], *(() if body["ignore_eos"] else self.other_ends)}
         found = self._sampled(
-            body["model"], body["prompt"], body["max_tokens"], body["temperature"], body["seed"],
-            ends,
+            body["model"], body["prompt"], room, body["temperature"], body["seed"], ends,
         )  # fmt: skip
         choice = {
             "index": 0,

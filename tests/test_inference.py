@@ -357,6 +357,20 @@ def test_a_server_that_hangs_is_given_up(
             practised(policy, GREEDY)
 
 
+def test_actions_end_where_the_context_does(base: Path) -> None:
+    policy = Policy.load(base, lora=LoRAConfig(rank=8))
+    own, long = rendered(policy, demonstrations()[40:43]), replace(GREEDY, max_new_tokens=150)
+    whole = ids_of(inspect(policy, own, long, seed=0))
+    rooms = [220 - len(state) for played in own for state in played.states]
+    assert min(rooms) < 150 < max(rooms) and {len(ids) for ids in whole} == {150}
+    # Each demonstration fits into this context, but not every longest action after it.
+    policy.layers.config.max_position_embeddings = 220
+    with InferenceServer(base, context=220) as served:
+        policy.sampler = server.InferenceServer(served.url)
+        found = ids_of(inspect(policy, own, long, seed=0))
+    assert found == [ids[:room] for ids, room in zip(whole, rooms, strict=True)]
+
+
 def test_errors_that_pass_are_tried_again_and_others_are_not(base: Path, adapter: Path) -> None:
     busy: list[Answer] = [(503, {"error": {"message": "overloaded"}}), (429, "slow down")]
     with InferenceServer(base) as served:
@@ -452,6 +466,15 @@ def test_the_key_is_sent_and_hidden(
         served.script = [(401, {"error": {"message": "wrong key sk-0123456789abcdef"}})]
         with pytest.raises(InferenceError, match=r"wrong key \*\*\*'"):
             rolled_out(policy, BoxWorld(), WORLD.items("dev")[:1], GREEDY, seed=0)
+
+
+def test_a_key_that_is_refused_ends_a_run_before_sft(base: Path, tmp_path: Path) -> None:
+    with (
+        InferenceServer(base, refuses_keys=True) as served,
+        pytest.raises(InferenceError, match="refuses the key, which is read from OPENAI_API_KEY"),
+    ):
+        finish(tmp_path / "run", settings(base, served.url))
+    assert [*(tmp_path / "run" / "units").iterdir()] == []
 
 
 def test_addresses_end_with_or_without_v1_and_hold_no_secrets() -> None:

@@ -61,7 +61,7 @@ class InferenceServer:
         self._is_found = False
         self._adapter = ""
         """The name of the adapter on the server."""
-        self._vocabulary = 0
+        self._vocabulary = self._context = 0
         self._hash = ""
         self._folder: Path | None = None
         """What the first process handed over last; the server may read it again."""
@@ -73,7 +73,13 @@ class InferenceServer:
             return
         for dialect in DIALECTS:
             # Not what is expected there, so it is refused, and nothing is done.
-            if not is_missing(self._requests.send(dialect.load, [])):
+            answer = self._requests.send(dialect.load, [])
+            if answer.status in (401, 403):
+                raise InferenceError(
+                    f"{self.url}: refuses the key, which is read from OPENAI_API_KEY; it says: "
+                    f"{self._requests.said(answer)}"
+                )
+            if not is_missing(answer):
                 self._dialect, self._is_found = dialect, True
                 return
         raise InferenceError(
@@ -100,6 +106,7 @@ class InferenceServer:
         self._adapter, number = ranks.from_first((self._adapter, DIALECTS.index(self._dialect)))
         self._dialect = DIALECTS[number]
         self._vocabulary = layers.config.vocab_size
+        self._context = layers.config.max_position_embeddings
         if self._adapter != before:
             try:
                 self._probe(layers, state, end_id)
@@ -202,7 +209,9 @@ class InferenceServer:
         self, state: Sequence[int], uniform: float, decoding: Decoding, end_id: int
     ) -> Generated:
         """One action, in several requests if another token than ours has ended a part of it."""
-        ids, total, longest = list[int](), 0.0, decoding.max_new_tokens
+        ids, total = list[int](), 0.0
+        # Servers go no further than the context, so an action may end there without its end token.
+        longest = min(decoding.max_new_tokens, self._context - len(state))
         while True:
             ask = Ask(
                 adapter=self._adapter,
