@@ -22,6 +22,7 @@ NAMED_OTHERWISE = {
     "ray": "processes that Ray starts, and the options for it",
     "task_contract": "what every task promises; a new task adds one line",
     "transformers_serve": "the chat client against a real server",
+    "vllm": "the inference client against a real server, in an environment that has it",
     "webshop_published": "against the benchmark's own products, where they are at hand",
 }
 """Test files that are not named after a module, a folder or a program, and what they are about."""

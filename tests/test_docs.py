@@ -47,7 +47,7 @@ OTHER_PROGRAMS = {"cd", "git", "export", "other/bin/pip", "other/bin/pytest", "v
 OTHER_OPTIONS = {
     "--no-deps", "--api-key", "--max-model-len", "--context-length",
     "--gpu-memory-utilization", "--mem-fraction-static", "--enable-deterministic-inference",
-    "--api-server-count", "--dp-size",
+    "--api-server-count", "--dp-size", "--max-num-batched-tokens",
 }  # fmt: skip
 """Options of other programs."""
 
