@@ -220,15 +220,16 @@ def do(arguments: Sequence[str]) -> None:
     what, *given = arguments
     if silence := os.environ.get("SILENCE"):
         heartbeat.SILENCE = float(silence)
-    random_policy(scale=4.0)  # together, transformers would save only the first process's models
     if what == "stepagent":
         Path(f"{given[0]}-{launched.number()}.pid").write_text(str(os.getpid()))
         cli.main(given[1:])
         return
-    with ranks.joined():
-        if what in ("run", "stored", "hang"):
+    if what in ("run", "stored", "hang"):
+        with ranks.joined():
             {"run": run, "stored": stored, "hang": hang}[what](*given)
-            return
+        return
+    random_policy(scale=4.0)  # together, transformers would save only the first process's models
+    with ranks.joined():
         shares = Shares()
         programs: dict[str, Callable[[], Any]] = {
             "learners": learners,
