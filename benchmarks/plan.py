@@ -143,6 +143,7 @@ def compare(name: str) -> dict[str, object]:
 def main() -> None:
     """Compares all sizes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("sizes", nargs="*", metavar="SIZE", help=", ".join(SIZES))
     parser.add_argument("--out", type=Path, default=Path("build/plan.jsonl"))
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -156,7 +157,7 @@ def main() -> None:
         known, start = [*read_jsonl(BENCH / "trajectories.jsonl", Trajectory)], BENCH / "tiny"
         build_tiny_model(known, TinyConfig(hidden_size=64, num_layers=2), seed=0, folder=start)
         clone(start, known[2:], tiny, 40, 3e-3)
-    for name in SIZES:
+    for name in options.sizes or SIZES:
         row = compare(name)
         with options.out.open("a") as file:
             file.write(json.dumps(row) + "\n")

@@ -137,7 +137,8 @@ def _print(recipe: str, asked: Arguments, shape: Shape, data: Data) -> None:
     for line in _table(every, costs, data, layout):
         print(line)
     print()
-    for line in _memory_lines(needed, room):
+    is_cpu = not gpu and not torch.cuda.is_available()
+    for line in _memory_lines(needed, room, is_cpu=is_cpu):
         print(line)
     for line in _advice(asked, config, every, data, layout, needed, room):
         print(line)
@@ -228,7 +229,7 @@ def _table(every: Sequence[Stage], costs: Costs, data: Data, layout: Layout) -> 
     )
 
 
-def _memory_lines(needed: Memory, room: float) -> Iterator[str]:
+def _memory_lines(needed: Memory, room: float, *, is_cpu: bool) -> Iterator[str]:
     parts = {
         "weights": needed.weights,
         "optimizer": needed.optimizer,
@@ -243,6 +244,8 @@ def _memory_lines(needed: Memory, room: float) -> Iterator[str]:
             yield f"  {name:<30}{size / 1e9:>9.2f}"
     yield f"  {'peak in training':<30}{needed.training / 1e9:>9.2f}"
     yield f"  {'peak in practice':<30}{needed.practice / 1e9:>9.2f}"
+    if is_cpu:
+        yield "  on a CPU, gaps in the heap made processes take three times as much and more"
     fits = "fits" if needed.peak < room else "does not fit"
     yield f"  {fits} into {room / 1e9:.0f} GB"
 
